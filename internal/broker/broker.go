@@ -1,0 +1,382 @@
+// Package broker embeds nats-server. It is the only package that does: nothing
+// of the engine's API leaves it. It knows accounts and users as the engine does,
+// by their keys and tokens; what they mean is package identity's.
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// Options are what an engine is started with. All of Name, Operator,
+// SystemAccount, Accounts, StoreDir and AccountDir are required.
+type Options struct {
+	// Name of the server, unique in the fleet.
+	Name string
+	// Operator is the operator's JWT, in strict mode.
+	Operator string
+	// SystemAccount is the system account's public key.
+	SystemAccount string
+	// Accounts are JWTs, by public key, that are stored before the start if they
+	// are missing.
+	Accounts map[string]string
+	// AccountDir holds the account JWTs.
+	AccountDir string
+	// Sentinel is the user JWT that stands in for clients who bring none.
+	Sentinel string
+	// StoreDir holds the streams.
+	StoreDir string
+	// MaxFile and MaxMemory bound the streams, in bytes.
+	MaxFile, MaxMemory int64
+	// LazySync acknowledges messages before they are on disk.
+	LazySync bool
+
+	// Cluster makes the server a member of a cluster; nil keeps it to itself,
+	// without any port.
+	Cluster *Cluster
+	// Clients is where NATS clients connect; nil leaves a port on loopback, which
+	// the engine cannot do without, only if Cluster is set.
+	Clients *Endpoint
+	// Monitor is the host:port of the monitoring API; empty is off.
+	Monitor string
+
+	// MaxConnections and MaxPayload bound clients.
+	MaxConnections, MaxPayload int
+	// HandshakeTimeout bounds the TLS handshake and the authentication.
+	HandshakeTimeout time.Duration
+	// Grace is how long Stop drains.
+	Grace time.Duration
+	// System are the options that authenticate an in-process connection to the
+	// system account.
+	System func() []nats.Option
+	// Logger receives the engine's lines. Required.
+	Logger *slog.Logger
+}
+
+// Endpoint is an address that the engine listens on.
+type Endpoint struct {
+	// Addr is host:port, port 0 any free one.
+	Addr string
+	// Advertise is the host:port that others are told; may be empty.
+	Advertise string
+	// TLS of the endpoint; nil is plain text.
+	TLS *tls.Config
+}
+
+// Cluster is the server's place among others.
+type Cluster struct {
+	Endpoint
+	// Name of the cluster.
+	Name string
+	// Routes are host:port of other members.
+	Routes []string
+	// Found makes the server the first member of a new cluster, if its store is
+	// empty.
+	Found bool
+}
+
+// Broker is one running engine. Make it with Start. It is safe for concurrent use.
+type Broker struct {
+	opts     Options
+	srv      *server.Server
+	resolver *server.DirAccResolver
+	log      *logger
+	// stop ends the companion, running is done when it is gone.
+	stop    context.CancelFunc
+	running sync.WaitGroup
+}
+
+// errStopped is returned when the engine goes away during its start.
+var errStopped = errors.New("the engine stopped")
+
+// Start starts an engine and returns when it accepts connections. The first
+// member of a cluster has elected itself by then; any other may still be without
+// a leader. On error nothing is left running. ctx bounds the start only.
+func Start(ctx context.Context, o Options) (_ *Broker, err error) {
+	if err := o.settle(); err != nil {
+		return nil, err
+	}
+	founding := false
+	if o.Cluster != nil {
+		if founding, err = o.beginFounding(); err != nil {
+			return nil, err
+		}
+	}
+	b, err := launch(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.srv.Shutdown()
+			b.srv.WaitForShutdown()
+		}
+	}()
+	if err := b.accepting(ctx); err != nil {
+		return nil, err
+	}
+	if founding {
+		if err := b.found(ctx); err != nil {
+			return nil, fmt.Errorf("founding a cluster of one: %w", err)
+		}
+	} else if o.Cluster != nil {
+		b.accompany(ctx)
+	}
+	return b, nil
+}
+
+// launch configures and starts a server, without waiting for it.
+func launch(o Options) (*Broker, error) {
+	so, err := o.server()
+	if err != nil {
+		return nil, err
+	}
+	resolver, err := openResolver(o)
+	if err != nil {
+		return nil, err
+	}
+	so.AccountResolver = resolver
+	srv, err := server.NewServer(so)
+	if err != nil {
+		resolver.Close()
+		return nil, fmt.Errorf("configuring the engine: %w", err)
+	}
+	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}, stop: func() {}}
+	srv.SetLoggerV2(b.log, false, false, false)
+	srv.Start()
+	return b, nil
+}
+
+// server translates the options.
+func (o *Options) server() (*server.Options, error) {
+	operator, err := jwt.DecodeOperatorClaims(o.Operator)
+	if err != nil {
+		return nil, fmt.Errorf("decoding the operator: %w", err)
+	}
+	so := &server.Options{
+		ServerName:       o.Name,
+		TrustedOperators: []*jwt.OperatorClaims{operator},
+		SystemAccount:    o.SystemAccount,
+		DefaultSentinel:  o.Sentinel,
+		NoSigs:           true,
+		NoLog:            true,
+		MaxConn:          o.MaxConnections,
+		MaxPayload:       int32(o.MaxPayload),
+		TLSTimeout:       o.HandshakeTimeout.Seconds(),
+		AuthTimeout:      o.HandshakeTimeout.Seconds(),
+		LameDuckDuration: o.Grace,
+		// The notice to clients is worth little time: they reconnect at once.
+		LameDuckGracePeriod: -min(o.Grace/10, time.Second),
+		JetStream:           true,
+		StoreDir:            o.StoreDir,
+		JetStreamMaxStore:   o.MaxFile,
+		JetStreamMaxMemory:  o.MaxMemory,
+		SyncAlways:          !o.LazySync,
+		// An engine limit of 1000 consumers a stream would stop a fleet of devices.
+		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
+		DontListen:      o.Cluster == nil,
+		Host:            "127.0.0.1",
+		Port:            server.RANDOM_PORT,
+	}
+	if o.Clients != nil {
+		if so.Host, so.Port, err = split(o.Clients.Addr); err != nil {
+			return nil, err
+		}
+		so.ClientAdvertise = o.Clients.Advertise
+		so.TLSConfig = o.Clients.TLS
+		so.TLS = o.Clients.TLS != nil
+		so.TLSVerify = o.Clients.TLS != nil && o.Clients.TLS.ClientAuth == tls.RequireAndVerifyClientCert
+	}
+	if o.Monitor != "" {
+		if so.HTTPHost, so.HTTPPort, err = split(o.Monitor); err != nil {
+			return nil, err
+		}
+	}
+	if c := o.Cluster; c != nil {
+		so.Cluster.Name = c.Name
+		if so.Cluster.Host, so.Cluster.Port, err = split(c.Addr); err != nil {
+			return nil, err
+		}
+		so.Cluster.Advertise = c.Advertise
+		so.Cluster.TLSConfig = c.TLS
+		so.Cluster.TLSTimeout = o.HandshakeTimeout.Seconds()
+		so.Cluster.ConnectBackoff = true
+		for _, r := range c.Routes {
+			so.Routes = append(so.Routes, &url.URL{Scheme: "nats-route", Host: r})
+		}
+	}
+	return so, nil
+}
+
+func split(addr string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("reading address %q: %w", addr, err)
+	}
+	if port, err = strconv.Atoi(p); err != nil {
+		return "", 0, fmt.Errorf("reading address %q: %w", addr, err)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	if host == "" {
+		host = server.DEFAULT_HOST
+	}
+	return host, port, nil
+}
+
+// openResolver opens the directory of account JWTs and stores those that are
+// missing. The directory's own synchronization is a second line: the accounts
+// are the ledger's, which sends every change at once.
+func openResolver(o Options) (*server.DirAccResolver, error) {
+	if err := os.MkdirAll(o.AccountDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the account directory: %w", err)
+	}
+	resolver, err := server.NewDirAccResolver(o.AccountDir, 0, time.Minute, server.HardDelete)
+	if err != nil {
+		return nil, fmt.Errorf("opening the account directory %q: %w", o.AccountDir, err)
+	}
+	for public, token := range o.Accounts {
+		if err := resolver.SaveAcc(public, token); err != nil {
+			resolver.Close()
+			return nil, fmt.Errorf("storing account %q: %w", public, err)
+		}
+	}
+	return resolver, nil
+}
+
+// accepting waits until the server takes connections, or says why it does not.
+func (b *Broker) accepting(ctx context.Context) error {
+	for !b.srv.ReadyForConnections(20 * time.Millisecond) {
+		if err := b.log.fatal(); err != nil {
+			return fmt.Errorf("starting the engine: %w", err)
+		}
+		if !b.srv.Running() {
+			return errStopped
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("starting the engine: %w", context.Cause(ctx))
+		}
+	}
+	// The engine says it is ready even after a fatal error.
+	if err := b.log.fatal(); err != nil {
+		return fmt.Errorf("starting the engine: %w", err)
+	}
+	return nil
+}
+
+// Stop drains if ctx allows, then stops the engine and waits for it.
+func (b *Broker) Stop(drain bool) {
+	b.stop()
+	b.running.Wait()
+	if drain && b.opts.Cluster != nil {
+		b.srv.LameDuckShutdown()
+	}
+	b.srv.Shutdown()
+	b.srv.WaitForShutdown()
+	b.resolver.Close()
+}
+
+// Addr is where NATS clients connect; nil without Options.Clients.
+func (b *Broker) Addr() net.Addr {
+	if b.opts.Clients == nil {
+		return nil
+	}
+	return b.srv.Addr()
+}
+
+// RouteAddr is where other members connect; nil without a cluster.
+func (b *Broker) RouteAddr() net.Addr {
+	if addr := b.srv.ClusterAddr(); addr != nil {
+		return addr
+	}
+	return nil
+}
+
+// MonitorAddr is where the monitoring API answers; nil if it is off.
+func (b *Broker) MonitorAddr() net.Addr {
+	if addr := b.srv.MonitorAddr(); addr != nil {
+		return addr
+	}
+	return nil
+}
+
+// Connect opens a connection inside the process. It needs credentials as any
+// other does.
+func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.srv)}, opts...)...)
+}
+
+// StoreAccount makes token the JWT of the account with that public key, on this
+// server: limits and revocations act at once.
+func (b *Broker) StoreAccount(public, token string) error {
+	if old, err := b.resolver.LoadAcc(public); err == nil && old == token {
+		return nil
+	}
+	if err := b.resolver.SaveAcc(public, token); err != nil {
+		return fmt.Errorf("storing account %q: %w", public, err)
+	}
+	return nil
+}
+
+// A Connection is one client of this server.
+type Connection struct {
+	// ID of the connection on this server.
+	ID uint64
+	// Account is the public key of its account, Name its user's name.
+	Account, Name string
+	// Kind is the engine's word for its protocol.
+	Kind string
+	// Remote is its address.
+	Remote string
+	// Started is when it connected.
+	Started time.Time
+	// InMsgs, OutMsgs, InBytes and OutBytes count from the server's side.
+	InMsgs, OutMsgs, InBytes, OutBytes int64
+}
+
+// Connections lists the clients of an account, or of all accounts if public is
+// empty.
+func (b *Broker) Connections(public string) ([]Connection, error) {
+	const page = 1024
+	var all []Connection
+	for offset := 0; ; offset += page {
+		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, Account: public, Offset: offset, Limit: page})
+		if err != nil {
+			return nil, fmt.Errorf("listing connections: %w", err)
+		}
+		for _, c := range z.Conns {
+			all = append(all, Connection{
+				ID: c.Cid, Account: c.Account, Name: c.NameTag, Kind: c.Kind + "/" + c.Type,
+				Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
+				InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
+			})
+		}
+		if len(z.Conns) < page {
+			return all, nil
+		}
+	}
+}
+
+// Close ends the connection with that id; it reports whether there was one.
+func (b *Broker) Close(id uint64) bool { return b.srv.DisconnectClientByID(id) == nil }
+
+// NumConnections counts the clients of this server.
+func (b *Broker) NumConnections() int { return b.srv.NumClients() }
+
+// StoreDirs names the directories that hold streams, for findings.
+func (b *Broker) StoreDirs() []string { return []string{filepath.Clean(b.opts.StoreDir)} }
