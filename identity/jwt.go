@@ -1,0 +1,368 @@
+package identity
+
+import (
+	"cmp"
+	"crypto/sha512"
+	"encoding/base32"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+)
+
+// NewAccount makes the record of a new account. Its ID is new
+// even if an account of that name existed before.
+func (a *Authority) NewAccount(name string, limits Limits, now time.Time) (Account, error) {
+	if err := CheckAccountName(name); err != nil {
+		return Account{}, fmt.Errorf("making an account: %w", err)
+	}
+	if err := limits.Validate(); err != nil {
+		return Account{}, fmt.Errorf("making account %q: %w", name, err)
+	}
+	return a.newAccount(name, randomHex(16), limits, now)
+}
+
+// SystemAccount makes the record of the engine's own account.
+func (a *Authority) SystemAccount(now time.Time) (Account, error) {
+	return a.newAccount(SystemName, systemID, Limits{}, now)
+}
+
+// FleetAccount makes the record of the fleet's account.
+func (a *Authority) FleetAccount(now time.Time) (Account, error) {
+	return a.newAccount(FleetName, fleetID, Limits{}, now)
+}
+
+// CalloutAccount makes the record of the account in which clients wait while
+// they are authenticated.
+func (a *Authority) CalloutAccount(now time.Time) (Account, error) {
+	return a.newAccount(CalloutName, calloutID, Limits{}, now)
+}
+
+func (a *Authority) newAccount(name, id string, limits Limits, now time.Time) (Account, error) {
+	key, err := a.accountKey(id)
+	if err != nil {
+		return Account{}, fmt.Errorf("making account %q: %w", name, err)
+	}
+	return Account{Name: name, ID: id, Public: key.public, Limits: limits, Created: now}, nil
+}
+
+// AccountJWT signs the account as the engine must see it: with its limits, a
+// scoped signing key for each of roles that is AllowedIn it, and revoked, the
+// public keys of users and the time up to which what was issued to them is void
+// (see Directory.Revocations). The same arguments give the same token on every
+// node. Of two versions the engine keeps the one that was issued later, in whole
+// seconds: see Directory.Issued.
+func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string]time.Time, issued time.Time) (string, error) {
+	key, err := a.checkAccount(account)
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+	}
+	session, err := a.sessionKey(account.ID)
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+	}
+	claims := jwt.NewAccountClaims(key.public)
+	claims.Name = account.Name
+	claims.SigningKeys.Add(session.public)
+	setAccountLimits(claims, account.Limits)
+	for _, role := range roles {
+		if !role.AllowedIn(account.Name) {
+			continue
+		}
+		scope, err := a.roleScope(account, role)
+		if err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+		claims.SigningKeys.AddScopedSigner(scope)
+	}
+	for public, at := range revoked {
+		if !nkeys.IsValidPublicUserKey(public) {
+			return "", fmt.Errorf("signing account %q: %s is revoked, but is not the key of a user", account.Name, quote(public))
+		}
+		claims.RevokeAt(public, at)
+	}
+	switch account.ID {
+	case systemID:
+		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
+	case calloutID:
+		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
+		if claims.Authorization, err = a.calloutAuthorization(); err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+	}
+	token, err := encode(claims, a.signing, issued)
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+	}
+	return token, nil
+}
+
+// checkAccount returns the account's identity key if the record is one that this
+// authority made.
+func (a *Authority) checkAccount(account Account) (keyPair, error) {
+	if err := errors.Join(CheckName(account.Name), CheckName(account.ID), account.Limits.Validate()); err != nil {
+		return keyPair{}, err
+	}
+	key, err := a.accountKey(account.ID)
+	if err != nil {
+		return keyPair{}, err
+	}
+	if account.Public != key.public {
+		return keyPair{}, fmt.Errorf("its public key %s is not the one of the %s", quote(account.Public), a)
+	}
+	return key, nil
+}
+
+func setAccountLimits(claims *jwt.AccountClaims, l Limits) {
+	claims.Limits.Conn = limit(l.Connections)
+	claims.Limits.NatsLimits = natsLimits(l)
+	claims.Limits.JetStreamLimits = jwt.JetStreamLimits{
+		MemoryStorage: limit(l.Memory),
+		DiskStorage:   limit(l.Storage),
+		Streams:       limit(l.Streams),
+		Consumer:      limit(l.Consumers),
+	}
+}
+
+func natsLimits(l Limits) jwt.NatsLimits {
+	return jwt.NatsLimits{Subs: limit(l.Subscriptions), Data: limit(l.Data), Payload: limit(l.Payload)}
+}
+
+// limit turns our word for unlimited into the engine's.
+func limit(n int64) int64 { return cmp.Or(n, jwt.NoLimit) }
+
+// roleScope is the signing key of a role: whoever the key signs may do what the
+// role allows at that time.
+func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error) {
+	if err := role.Validate(); err != nil {
+		return nil, err
+	}
+	key, err := a.roleKey(account.ID, role.Name)
+	if err != nil {
+		return nil, err
+	}
+	scope := jwt.NewUserScope()
+	scope.Key = key.public
+	scope.Role = role.Name
+	scope.Template.Permissions = enginePermissions(role.Permissions)
+	scope.Template.NatsLimits = natsLimits(role.Limits)
+	scope.Template.Src = jwt.CIDRList(role.Networks)
+	scope.Template.AllowedConnectionTypes = connectionTypes(role.Listeners)
+	return scope, nil
+}
+
+// enginePermissions turns our rules into the engine's. In those an empty list
+// of what is allowed allows everything, which is denied here.
+func enginePermissions(p Permissions) jwt.Permissions {
+	p = p.clone()
+	out := jwt.Permissions{Pub: enginePermission(p.Publish), Sub: enginePermission(p.Subscribe)}
+	if r := p.Replies; r != nil {
+		out.Resp = &jwt.ResponsePermission{MaxMsgs: r.Max, Expires: r.For}
+	}
+	return out
+}
+
+func enginePermission(r Rule) jwt.Permission {
+	if len(r.Allow) == 0 {
+		return jwt.Permission{Deny: jwt.StringList{">"}}
+	}
+	return jwt.Permission{Allow: r.Allow, Deny: r.Deny}
+}
+
+// connectionTypes says by which of the engine's own ways in a creds file is
+// accepted. Every listener that is not the engine's comes in through the server.
+func connectionTypes(listeners []string) jwt.StringList {
+	var types jwt.StringList
+	for _, l := range listeners {
+		switch l {
+		case "nats":
+			types.Add(jwt.ConnectionTypeStandard)
+		case "websocket":
+			types.Add(jwt.ConnectionTypeWebsocket)
+		case "leaf":
+			types.Add(jwt.ConnectionTypeLeafnode, jwt.ConnectionTypeLeafnodeWS)
+		default:
+			types.Add(jwt.ConnectionTypeInProcess)
+		}
+	}
+	return types
+}
+
+// NameTag begins the tag of a user JWT that holds the principal's name, by which
+// the engine's connections are told apart. TagList.Add would change its case.
+const NameTag = "name:"
+
+// UserJWT signs the JWT of a creds file: for the user of that name, who holds
+// the private half of the nkey userPublic, under role. The engine looks the
+// permissions up in the account, so that a change of the role reaches it. A zero
+// expires means never.
+func (a *Authority) UserJWT(account Account, role Role, name, userPublic string, expires time.Time) (string, error) {
+	full := account.Name + "/" + name
+	if err := errors.Join(CheckName(name), CheckName(role.Name)); err != nil {
+		return "", fmt.Errorf("signing user %s: %w", quote(full), err)
+	}
+	if !role.AllowedIn(account.Name) {
+		return "", fmt.Errorf("signing user %q: role %q cannot be had in this account", full, role.Name)
+	}
+	key, err := a.checkAccount(account)
+	if err != nil {
+		return "", fmt.Errorf("signing user %q: %w", full, err)
+	}
+	signer, err := a.roleKey(account.ID, role.Name)
+	if err != nil {
+		return "", fmt.Errorf("signing user %q: %w", full, err)
+	}
+	if !nkeys.IsValidPublicUserKey(userPublic) {
+		return "", fmt.Errorf("signing user %q: %s is not the key of a user", full, quote(userPublic))
+	}
+	claims := jwt.NewUserClaims(userPublic)
+	claims.SetScoped(true)
+	claims.Name = name
+	claims.IssuerAccount = key.public
+	claims.Tags = jwt.TagList{NameTag + name, "role:" + role.Name}
+	claims.Expires = unix(expires)
+	token, err := encode(claims, signer, time.Now())
+	if err != nil {
+		return "", fmt.Errorf("signing user %q: %w", full, err)
+	}
+	return token, nil
+}
+
+// SessionJWT signs the JWT of one session: for p, who holds the private half of
+// the nkey userPublic. What p may do is in the JWT itself. With inProcess it is
+// good for connections within a server only.
+func (a *Authority) SessionJWT(account Account, p Principal, userPublic string, inProcess bool, now time.Time) (string, error) {
+	if err := p.Validate(); err != nil {
+		return "", fmt.Errorf("signing a session of %s: %w", quote(p.String()), err)
+	}
+	if p.Account != account.Name {
+		return "", fmt.Errorf("signing a session of %q: its account is not %s", p, quote(account.Name))
+	}
+	if !p.Expires.IsZero() && !now.Before(p.Expires) {
+		return "", fmt.Errorf("signing a session of %q: it has expired", p)
+	}
+	if !nkeys.IsValidPublicUserKey(userPublic) {
+		return "", fmt.Errorf("signing a session of %q: %s is not the key of a user", p, quote(userPublic))
+	}
+	if _, err := a.checkAccount(account); err != nil {
+		return "", fmt.Errorf("signing a session of %q: %w", p, err)
+	}
+	claims := jwt.NewUserClaims(userPublic)
+	claims.Name = p.Name
+	claims.Permissions = enginePermissions(p.Permissions.Expand(p.Account, p.Name))
+	claims.NatsLimits = natsLimits(p.Limits)
+	claims.Tags = jwt.TagList{NameTag + p.Name, "kind:" + string(p.Kind)}
+	if p.Role != "" {
+		claims.Tags.Add("role:" + p.Role)
+	}
+	if inProcess {
+		claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeInProcess}
+	}
+	claims.Expires = unix(p.Expires)
+	token, err := a.signSession(account.ID, claims, now)
+	if err != nil {
+		return "", fmt.Errorf("signing a session of %q: %w", p, err)
+	}
+	return token, nil
+}
+
+// ServiceCredentials makes a fresh key and the JWT of a session of p with it,
+// good for connections within a server only.
+func (a *Authority) ServiceCredentials(account Account, p Principal, now time.Time) (token string, key nkeys.KeyPair, err error) {
+	pair, err := newKeyPair(nkeys.CreateUser())
+	if err != nil {
+		return "", nil, fmt.Errorf("making the credentials of %q: %w", p, err)
+	}
+	token, err = a.SessionJWT(account, p, pair.public, true, now)
+	if err != nil {
+		return "", nil, err
+	}
+	return token, pair.KeyPair, nil
+}
+
+// session returns the key that signs the sessions of an account, which no role
+// limits, and the account's public key, which must be named beside it.
+func (a *Authority) session(id string) (issuer string, signer keyPair, err error) {
+	account, err1 := a.accountKey(id)
+	signer, err2 := a.sessionKey(id)
+	return account.public, signer, errors.Join(err1, err2)
+}
+
+func (a *Authority) signSession(id string, claims *jwt.UserClaims, now time.Time) (string, error) {
+	issuer, signer, err := a.session(id)
+	if err != nil {
+		return "", err
+	}
+	claims.IssuerAccount = issuer
+	return encode(claims, signer, now)
+}
+
+// CreateCreds returns the content of a NATS creds file: the JWT of a user and
+// the seed of the key that it was issued to.
+func CreateCreds(token string, seed []byte) ([]byte, error) {
+	creds, err := jwt.FormatUserConfig(token, slices.Clone(seed))
+	if err != nil {
+		return nil, fmt.Errorf("making a creds file: %w", err)
+	}
+	return creds, nil
+}
+
+// jwtHeader is the only one that the engine accepts.
+const jwtHeader = `{"typ":"JWT","alg":"ed25519-nkey"}`
+
+// encode signs claims as issued at that time. The library's own Encode always
+// takes the time from the clock; it is called to fill in the rest. The ID is its
+// hash of the standard claims.
+func encode(claims jwt.Claims, key nkeys.KeyPair, issued time.Time) (string, error) {
+	if _, err := claims.Encode(key); err != nil {
+		return "", err
+	}
+	standard := claims.Claims()
+	standard.IssuedAt = issued.Unix()
+	standard.ID = ""
+	data, err := json.Marshal(standard)
+	if err != nil {
+		return "", err
+	}
+	sum := sha512.Sum512_256(data)
+	standard.ID = base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:])
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		return "", err
+	}
+	signed := base64.RawURLEncoding.EncodeToString([]byte(jwtHeader)) + "." + base64.RawURLEncoding.EncodeToString(payload)
+	signature, err := key.Sign([]byte(signed))
+	if err != nil {
+		return "", err
+	}
+	return signed + "." + base64.RawURLEncoding.EncodeToString(signature), nil
+}
+
+// unix is the time as a JWT has it, in which 0 is never.
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+// DeleteAccountsJWT signs the order to forget accounts, by their public keys, as
+// the engine's system account takes it.
+func (a *Authority) DeleteAccountsJWT(publics ...string) (string, error) {
+	signer, err := a.signing.PublicKey()
+	if err != nil {
+		return "", fmt.Errorf("signing the end of accounts: %w", err)
+	}
+	claims := jwt.NewGenericClaims(signer)
+	claims.Data["accounts"] = publics
+	token, err := claims.Encode(a.signing)
+	if err != nil {
+		return "", fmt.Errorf("signing the end of accounts: %w", err)
+	}
+	return token, nil
+}

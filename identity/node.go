@@ -1,0 +1,39 @@
+package identity
+
+import (
+	"fmt"
+	"time"
+)
+
+// A Node is a member of the cluster. It is a record of the ledger.
+type Node struct {
+	// Name of the node, unique in the fleet.
+	Name string `json:"name"`
+	// Incarnation grows when a node is replaced by another of its name, or joins
+	// again after it was removed, because the engine remembers who was. The first
+	// is 1.
+	Incarnation int `json:"incarnation,omitempty"`
+	// Advertise is the host name or address under which others reach the node.
+	Advertise string `json:"advertise,omitempty"`
+	// ClientAddr and ClusterAddr are the host:port for clients and for nodes.
+	ClientAddr  string `json:"client_addr,omitempty"`
+	ClusterAddr string `json:"cluster_addr,omitempty"`
+	// Version of fleetbus that the node runs.
+	Version string `json:"version,omitempty"`
+	// Key is the node's public nkey.
+	Key string `json:"key,omitempty"`
+	// Joined is when the node became a member.
+	Joined time.Time `json:"joined,omitzero"`
+	// Removed is true once the node is no member any more, RemovedAt since when.
+	Removed   bool      `json:"removed,omitempty"`
+	RemovedAt time.Time `json:"removed_at,omitzero"`
+}
+
+// Server is the node as the engine and its mesh certificate call it: its name,
+// and from the second incarnation on "~" and the number.
+func (n Node) Server() string {
+	if n.Incarnation < 2 {
+		return n.Name
+	}
+	return fmt.Sprintf("%s~%d", n.Name, n.Incarnation)
+}

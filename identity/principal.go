@@ -1,0 +1,70 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Kind says what sort of thing connects.
+type Kind string
+
+const (
+	// KindUser is a person, an application or a machine of a customer.
+	KindUser Kind = "user"
+	// KindNode is a member of the cluster.
+	KindNode Kind = "node"
+	// KindService runs inside a server.
+	KindService Kind = "service"
+	// KindLeaf is a site that is linked to the fleet.
+	KindLeaf Kind = "leaf"
+	// KindBalancer is a load balancer that certificates are delivered to.
+	KindBalancer Kind = "balancer"
+	// KindToken is a stranger with an enrollment token, who may only enroll.
+	KindToken Kind = "token"
+)
+
+// Validate says that k is none of the kinds above; nil if it is one.
+func (k Kind) Validate() error {
+	switch k {
+	case KindUser, KindNode, KindService, KindLeaf, KindBalancer, KindToken:
+		return nil
+	}
+	return fmt.Errorf("kind %s is not user, node, service, leaf, balancer or token", quote(string(k)))
+}
+
+// A Principal is who connects, once authenticated, and what it may do. Get one
+// from Directory.Authenticate, or fill one in for a service of your own. It is a
+// plain value; its slices must not be changed once it is shared.
+type Principal struct {
+	// Account and Name together identify the principal in its fleet.
+	Account string `json:"account"`
+	Name    string `json:"name"`
+	// Kind of principal.
+	Kind Kind `json:"kind"`
+	// Role that Permissions and Limits came from; empty if from none.
+	Role string `json:"role,omitempty"`
+	// Permissions within Account.
+	Permissions Permissions `json:"permissions"`
+	// Limits of each connection: Subscriptions, Payload and Data count.
+	Limits Limits `json:"limits,omitzero"`
+	// Listeners that the principal may come in by. Empty: any.
+	Listeners []string `json:"listeners,omitempty"`
+	// Networks that it may come from, such as 10.0.0.0/8. Empty: any.
+	Networks []string `json:"networks,omitempty"`
+	// Expires is when its sessions end. Zero: never.
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+// String returns the full name, such as "acme/alice".
+func (p Principal) String() string { return p.Account + "/" + p.Name }
+
+// LogValue is the full name: the rest can be looked up.
+func (p Principal) LogValue() slog.Value { return slog.StringValue(p.String()) }
+
+// Validate returns every problem of p, joined; nil if there is none.
+func (p Principal) Validate() error {
+	_, _, err := SplitName(p.String())
+	return errors.Join(err, p.Kind.Validate(), p.Permissions.Validate(), p.Limits.Validate(), checkNetworks(p.Networks))
+}

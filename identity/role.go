@@ -1,0 +1,99 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The names of the built-in roles.
+const (
+	// RoleClient may do everything within its account.
+	RoleClient = "client"
+	// RoleMachine may use the subjects that begin with machine.<its name>, and
+	// receive replies.
+	RoleMachine = "machine"
+	// RoleAuditor may read everything within its account and write nothing.
+	RoleAuditor = "auditor"
+	// RoleAdmin administers the fleet. It is a role of the fleet's account alone.
+	RoleAdmin = "admin"
+)
+
+// A Role is a named set of permissions. Users refer to it by name, so that a
+// change of the role changes what all of them may do.
+type Role struct {
+	// Name of the role, unique in the fleet.
+	Name string `json:"name"`
+	// Permissions within the account of the user. Their subjects may hold the
+	// templates {{name()}} and {{account-name()}}.
+	Permissions Permissions `json:"permissions"`
+	// Limits of each connection: Subscriptions, Payload and Data count.
+	Limits Limits `json:"limits,omitzero"`
+	// Expires is the life of credentials and sessions. Zero: no end.
+	Expires time.Duration `json:"expires,omitempty"`
+	// Networks that a user may come from, such as 10.0.0.0/8. Empty: any.
+	Networks []string `json:"networks,omitempty"`
+	// Listeners that a user may come in by. Empty: any.
+	Listeners []string `json:"listeners,omitempty"`
+	// Builtin is true for a role that every fleet has.
+	Builtin bool `json:"builtin,omitempty"`
+}
+
+// BuiltinRoles returns the roles that every fleet has, sorted by name. The
+// caller owns the result.
+func BuiltinRoles() []Role {
+	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
+	machine := "machine." + nameTemplate + ".>"
+	const day = 24 * time.Hour
+	return []Role{
+		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
+			Publish:   Rule{Allow: []string{"admin.>"}},
+			Subscribe: Rule{Allow: []string{"_INBOX.>"}},
+		}},
+		{Name: RoleAuditor, Builtin: true, Expires: day, Permissions: Permissions{
+			Subscribe: everything.clone(),
+		}},
+		{Name: RoleClient, Builtin: true, Expires: day, Permissions: Permissions{
+			Publish:   everything.clone(),
+			Subscribe: everything.clone(),
+		}},
+		{Name: RoleMachine, Builtin: true, Expires: day, Permissions: Permissions{
+			Publish:   Rule{Allow: []string{machine}},
+			Subscribe: Rule{Allow: []string{machine, "_INBOX.>"}},
+			Replies:   &Replies{Max: 1, For: time.Minute},
+		}},
+	}
+}
+
+// AllowedIn reports whether the role can be had in the account of that name. The
+// fleet's own account holds the ledger and has the role admin alone, no other
+// account has that one, and the engine's accounts have none.
+func (r Role) AllowedIn(account string) bool {
+	if r.Name == RoleAdmin {
+		return account == FleetName
+	}
+	return !isSpecialAccount(account)
+}
+
+// Validate returns every problem of r, joined; nil if there is none.
+func (r Role) Validate() error {
+	errs := []error{CheckName(r.Name), r.Permissions.Validate(), r.Limits.Validate(), checkNetworks(r.Networks)}
+	if r.Expires < 0 {
+		errs = append(errs, errors.New("checking expires: it is negative"))
+	}
+	for _, l := range r.Listeners {
+		errs = append(errs, CheckName(l))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("checking role %s: %w", quote(r.Name), err)
+	}
+	return nil
+}
+
+func (r Role) clone() Role {
+	r.Permissions = r.Permissions.clone()
+	r.Networks = slices.Clone(r.Networks)
+	r.Listeners = slices.Clone(r.Listeners)
+	return r
+}
