@@ -64,7 +64,7 @@ func (s *Severity) UnmarshalText(text []byte) error {
 
 // A Finding is one thing that is wrong, or may become so. It is a plain value.
 type Finding struct {
-	// Code names the kind of finding, such as "certificate_expires". It is stable
+	// Code names the kind of finding, such as "CERTIFICATE-EXPIRES". It is stable
 	// over releases, so that scripts may compare it.
 	Code string `json:"code"`
 	// Severity says how soon to act.
@@ -101,9 +101,9 @@ func (f CheckerFunc) String() string {
 // Codes of the findings that Run makes itself.
 const (
 	// CodeCheckerFailed is a checker that panicked.
-	CodeCheckerFailed = "checker_failed"
+	CodeCheckerFailed = "CHECKER-FAILED"
 	// CodeCheckerSlow is a checker that did not come back in time.
-	CodeCheckerSlow = "checker_slow"
+	CodeCheckerSlow = "CHECKER-SLOW"
 )
 
 // grace is how long a checker may take to notice that its context is done.

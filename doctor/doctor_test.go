@@ -98,12 +98,12 @@ func TestRunDoesNotHang(t *testing.T) {
 }
 
 func TestFindingJSON(t *testing.T) {
-	in := Finding{Code: "certificate_expires", Severity: Warning, Subject: "www", Text: "expires tomorrow", Because: []string{"issuer_down"}}
+	in := Finding{Code: "CERTIFICATE-EXPIRES", Severity: Warning, Subject: "www", Text: "expires tomorrow", Because: []string{"ISSUER-DOWN"}}
 	data, err := json.Marshal(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `{"code":"certificate_expires","severity":"warning","subject":"www","text":"expires tomorrow","because":["issuer_down"]}`; string(data) != want {
+	if want := `{"code":"CERTIFICATE-EXPIRES","severity":"warning","subject":"www","text":"expires tomorrow","because":["ISSUER-DOWN"]}`; string(data) != want {
 		t.Errorf("got %s\nwant %s", data, want)
 	}
 	var out Finding

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	heartbeat = 2 * time.Second  // how often the engine tells that it still delivers
-	abandoned = 30 * time.Second // after which the engine forgets a consumer left behind
+	heartbeat = 500 * time.Millisecond // how often the engine tells that it still delivers
+	abandoned = 30 * time.Second       // after which the engine forgets a consumer left behind
 
 	// behindTime is how long the ledger must look shorter than the state before
 	// it is: a deposed leader, which can look so too, steps down in that time.

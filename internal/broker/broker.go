@@ -14,12 +14,15 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 // Options are what an engine is started with. All of Name, Operator,
@@ -31,8 +34,7 @@ type Options struct {
 	Operator string
 	// SystemAccount is the system account's public key.
 	SystemAccount string
-	// Accounts are JWTs, by public key, that are stored before the start if they
-	// are missing.
+	// Accounts are the JWTs of all accounts, by public key.
 	Accounts map[string]string
 	// AccountDir holds the account JWTs.
 	AccountDir string
@@ -239,10 +241,14 @@ func split(addr string) (host string, port int, err error) {
 	return host, port, nil
 }
 
-// openResolver opens the directory of account JWTs and stores those that are
-// missing. The directory's own synchronization is a second line: the accounts
-// are the ledger's, which sends every change at once.
+// openResolver makes the directory of account JWTs anew: the accounts are the
+// ledger's, which sends every change at once, and what a node missed while it
+// was down may not be left behind here. The directory's own synchronization is a
+// second line.
 func openResolver(o Options) (*server.DirAccResolver, error) {
+	if err := os.RemoveAll(o.AccountDir); err != nil {
+		return nil, fmt.Errorf("clearing the account directory: %w", err)
+	}
 	if err := os.MkdirAll(o.AccountDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the account directory: %w", err)
 	}
@@ -315,6 +321,9 @@ func (b *Broker) MonitorAddr() net.Addr {
 	return nil
 }
 
+// ID is the engine's id of this run of the server.
+func (b *Broker) ID() string { return b.srv.ID() }
+
 // Connect opens a connection inside the process. It needs credentials as any
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
@@ -329,6 +338,16 @@ func (b *Broker) StoreAccount(public, token string) error {
 	}
 	if err := b.resolver.SaveAcc(public, token); err != nil {
 		return fmt.Errorf("storing account %q: %w", public, err)
+	}
+	return nil
+}
+
+// DropAccounts removes accounts from every server of the cluster and closes their
+// connections. token is signed by the operator and names them. nc is a
+// connection to the system account.
+func DropAccounts(ctx context.Context, nc *nats.Conn, token string) error {
+	if _, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.DELETE", []byte(token)); err != nil {
+		return fmt.Errorf("dropping accounts: %w", err)
 	}
 	return nil
 }
@@ -361,7 +380,7 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 		}
 		for _, c := range z.Conns {
 			all = append(all, Connection{
-				ID: c.Cid, Account: c.Account, Name: c.NameTag, Kind: c.Kind + "/" + c.Type,
+				ID: c.Cid, Account: c.Account, Name: userName(c), Kind: c.Kind + "/" + c.Type,
 				Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
 				InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
 			})
@@ -370,6 +389,17 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 			return all, nil
 		}
 	}
+}
+
+// userName is the name of a connection's user: in a tag of the JWT that it showed,
+// or, if the callout let it in, in place of the engine's own name for it.
+func userName(c *server.ConnInfo) string {
+	for _, tag := range c.Tags {
+		if name, ok := strings.CutPrefix(tag, identity.NameTag); ok {
+			return name
+		}
+	}
+	return c.AuthorizedUser
 }
 
 // Close ends the connection with that id; it reports whether there was one.

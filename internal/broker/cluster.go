@@ -180,7 +180,7 @@ func (b *Broker) beside(store bool) (_ *neighbor, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuring the neighbor: %w", err)
 	}
-	srv.SetLoggerV2(&logger{slog: b.opts.Logger.With("node", o.Name)}, false, false, false)
+	srv.SetLoggerV2(&logger{slog: b.opts.Logger, quiet: true}, false, false, false)
 	srv.Start()
 	return &neighbor{srv: srv, dir: dir}, nil
 }
@@ -301,6 +301,9 @@ func StepDown(ctx context.Context, nc *nats.Conn, preferred string) error {
 	return call(ctx, nc, server.JSApiLeaderStepDown, req)
 }
 
+// ErrNotMember says that a server is not in the group.
+var ErrNotMember = errors.New("the server is no member of the group")
+
 // RemoveMember takes a server out of the group for good. Its streams move to
 // others where there are others.
 func RemoveMember(ctx context.Context, nc *nats.Conn, name string) error {
@@ -343,8 +346,14 @@ func call(ctx context.Context, nc *nats.Conn, subject string, req any) error {
 		if err := json.Unmarshal(msg.Data, &resp); err != nil {
 			return fmt.Errorf("reading the engine's answer to %q: %w", subject, err)
 		}
-		if resp.Error == nil || tries > 0 && resp.Error.ErrCode == uint16(server.JSClusterServerNotMemberErr) {
+		if resp.Error == nil {
 			return nil
+		}
+		if resp.Error.ErrCode == uint16(server.JSClusterServerNotMemberErr) {
+			if tries > 0 {
+				return nil
+			}
+			return ErrNotMember
 		}
 		return fmt.Errorf("asking the engine %q: %w", subject, resp.Error)
 	}

@@ -4,13 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 )
 
 // logger turns the engine's lines into the operator's. The engine reports a
 // failed start only here, so the first fatal line is kept.
 type logger struct {
-	slog  *slog.Logger
+	slog *slog.Logger
+	// quiet makes a debug line of all that is not fatal.
+	quiet bool
 	first atomic.Pointer[string]
 }
 
@@ -27,7 +31,28 @@ func (l *logger) Fatalf(format string, v ...any) {
 }
 
 func (l *logger) line(level slog.Level, format string, v []any) {
-	l.slog.Log(nil, level, "engine", "error", fmt.Sprintf(format, v...))
+	text := fmt.Sprintf(format, v...)
+	if l.quiet || slices.ContainsFunc(expected(), func(part string) bool { return strings.Contains(text, part) }) {
+		level = slog.LevelDebug
+	}
+	switch level {
+	case slog.LevelDebug:
+		l.slog.Debug("engine", "error", text)
+	default:
+		l.slog.Warn("engine", "error", text)
+	}
+}
+
+// expected are parts of warnings that are none: what they warn of is wanted or
+// done elsewhere.
+func expected() []string {
+	return []string{
+		// The mesh verifies chain and name in VerifyConnection.
+		"hostname of solicited routes will not be verified",
+		// What every start looks like.
+		"Waiting for routing to be established", "has not established contact with a meta leader",
+		"Metalayer blocking snapshot",
+	}
 }
 
 // fatal is the error that kept the engine from starting, or nil.

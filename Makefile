@@ -1,0 +1,13 @@
+.PHONY: build test lint bench
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/fleetbus ./cmd/fleetbus
+
+test:
+	.ci/test $(TESTFLAGS)
+
+lint:
+	.ci/lint
+
+bench:
+	go test -run '^$$' -bench . -benchmem ./...

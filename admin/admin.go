@@ -1,0 +1,374 @@
+// Package admin is the administrative API of a fleet: requests over the bus, from
+// any connection whose principal has the role "admin". The command line and the
+// console are two of its callers. It does not link the engine.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// Prefix is put before the name of every request to make its subject, in the
+// fleet account.
+const Prefix = "admin."
+
+// Code says what kind of refusal an Error is.
+type Code string
+
+// The codes of Error.
+const (
+	Failed      Code = "failed"
+	Invalid     Code = "invalid"
+	NotFound    Code = "not_found"
+	Unavailable Code = "unavailable"
+	Denied      Code = "denied"
+	Conflict    Code = "conflict"
+	Partial     Code = "partial"
+)
+
+// Error is the refusal of a request: what is wrong, and one command or setting
+// that mends it.
+type Error struct {
+	Code Code   `json:"code"`
+	Text string `json:"text"`
+	Fix  string `json:"fix,omitempty"`
+}
+
+// Error is the text.
+func (e *Error) Error() string { return e.Text }
+
+// Is reports whether target is an Error of the same code.
+func (e *Error) Is(target error) bool {
+	var t *Error
+	return errors.As(target, &t) && t.Code == e.Code && (t.Text == "" || t.Text == e.Text)
+}
+
+// Errorf makes an Error.
+func Errorf(code Code, fix, format string, args ...any) *Error {
+	return &Error{Code: code, Text: fmt.Sprintf(format, args...), Fix: fix}
+}
+
+// Reply is what travels back: an error or a result.
+type Reply struct {
+	Error *Error          `json:"error,omitempty"`
+	Data  json.RawMessage `json:"data,omitempty"`
+}
+
+// Client makes requests over one connection. It is safe for concurrent use. The
+// zero value is of no use: call New.
+type Client struct{ nc *nats.Conn }
+
+// New returns a Client over nc, which stays the caller's.
+func New(nc *nats.Conn) *Client { return &Client{nc: nc} }
+
+// call makes the request named name and decodes its result into Out. Every
+// method below is one call: its error is an *Error, or wraps
+// context.DeadlineExceeded or nats.ErrNoResponders when nobody answered.
+func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
+	var out Out
+	body, err := json.Marshal(in)
+	if err != nil {
+		return out, fmt.Errorf("encoding request %q: %w", name, err)
+	}
+	msg, err := c.nc.RequestWithContext(ctx, Prefix+name, body)
+	if err != nil {
+		return out, fmt.Errorf("asking the fleet for %q: %w", name, err)
+	}
+	var reply Reply
+	if err := json.Unmarshal(msg.Data, &reply); err != nil {
+		return out, fmt.Errorf("reading the answer to %q: %w", name, err)
+	}
+	if reply.Error != nil {
+		return out, reply.Error
+	}
+	if len(reply.Data) > 0 {
+		if err := json.Unmarshal(reply.Data, &out); err != nil {
+			return out, fmt.Errorf("reading the answer to %q: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// Spread says on which nodes a change has acted.
+type Spread struct {
+	// Nodes that have applied the change, and the names of those that are known
+	// but did not answer.
+	Nodes   []Applied `json:"nodes"`
+	Missing []string  `json:"missing"`
+	// Took is the time from the request to the last node's answer.
+	Took time.Duration `json:"took_ns"`
+	// Changed is false when everything was so already.
+	Changed bool `json:"changed"`
+}
+
+// Applied is one node's answer.
+type Applied struct {
+	Node string `json:"node"`
+	// Closed counts the connections that the change ended there.
+	Closed int `json:"closed"`
+}
+
+// Closed counts the connections that the change ended on all nodes.
+func (s Spread) Closed() int {
+	n := 0
+	for _, a := range s.Nodes {
+		n += a.Closed
+	}
+	return n
+}
+
+// AccountRequest asks for an account.
+type AccountRequest struct {
+	Name   string          `json:"name"`
+	Limits identity.Limits `json:"limits"`
+}
+
+// AccountInfo is an account and what it has.
+type AccountInfo struct {
+	identity.Account
+	Users       int      `json:"users"`
+	Connections int      `json:"connections"`
+	Streams     int      `json:"streams"`
+	Bytes       uint64   `json:"bytes"`
+	Errors      []string `json:"errors,omitempty"`
+}
+
+// AddAccount makes an account, live on every node of the answer. An account of
+// that name with the same limits is left as it is; other limits are set.
+func (c *Client) AddAccount(ctx context.Context, r AccountRequest) (Spread, error) {
+	return call[Spread](ctx, c, "account.add", r)
+}
+
+// Accounts lists the accounts, without the fleet's own.
+func (c *Client) Accounts(ctx context.Context) ([]AccountInfo, error) {
+	return call[[]AccountInfo](ctx, c, "account.ls", struct{}{})
+}
+
+// Account tells of one account.
+func (c *Client) Account(ctx context.Context, name string) (AccountInfo, error) {
+	return call[AccountInfo](ctx, c, "account.info", Name{name})
+}
+
+// RemoveAccount removes an account with its users and streams.
+func (c *Client) RemoveAccount(ctx context.Context, name string) (Spread, error) {
+	return call[Spread](ctx, c, "account.rm", Name{name})
+}
+
+// Name is a request about one thing: "acme", or "acme/alice" for a user.
+type Name struct {
+	Name string `json:"name"`
+}
+
+// UserRequest asks for a user, or for another credential of one that exists.
+type UserRequest struct {
+	// Name is account/name.
+	Name string `json:"name"`
+	// Role of a new user; default "client". It must be empty or the same for one
+	// that exists.
+	Role string `json:"role,omitempty"`
+	// Expires is the life of the credentials; zero is the role's.
+	Expires time.Duration `json:"expires_ns,omitempty"`
+	// Key is the public nkey for which a JWT is wanted. Its seed stays where it
+	// was made.
+	Key string `json:"key,omitempty"`
+	// CSR is a PEM certificate request, when a client certificate is wanted.
+	CSR string `json:"csr,omitempty"`
+	// Certificate is a PEM certificate of the caller's own authority that is to
+	// stand for the user.
+	Certificate string `json:"certificate,omitempty"`
+	// Password is the encoded argon2id hash of a password, made by
+	// identity.HashPassword.
+	Password string `json:"password,omitempty"`
+}
+
+// UserReply carries what was asked for.
+type UserReply struct {
+	Spread
+	User identity.User `json:"user"`
+	// JWT for Key; Chain is the PEM certificate for CSR.
+	JWT   string `json:"jwt,omitempty"`
+	Chain string `json:"chain,omitempty"`
+	// CA are the PEM authorities that clients verify the servers with.
+	CA string `json:"ca"`
+	// Servers are host:port where NATS clients connect.
+	Servers []string `json:"servers"`
+	// Expires is when the credential ends; zero is never.
+	Expires time.Time `json:"expires"`
+}
+
+// UserInfo is a user and its live connections.
+type UserInfo struct {
+	identity.User
+	Connections []Connection `json:"connections"`
+}
+
+// Connection is one live connection.
+type Connection struct {
+	Node    string    `json:"node"`
+	ID      uint64    `json:"id"`
+	Kind    string    `json:"kind"`
+	Remote  string    `json:"remote"`
+	Started time.Time `json:"started"`
+}
+
+// AddUser makes a user or gives one another credential.
+func (c *Client) AddUser(ctx context.Context, r UserRequest) (UserReply, error) {
+	return call[UserReply](ctx, c, "user.add", r)
+}
+
+// Users lists the users of an account, or of all accounts if account is empty.
+// Their password hashes are left out.
+func (c *Client) Users(ctx context.Context, account string) ([]identity.User, error) {
+	return call[[]identity.User](ctx, c, "user.ls", Name{account})
+}
+
+// User tells of one user, account/name.
+func (c *Client) User(ctx context.Context, name string) (UserInfo, error) {
+	return call[UserInfo](ctx, c, "user.info", Name{name})
+}
+
+// RemoveUser removes a user and closes its connections.
+func (c *Client) RemoveUser(ctx context.Context, name string) (Spread, error) {
+	return call[Spread](ctx, c, "user.rm", Name{name})
+}
+
+// DenyUser denies a user every way in, and returns when its connections are
+// closed on every node of the answer.
+func (c *Client) DenyUser(ctx context.Context, name string) (Spread, error) {
+	return call[Spread](ctx, c, "user.deny", Name{name})
+}
+
+// AllowUser takes a denial back.
+func (c *Client) AllowUser(ctx context.Context, name string) (Spread, error) {
+	return call[Spread](ctx, c, "user.allow", Name{name})
+}
+
+// AddRole makes a role, or sets one that exists, for the users who have it.
+func (c *Client) AddRole(ctx context.Context, r identity.Role) (Spread, error) {
+	return call[Spread](ctx, c, "role.add", r)
+}
+
+// Roles lists the roles, the built-in ones among them.
+func (c *Client) Roles(ctx context.Context) ([]identity.Role, error) {
+	return call[[]identity.Role](ctx, c, "role.ls", struct{}{})
+}
+
+// RemoveRole removes a role that no user has.
+func (c *Client) RemoveRole(ctx context.Context, name string) (Spread, error) {
+	return call[Spread](ctx, c, "role.rm", Name{name})
+}
+
+// TokenRequest asks for an enrollment token.
+type TokenRequest struct {
+	// Kind of what may join: node, leaf, user or balancer.
+	Kind identity.Kind `json:"kind"`
+	// Account and Name bind the token, if they are set: a token for a user needs
+	// both.
+	Account string `json:"account,omitempty"`
+	Name    string `json:"name,omitempty"`
+	// Life of the token. Default: 24h.
+	Life time.Duration `json:"life_ns,omitempty"`
+}
+
+// TokenReply carries the token's text, which is nowhere else.
+type TokenReply struct {
+	identity.Token
+	Text string `json:"text"`
+	// Join is the address that the token's holder joins.
+	Join string `json:"join"`
+}
+
+// AddToken makes an enrollment token.
+func (c *Client) AddToken(ctx context.Context, r TokenRequest) (TokenReply, error) {
+	return call[TokenReply](ctx, c, "token.add", r)
+}
+
+// Tokens lists the enrollment tokens; secrets are not among what is known.
+func (c *Client) Tokens(ctx context.Context) ([]identity.Token, error) {
+	return call[[]identity.Token](ctx, c, "token.ls", struct{}{})
+}
+
+// RevokeToken makes a token useless.
+func (c *Client) RevokeToken(ctx context.Context, id string) (Spread, error) {
+	return call[Spread](ctx, c, "token.rm", Name{id})
+}
+
+// NodeInfo is a node as the others see it.
+type NodeInfo struct {
+	identity.Node
+	// State is "up", "down" (no answer) or "removed".
+	State string `json:"state"`
+	// Leader says that it leads the group that agrees on streams; Voter that it
+	// is a member of it.
+	Leader bool `json:"leader"`
+	Voter  bool `json:"voter"`
+	// Applied is the last ledger event that it has applied.
+	Applied uint64 `json:"applied"`
+	// Connections counts its clients.
+	Connections int `json:"connections"`
+	// Routes names the nodes it has a route to.
+	Routes []string `json:"routes"`
+	// Certificates end at NotAfter, the earliest of them.
+	NotAfter time.Time `json:"not_after"`
+	// Clock is its clock less that of the node that answered.
+	Clock time.Duration `json:"clock_ns"`
+	// Uptime since its listeners opened.
+	Uptime time.Duration `json:"uptime_ns"`
+	// Findings are its own.
+	Findings []doctor.Finding `json:"findings"`
+}
+
+// Status is the fleet at a glance.
+type Status struct {
+	Fleet string `json:"fleet"`
+	// Node answered.
+	Node string `json:"node"`
+	// Leader of the group that agrees on streams; empty without quorum.
+	Leader string `json:"leader"`
+	// Survives is how many nodes may fail without loss of service.
+	Survives int `json:"survives"`
+	// Sequence of the last ledger event at the node that answered.
+	Sequence uint64           `json:"sequence"`
+	Nodes    []NodeInfo       `json:"nodes"`
+	Accounts int              `json:"accounts"`
+	Users    int              `json:"users"`
+	Findings []doctor.Finding `json:"findings"`
+}
+
+// Status tells of the fleet. It works without a quorum.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, "status", struct{}{})
+}
+
+// RemoveNode removes a node for good: one that is dead, or one that has drained.
+// It is refused for the last node, and for a live one unless force.
+func (c *Client) RemoveNode(ctx context.Context, name string, force bool) (Spread, error) {
+	return call[Spread](ctx, c, "node.rm", RemoveNodeRequest{Name: name, Force: force})
+}
+
+// RemoveNodeRequest asks for the removal of a node.
+type RemoveNodeRequest struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// RenewNodes renews the certificates of every node, or of the one named, at once.
+// No connection drops.
+func (c *Client) RenewNodes(ctx context.Context, name string) ([]Renewed, error) {
+	return call[[]Renewed](ctx, c, "node.renew", Name{name})
+}
+
+// Renewed is one node's answer to RenewNodes.
+type Renewed struct {
+	Node     string    `json:"node"`
+	NotAfter time.Time `json:"not_after"`
+	Error    string    `json:"error,omitempty"`
+}

@@ -1,0 +1,142 @@
+package fleetbus
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+const (
+	// calloutsAtOnce bounds how many clients are authenticated side by side.
+	calloutsAtOnce = 64
+	// natsListenerName is the listener that the engine's clients come in by.
+	natsListenerName = "nats"
+	// serverKeyHeader carries the engine's public curve key.
+	serverKeyHeader = "Nats-Server-Xkey"
+)
+
+// serveCallout answers the engine, which asks who a client is that brought no
+// signed credentials of its own. It answers from memory, on every node.
+func (s *Server) serveCallout(ctx context.Context) (*nats.Conn, error) {
+	token, key, err := s.fleet.authority.CalloutService()
+	if err != nil {
+		return nil, fmt.Errorf("starting the callout: %w", err)
+	}
+	nc, err := s.broker.Connect(
+		nats.Name("callout"), nats.NoReconnect(),
+		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("starting the callout: %w", err)
+	}
+	busy := make(chan struct{}, calloutsAtOnce)
+	// Every node hears every question, and answers those of its own engine: a
+	// queue group would hand some to a node that knows less.
+	var ours sync.Map // an engine's public curve key -> whether it is this node's
+	_, err = nc.Subscribe(identity.CalloutSubject, func(msg *nats.Msg) {
+		if known, ok := ours.Load(msg.Header.Get(serverKeyHeader)); ok && !known.(bool) {
+			return
+		}
+		select {
+		case busy <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		s.group.Go(func() {
+			defer func() { <-busy }()
+			if err := s.answerCallout(ctx, msg, &ours); err != nil {
+				s.log.Warn("a client could not be authenticated", "error", err)
+			}
+		})
+	})
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("starting the callout: %w", err)
+	}
+	return nc, nc.Flush()
+}
+
+func (s *Server) answerCallout(ctx context.Context, msg *nats.Msg, ours *sync.Map) error {
+	authority := s.fleet.authority
+	serverKey := msg.Header.Get(serverKeyHeader)
+	req, err := authority.OpenCallout(msg.Data, serverKey)
+	if err != nil {
+		return err
+	}
+	mine := req.Server.ID == s.broker.ID()
+	ours.Store(serverKey, mine)
+	if !mine {
+		return nil
+	}
+	answer, err := s.decideCallout(ctx, req)
+	if err != nil {
+		answer, err = authority.CalloutRefusal(req, operatorText(err), time.Now())
+		if err != nil {
+			return err
+		}
+	}
+	key, err := authority.CalloutKey()
+	if err != nil {
+		return err
+	}
+	sealed, err := key.Seal([]byte(answer), serverKey)
+	if err != nil {
+		return fmt.Errorf("sealing the answer to a callout: %w", err)
+	}
+	return msg.Respond(sealed)
+}
+
+func (s *Server) decideCallout(ctx context.Context, req *jwt.AuthorizationRequestClaims) (string, error) {
+	p, err := s.authenticate(ctx, calloutCredentials(req))
+	if err != nil {
+		return "", err
+	}
+	account, ok := s.fleet.account(p.Account)
+	if !ok {
+		return "", fmt.Errorf("account %q is gone", p.Account)
+	}
+	return s.fleet.authority.CalloutResponse(req, account, p, time.Now())
+}
+
+// calloutCredentials are what the engine's client presented.
+func calloutCredentials(req *jwt.AuthorizationRequestClaims) identity.Credentials {
+	c := identity.Credentials{
+		Username: req.ConnectOptions.Username,
+		Password: req.ConnectOptions.Password,
+		Token:    req.ConnectOptions.Token,
+		Listener: natsListenerName,
+		Remote:   req.ClientInformation.Host,
+	}
+	if req.TLS != nil {
+		// The engine has verified these chains in the handshake; what it sends is
+		// read again only to learn the names in them.
+		state := &tls.ConnectionState{HandshakeComplete: true}
+		for _, list := range req.TLS.VerifiedChains {
+			var chain []*x509.Certificate
+			for _, text := range list {
+				if block, _ := pem.Decode([]byte(text)); block != nil {
+					if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+						chain = append(chain, cert)
+					}
+				}
+			}
+			if len(chain) > 0 {
+				state.VerifiedChains = append(state.VerifiedChains, chain)
+			}
+		}
+		if len(state.VerifiedChains) > 0 {
+			state.PeerCertificates = state.VerifiedChains[0]
+		}
+		c.TLS = state
+	}
+	return c
+}

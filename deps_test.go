@@ -1,0 +1,308 @@
+package fleetbus_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/fleetbus/fleetbus"
+
+// A place is why a package exists and which packages of this module it may
+// import. Tests may import more.
+type place struct {
+	why string
+	may []string
+}
+
+// places has a line for every package, by its path in the module. A new package
+// needs a line here.
+func places() map[string]place {
+	return map[string]place{
+		"":         {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "ledger"}},
+		"identity": {"who may connect and as whom; pure, because every decision about access is in it", nil},
+		"ledger":   {"what the fleet agrees on; of any events, so that it knows no noun", nil},
+		"doctor":   {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
+		"admin":    {"the administrative API as its callers see it", []string{"doctor", "identity"}},
+		"enroll":   {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
+
+		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
+		"internal/config":    {"file, environment and flags into Options", []string{"", "identity"}},
+		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
+
+		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger"}},
+	}
+}
+
+// heavy has the dependencies that few may import, and the reason.
+func heavy() map[string]place {
+	return map[string]place{
+		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker"}},
+		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
+		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
+		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},
+	}
+}
+
+// light are the packages that programs link that are not servers. They never
+// reach the engine, however far around.
+func light() []string {
+	return []string{"identity", "ledger", "doctor", "cert", "change", "admin", "enroll"}
+}
+
+type goPackage struct {
+	ImportPath, Name, Dir string
+	Imports, Deps         []string
+}
+
+// rel is a package's path in the module; false for one of another module.
+func rel(importPath string) (string, bool) {
+	if importPath == module {
+		return "", true
+	}
+	return strings.CutPrefix(importPath, module+"/")
+}
+
+func within(importPath, dependency string) bool {
+	return importPath == dependency || strings.HasPrefix(importPath, dependency+"/")
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Name,Dir,Imports,Deps", "./...")
+	var problem strings.Builder
+	cmd.Stderr = &problem
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("listing the packages: %v\n%s", err, &problem)
+	}
+	var all []goPackage
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImports(t *testing.T) {
+	table, limited := places(), heavy()
+	for _, p := range packages(t) {
+		name, _ := rel(p.ImportPath)
+		here, known := table[name]
+		if !known {
+			t.Errorf("package %q has no line in places, which would say why it exists", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if other, ours := rel(imported); ours && !slices.Contains(here.may, other) {
+				t.Errorf("package %q imports %q, which its line in places does not allow: it is %s", name, other, here.why)
+			}
+			for dependency, only := range limited {
+				if within(imported, dependency) && !slices.Contains(only.may, name) {
+					t.Errorf("package %q imports %s, which only %s may: %s", name, dependency, strings.Join(only.may, " and "), only.why)
+				}
+			}
+		}
+		if slices.Contains(light(), name) && slices.ContainsFunc(p.Deps, func(d string) bool { return within(d, "github.com/nats-io/nats-server/v2") }) {
+			t.Errorf("package %q reaches nats-server, and programs that link it would too: they are not servers", name)
+		}
+	}
+}
+
+func TestPackageNames(t *testing.T) {
+	vague := []string{"pkg", "util", "utils", "common", "types", "models", "errors", "helpers", "mocks"}
+	for _, p := range packages(t) {
+		for _, name := range append(strings.Split(p.ImportPath, "/"), p.Name) {
+			if slices.Contains(vague, name) {
+				t.Errorf("package %q is called %q, which does not say what it is about: everything ends up in such a package", p.ImportPath, name)
+			}
+		}
+	}
+}
+
+func TestNoReplace(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mod struct{ Replace []any }
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	if len(mod.Replace) > 0 {
+		t.Error("go.mod has a replace directive, which a program that embeds us does not get: it would build something else than we tested")
+	}
+}
+
+// A source is one parsed file.
+type source struct {
+	path string // slash-separated, from the root of the module
+	test bool
+	file *ast.File
+	fset *token.FileSet
+}
+
+func (s source) dir() string { return path.Dir(s.path) }
+
+func (s source) line(p token.Pos) int { return s.fset.Position(p).Line }
+
+func (s source) lines() int { return s.line(s.file.FileEnd) }
+
+// sources parses the Go files of the module.
+func sources(t *testing.T) []source {
+	t.Helper()
+	var all []source
+	fset := token.NewFileSet()
+	err := filepath.WalkDir(".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			if name != "." && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "testdata") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if filepath.Ext(name) != ".go" {
+			return nil
+		}
+		file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		all = append(all, source{path: filepath.ToSlash(name), test: strings.HasSuffix(name, "_test.go"), file: file, fset: fset})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// Budgets, in lines unless it says otherwise. What is larger has two subjects.
+const (
+	maxPackage   = 10_000
+	maxFile      = 1000
+	maxFunction  = 120 // of the 99th percentile
+	maxInterface = 6   // methods
+	maxExported  = 40  // top-level names of the root package
+)
+
+func TestSizes(t *testing.T) {
+	packages := map[string]int{}
+	type function struct {
+		where string
+		lines int
+	}
+	var functions []function
+	var exported []string
+	for _, s := range sources(t) {
+		if n := s.lines(); n > maxFile {
+			t.Errorf("%s has %d lines and %d are allowed: a file that long has two subjects", s.path, n, maxFile)
+		}
+		if s.test {
+			continue
+		}
+		packages[s.dir()] += s.lines()
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				functions = append(functions, function{s.path + ": " + n.Name.Name, s.line(n.End()) - s.line(n.Pos()) + 1})
+			case *ast.InterfaceType:
+				if m := n.Methods.NumFields(); m > maxInterface {
+					t.Errorf("%s:%d: an interface has %d methods and %d are allowed: nobody implements a large one well", s.path, s.line(n.Pos()), m, maxInterface)
+				}
+			}
+			return true
+		})
+		if s.dir() == "." {
+			exported = append(exported, exportedNames(s.file)...)
+		}
+	}
+	for dir, n := range packages {
+		if n > maxPackage {
+			t.Errorf("package %q has %d lines and %d are allowed: it has two subjects", dir, n, maxPackage)
+		}
+	}
+	if len(exported) > maxExported {
+		t.Errorf("the root package exports %d names and %d are allowed, because all of them must be learned and kept: %s", len(exported), maxExported, strings.Join(exported, " "))
+	}
+	slices.SortFunc(functions, func(a, b function) int { return b.lines - a.lines })
+	if i := len(functions) / 100; i < len(functions) && functions[i].lines > maxFunction {
+		for _, f := range functions[:i+1] {
+			t.Errorf("%s has %d lines; %d is the limit that 99 of 100 functions keep, because what does not fit a screen is not read", f.where, f.lines, maxFunction)
+		}
+	}
+}
+
+// exportedNames are the top-level names of file, without methods.
+func exportedNames(file *ast.File) []string {
+	var names []string
+	for _, decl := range file.Decls {
+		switch d := decl.(type) {
+		case *ast.FuncDecl:
+			if d.Recv == nil && d.Name.IsExported() {
+				names = append(names, d.Name.Name)
+			}
+		case *ast.GenDecl:
+			for _, spec := range d.Specs {
+				for _, name := range specNames(spec) {
+					if name.IsExported() {
+						names = append(names, name.Name)
+					}
+				}
+			}
+		}
+	}
+	return names
+}
+
+// specNames are the names that a const, var or type declares.
+func specNames(spec ast.Spec) []*ast.Ident {
+	switch spec := spec.(type) {
+	case *ast.TypeSpec:
+		return []*ast.Ident{spec.Name}
+	case *ast.ValueSpec:
+		return spec.Names
+	}
+	return nil
+}
+
+// TestHabits forbids what a program that embeds us could not control.
+func TestHabits(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				if n.Recv == nil && n.Name.Name == "init" {
+					t.Errorf("%s:%d: func init runs in programs that only import us", s.path, s.line(n.Pos()))
+				}
+			case *ast.SelectorExpr:
+				x, ok := n.X.(*ast.Ident)
+				made := ok && x.Name == "context" && (n.Sel.Name == "Background" || n.Sel.Name == "TODO")
+				if made && !strings.HasPrefix(s.path, "cmd/") {
+					t.Errorf("%s:%d: context.%s cannot be ended by the caller: take a context", s.path, s.line(n.Pos()), n.Sel.Name)
+				}
+			}
+			return true
+		})
+	}
+}

@@ -1,0 +1,142 @@
+package fleetbus
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/fleetbus/fleetbus/doctor"
+)
+
+// failures remembers which services fail, and why.
+type failures struct {
+	mu  sync.Mutex
+	all map[string]error
+}
+
+func (f *failures) set(name string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		delete(f.all, name)
+		return
+	}
+	if f.all == nil {
+		f.all = map[string]error{}
+	}
+	f.all[name] = err
+}
+
+func (f *failures) findings() (all []doctor.Finding) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, err := range f.all {
+		all = append(all, doctor.Finding{Code: "SERVICE-FAILED", Severity: doctor.Problem, Subject: name, Text: err.Error(), Fix: "it is tried again by itself; mend what it says"})
+	}
+	return all
+}
+
+// findings are what is wrong with this node.
+func (s *Server) findings(context.Context) []doctor.Finding {
+	var all []doctor.Finding
+	add := func(code string, severity doctor.Severity, text, fix string) {
+		all = append(all, doctor.Finding{Code: code, Severity: severity, Subject: s.opts.Name, Text: text, Fix: fix})
+	}
+	for _, l := range s.opts.Listeners {
+		if l.Plaintext {
+			add("PLAINTEXT-LISTENER", doctor.Warning, fmt.Sprintf("listener %s speaks without TLS on %s", l.Name, l.Addr), "remove plaintext from it")
+		}
+	}
+	if s.opts.TLS.SkipHostnameVerification {
+		add("HOSTNAMES-UNVERIFIED", doctor.Warning, "host names in certificates are not verified", "remove tls.skip_hostname_verification")
+	}
+	if s.opts.Store.LazySync {
+		add("LAZY-SYNC", doctor.Warning, "messages are acknowledged before they are on disk", "remove store.lazy_sync")
+	}
+	all = append(all, s.failures.findings()...)
+	if s.home == nil {
+		return all
+	}
+	if _, err := os.Stat(s.home.path("offline", "operator.nk")); err == nil && s.opts.Mode == Mesh {
+		add("OFFLINE-KEYS-HERE", doctor.Info, "the operator's offline keys are still in "+s.home.path("offline"), "move the directory to safe storage")
+	}
+	s.mu.Lock()
+	stale := s.stale
+	s.mu.Unlock()
+	if stale {
+		add("STALE-STATE", doctor.Problem, "this node serves from its snapshot, and may not know of the newest denials", "start more of the nodes")
+	}
+	if free, err := freeDisk(s.home.dir); err == nil && free < 2*s.opts.Store.Reserve {
+		add("DISK-LOW", doctor.Problem, fmt.Sprintf("%d MiB of disk are left", free>>20), "free space, or lower store.max_file")
+	}
+	return all
+}
+
+// bounds fills in what MaxFile and MaxMemory leave open.
+func (o Store) bounds(dir string) (file, memory int64, err error) {
+	free, err := freeDisk(dir)
+	if err != nil {
+		return 0, 0, fmt.Errorf("measuring the disk of %q: %w", dir, err)
+	}
+	if free < o.Reserve {
+		return 0, 0, &OptionError{
+			Field:   "data_dir",
+			Problem: fmt.Sprintf("the disk of %q is full: %d MiB are free, %d MiB are the reserve", dir, free>>20, o.Reserve>>20),
+			Hint:    "free space, or lower store.reserve",
+		}
+	}
+	file, memory = o.MaxFile, o.MaxMemory
+	if file == 0 {
+		file = (free - o.Reserve) / 4 * 3
+	}
+	if memory == 0 {
+		var info syscall.Sysinfo_t
+		if err := syscall.Sysinfo(&info); err != nil {
+			return 0, 0, fmt.Errorf("measuring the memory: %w", err)
+		}
+		memory = int64(info.Totalram) * int64(info.Unit) / 4
+	}
+	return file, memory, nil
+}
+
+// freeDisk is what is left in bytes to who runs this.
+func freeDisk(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// version is the release; development builds say so.
+const version = "0.1.0"
+
+// Version is the version of this module as it was built, such as "0.1.0" or
+// "0.1.0+1a2b3c4d5e6f".
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return version
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return version + "+" + s.Value[:12]
+		}
+	}
+	return version
+}
+
+// refuseVersion says why a joiner of that version may not join; "" if it may. A
+// newer major version may write what this one does not understand.
+func refuseVersion(theirs string) string {
+	mine, _, _ := strings.Cut(version, ".")
+	other, _, _ := strings.Cut(theirs, ".")
+	if len(other) > len(mine) || len(other) == len(mine) && other > mine {
+		return fmt.Sprintf("its version %s is newer than this node's, %s", theirs, Version())
+	}
+	return ""
+}

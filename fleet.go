@@ -1,0 +1,497 @@
+package fleetbus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/ledger"
+)
+
+const (
+	ledgerStream = "FLEET"
+	ledgerPrefix = "ledger"
+	// syncSubject is asked of all nodes: answer when you have applied event n.
+	syncSubject = "node.sync"
+	// syncTimeout is how long a node that has a route may take to answer.
+	syncTimeout = 5 * time.Second
+	// closedKept is for how many events a node remembers what it closed.
+	closedKept = 1024
+)
+
+// fleet is this node's copy of what the fleet agrees on, and the way to change
+// it. The ledger is the only writer: every node acts on an event when it has
+// applied it, and not before.
+type fleet struct {
+	node      string
+	authority *identity.Authority
+	directory *identity.Directory
+	follower  *ledger.Follower
+	log       *slog.Logger
+	// broker, system (what authenticates in the system account) and running (until
+	// when the node runs) are set before the follower runs.
+	broker  *broker.Broker
+	system  func() []nats.Option
+	running context.Context
+	// publics are the accounts' public keys by name; for act alone.
+	publics map[string]string
+
+	mu      sync.Mutex
+	ledger  *ledger.Ledger
+	applied uint64
+	changed chan struct{}
+	// closed counts the connections that an event ended here; recent are its keys
+	// in order.
+	closed map[uint64]int
+	recent []uint64
+}
+
+func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet, error) {
+	f := &fleet{
+		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), log: log,
+		changed: make(chan struct{}), closed: map[uint64]int{}, publics: map[string]string{},
+	}
+	// What the snapshot is folded upon, and all there is if it is corrupt.
+	_, genesis, err := ledger.ReadSnapshot(h.path("genesis.snapshot"))
+	if err == nil {
+		err = f.directory.Unmarshal(genesis)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the fleet's first state: %w", err)
+	}
+	f.follower, err = ledger.NewFollower(f.directory, ledger.FollowOptions{
+		Snapshot: h.path("ledger.snapshot"),
+		OnEvent:  f.act,
+		Logger:   log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the fleet's state: %w", err)
+	}
+	f.applied = f.directory.Seq()
+	for _, a := range f.directory.Accounts() {
+		f.publics[a.Name] = a.Public
+	}
+	return f, nil
+}
+
+// reserved are the accounts that every fleet has, which no event changes.
+func (f *fleet) reserved() ([]identity.Account, error) {
+	var all []identity.Account
+	for _, make := range []func(time.Time) (identity.Account, error){f.authority.SystemAccount, f.authority.FleetAccount, f.authority.CalloutAccount} {
+		a, err := make(time.Unix(0, 0))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// account finds an account by name, the fleet's own among them.
+func (f *fleet) account(name string) (identity.Account, bool) {
+	switch name {
+	case identity.SystemName, identity.FleetName, identity.CalloutName:
+		all, err := f.reserved()
+		i := slices.IndexFunc(all, func(a identity.Account) bool { return a.Name == name })
+		if err != nil || i < 0 {
+			return identity.Account{}, false
+		}
+		return all[i], true
+	}
+	return f.directory.Account(name)
+}
+
+// accountTokens are the engine's tokens of all accounts, by public key.
+func (f *fleet) accountTokens() (map[string]string, error) {
+	all, err := f.reserved()
+	if err != nil {
+		return nil, err
+	}
+	tokens := map[string]string{}
+	for _, a := range append(all, f.directory.Accounts()...) {
+		if tokens[a.Public], err = f.accountToken(a); err != nil {
+			return nil, err
+		}
+	}
+	return tokens, nil
+}
+
+// accountToken is the account as the engine wants it. It is a function of the
+// fleet's state alone, so that every node derives the same one.
+func (f *fleet) accountToken(a identity.Account) (string, error) {
+	token, err := f.authority.AccountJWT(a, f.directory.Roles(), f.directory.Revocations(a.Name), f.directory.Issued(a))
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", a.Name, err)
+	}
+	return token, nil
+}
+
+// act does what an event demands of this node, after it was applied.
+func (f *fleet) act(ev ledger.Event) {
+	noun, name, _ := strings.Cut(ev.Subject, ".")
+	closed := 0
+	var err error
+	switch noun {
+	case "account":
+		closed, err = f.actAccount(name)
+	case "role":
+		err = f.storeAccounts(append(f.directory.Accounts(), f.fleetAccount()...))
+	case "user":
+		account, user, _ := strings.Cut(name, ".")
+		closed, err = f.actUser(account, user)
+	}
+	if err != nil {
+		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.applied = ev.Seq
+	if closed > 0 {
+		f.closed[ev.Seq] = closed
+		f.recent = append(f.recent, ev.Seq)
+		if len(f.recent) > closedKept {
+			delete(f.closed, f.recent[0])
+			f.recent = f.recent[1:]
+		}
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fleet) fleetAccount() []identity.Account {
+	a, ok := f.account(identity.FleetName)
+	if !ok {
+		return nil
+	}
+	return []identity.Account{a}
+}
+
+// actAccount stores an account, or drops the one that had the name before.
+func (f *fleet) actAccount(name string) (closed int, err error) {
+	a, ok := f.directory.Account(name)
+	old := f.publics[name]
+	delete(f.publics, name)
+	if ok {
+		f.publics[name] = a.Public
+		err = f.storeAccounts([]identity.Account{a})
+	}
+	if old == "" || old == a.Public {
+		return 0, err
+	}
+	conns, e := f.connections(old, "")
+	return len(conns), errors.Join(err, e, f.dropAccount(old))
+}
+
+// dropAccount removes an account from the engine, which closes its connections.
+func (f *fleet) dropAccount(public string) error {
+	token, err := f.authority.DeleteAccountsJWT(public)
+	if err != nil {
+		return err
+	}
+	nc, err := f.broker.Connect(f.system()...)
+	if err != nil {
+		return fmt.Errorf("connecting to the system account: %w", err)
+	}
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(f.running, syncTimeout)
+	defer cancel()
+	return broker.DropAccounts(ctx, nc, token)
+}
+
+// actUser closes what a user may not have any more, whatever credential opened
+// it.
+func (f *fleet) actUser(account, name string) (closed int, err error) {
+	a, ok := f.account(account)
+	if !ok {
+		return 0, nil
+	}
+	if u, ok := f.directory.User(account, name); ok && !u.Denied {
+		return 0, f.storeAccounts([]identity.Account{a})
+	}
+	before, err := f.connections(a.Public, name)
+	if err != nil {
+		return 0, err
+	}
+	if err := f.storeAccounts([]identity.Account{a}); err != nil {
+		return 0, err
+	}
+	if _, err := f.closeConnections(a.Public, name); err != nil {
+		return 0, err
+	}
+	return len(before), nil
+}
+
+func (f *fleet) storeAccounts(accounts []identity.Account) error {
+	for _, a := range accounts {
+		token, err := f.accountToken(a)
+		if err != nil {
+			return err
+		}
+		if err := f.broker.StoreAccount(a.Public, token); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// connections lists this node's connections of a user, or of a whole account.
+func (f *fleet) connections(public, name string) ([]broker.Connection, error) {
+	all, err := f.broker.Connections(public)
+	if err != nil || name == "" {
+		return all, err
+	}
+	return slices.DeleteFunc(all, func(c broker.Connection) bool { return c.Name != name }), nil
+}
+
+func (f *fleet) closeConnections(public, name string) (closed int, err error) {
+	all, err := f.connections(public, name)
+	for _, c := range all {
+		if f.broker.Close(c.ID) {
+			closed++
+		}
+	}
+	return closed, err
+}
+
+// follow runs the ledger's follower over nc until ctx is done. ledgerReady is
+// called once the ledger can be written.
+func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
+	f.running = ctx
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("opening the ledger: %w", err)
+	}
+	var l *ledger.Ledger
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		// A request that is sent before there is a leader may never be answered.
+		try, cancel := context.WithTimeout(ctx, 20*wait)
+		l, err = ledger.Open(try, js, ledger.Options{Stream: ledgerStream, Prefix: ledgerPrefix, Replicas: replicas})
+		cancel()
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+	f.mu.Lock()
+	f.ledger = l
+	f.mu.Unlock()
+	return f.follower.Run(ctx, l)
+}
+
+// wait returns when this node has acted on event seq.
+func (f *fleet) wait(ctx context.Context, seq uint64) error {
+	for {
+		f.mu.Lock()
+		applied, changed := f.applied, f.changed
+		f.mu.Unlock()
+		if applied >= seq {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for event %d of the ledger (at %d): %w", seq, applied, context.Cause(ctx))
+		case <-changed:
+		}
+	}
+}
+
+// errSame says that a change has nothing to do.
+var errSame = errors.New("nothing to change")
+
+// change appends the record that build makes to subject. build sees the
+// directory as it is, and is called again when somebody was faster. The event's
+// number is returned when this node has acted on it; 0 if build said errSame.
+func (f *fleet) change(ctx context.Context, subject string, build func() (any, error)) (uint64, error) {
+	f.mu.Lock()
+	l := f.ledger
+	f.mu.Unlock()
+	if l == nil {
+		return 0, admin.Errorf(admin.Unavailable, "fleetbus status", "the ledger cannot be written: the fleet has no quorum")
+	}
+	for {
+		version := f.directory.Version(subject)
+		record, err := build()
+		if errors.Is(err, errSame) {
+			return 0, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		var data []byte
+		if record != nil {
+			if data, err = json.Marshal(record); err != nil {
+				return 0, fmt.Errorf("encoding %q: %w", subject, err)
+			}
+		}
+		seq, err := l.Append(ctx, subject, version, data)
+		if err == nil {
+			return seq, f.wait(ctx, seq)
+		}
+		if !errors.Is(err, ledger.ErrConflict) {
+			return 0, fmt.Errorf("writing %q to the ledger: %w", subject, err)
+		}
+		if err := f.passed(ctx, subject, version); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// passed returns when this node knows a version of subject other than the one
+// that lost.
+func (f *fleet) passed(ctx context.Context, subject string, version uint64) error {
+	for f.directory.Version(subject) == version {
+		f.mu.Lock()
+		changed := f.changed
+		f.mu.Unlock()
+		if f.directory.Version(subject) != version {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the newest version of %q: %w", subject, context.Cause(ctx))
+		case <-changed:
+		}
+	}
+	return nil
+}
+
+// syncRequest and syncReply travel on syncSubject.
+type syncRequest struct {
+	Seq uint64 `json:"seq"`
+}
+
+type syncReply struct {
+	Node   string `json:"node"`
+	Closed int    `json:"closed"`
+}
+
+// answerSync tells that this node has acted on an event.
+func (f *fleet) answerSync(ctx context.Context, msg *nats.Msg) error {
+	var req syncRequest
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	if err := f.wait(ctx, req.Seq); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	reply := syncReply{Node: f.node, Closed: f.closed[req.Seq]}
+	f.mu.Unlock()
+	return respond(msg, reply)
+}
+
+// spread returns when event seq has acted on every node that has a route, or
+// after syncTimeout.
+func (f *fleet) spread(ctx context.Context, nc *nats.Conn, seq uint64, began time.Time) (admin.Spread, error) {
+	s := admin.Spread{Changed: seq > 0, Nodes: []admin.Applied{}, Missing: []string{}}
+	if seq == 0 {
+		seq = f.directory.Seq()
+	}
+	expect := f.up()
+	_, err := scatter(ctx, nc, syncSubject, syncRequest{seq}, syncTimeout, func(r syncReply) bool {
+		delete(expect, r.Node)
+		s.Nodes = append(s.Nodes, admin.Applied{Node: r.Node, Closed: r.Closed})
+		return len(expect) == 0
+	})
+	s.Took = time.Since(began)
+	for _, n := range f.directory.Nodes() {
+		if !slices.ContainsFunc(s.Nodes, func(a admin.Applied) bool { return a.Node == n.Name }) {
+			s.Missing = append(s.Missing, n.Name)
+		}
+	}
+	slices.SortFunc(s.Nodes, func(a, b admin.Applied) int { return strings.Compare(a.Node, b.Node) })
+	return s, err
+}
+
+// up names the nodes that this one has a route to, and itself.
+func (f *fleet) up() map[string]bool {
+	up := map[string]bool{f.node: true}
+	routes := f.broker.Routes()
+	for _, n := range f.directory.Nodes() {
+		if slices.Contains(routes, n.Server()) {
+			up[n.Name] = true
+		}
+	}
+	return up
+}
+
+// member says why the node with that engine name may not take part, or nil. One
+// that is not known yet may: it joined a moment ago.
+func (f *fleet) member(server string) error {
+	name, _, _ := strings.Cut(server, "~")
+	n, ok := f.directory.Node(name)
+	switch {
+	case !ok:
+		return nil
+	case n.Removed:
+		return fmt.Errorf("node %q was removed from the fleet", name)
+	case n.Server() != server:
+		return fmt.Errorf("node %q was replaced by another of its name", name)
+	}
+	return nil
+}
+
+// scatter asks every node and collects answers until enough says so, or d has
+// passed.
+func scatter[Out any](ctx context.Context, nc *nats.Conn, subject string, in any, d time.Duration, enough func(Out) bool) ([]Out, error) {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a request for %q: %w", subject, err)
+	}
+	inbox := nc.NewRespInbox()
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, fmt.Errorf("asking the nodes: %w", err)
+	}
+	defer sub.Unsubscribe()
+	if err := nc.PublishRequest(subject, inbox, body); err != nil {
+		return nil, fmt.Errorf("asking the nodes: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	var all []Out
+	for {
+		msg, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return all, nil
+		}
+		var out Out
+		if err := json.Unmarshal(msg.Data, &out); err != nil {
+			return all, fmt.Errorf("reading a node's answer: %w", err)
+		}
+		all = append(all, out)
+		if enough(out) {
+			return all, nil
+		}
+	}
+}
+
+// respond sends v back.
+func respond(msg *nats.Msg, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding an answer: %w", err)
+	}
+	if err := msg.Respond(body); err != nil {
+		return fmt.Errorf("answering: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Type is the kind of value that a Key takes.
+type Type string
+
+const (
+	// Section holds other keys.
+	Section Type = "section"
+	// Text is any text.
+	Text Type = "text"
+	// Choice is one word of Key.Choices.
+	Choice Type = "choice"
+	// Bool is true or false.
+	Bool Type = "bool"
+	// Number is a whole number above 0.
+	Number Type = "number"
+	// Duration is a number with a unit of time, such as 30s.
+	Duration Type = "duration"
+	// Size is a number of bytes with a unit, such as 10GiB.
+	Size Type = "size"
+	// List is a sequence of texts; in a flag or variable, comma-separated.
+	List Type = "list"
+)
+
+// A Key is one setting. Flags, variables, the commented file, the schema and the
+// listing of settings are all made from the table of keys.
+type Key struct {
+	// Path is the key in the file, such as "cluster.routes". A "*" in it stands
+	// for the name of a listener.
+	Path string
+	// Type of its value.
+	Type Type
+	// Choices are the words that a Choice accepts.
+	Choices []string
+	// Default is the value that leaving the key out amounts to, as one would
+	// write it. It is empty if that depends on the machine or on other keys;
+	// Otherwise then says in words what happens.
+	Default, Otherwise string
+	// Doc is one sentence.
+	Doc string
+	// Example is a sensible value, as one would write it in a flag.
+	Example string
+	// Secret values are never shown.
+	Secret bool
+
+	minimal bool // part of the shortest useful file
+}
+
+// Keys returns the table of keys, sections before what they hold, in the order
+// of the commented file.
+func Keys() []Key {
+	return []Key{
+		{Path: "mode", Type: Choice, Choices: []string{"local", "mesh", "client"}, Example: "mesh",
+			Otherwise: "mesh with any listener, local without",
+			Doc:       "How much of the bus runs here: all of it without a port (local), a node linked to others (mesh), or none of it (client)."},
+		{Path: "name", Type: Text, Example: "eu-1", Otherwise: "the name of the host, up to its first dot", minimal: true,
+			Doc: "Name of this node, unique in the fleet: letters, digits, - and _, 63 bytes at most."},
+		{Path: "fleet", Type: Text, Default: "fleet", Example: "example",
+			Doc: "Name of the fleet that is made when data_dir is empty."},
+		{Path: "data_dir", Type: Text, Example: "/var/lib/fleetbus", Otherwise: "a temporary directory, removed at the end", minimal: true,
+			Doc: "Directory of this node's state; only its owner may enter it."},
+		{Path: "advertise", Type: Text, Example: "eu-1.example.net", Otherwise: "the name of the host", minimal: true,
+			Doc: "Host name or address under which clients and other nodes reach this one."},
+		{Path: "accounts", Type: List, Example: "orders, billing", Otherwise: "none",
+			Doc: "Accounts that are made at start if the fleet has none of that name."},
+		{Path: "grace", Type: Duration, Default: "10s", Example: "30s",
+			Doc: "How long sessions may drain when the server stops."},
+		{Path: "monitor", Type: Text, Example: "127.0.0.1:8222", Otherwise: "off",
+			Doc: "host:port of the engine's monitoring API, which has no authentication: loopback addresses only."},
+
+		{Path: "listeners", Type: Section,
+			Doc: "Where clients connect, by name. A listener that is named is on: \"nats: {}\" is enough. TLS is on."},
+		{Path: "listeners.*", Type: Section, Doc: "One listener."},
+		{Path: "listeners.*.addr", Type: Text, Example: "0.0.0.0:4222", Otherwise: "the usual port of the protocol, on every address", minimal: true,
+			Doc: "host:port to listen on; without a host, on every address; port 0 is any free one."},
+		{Path: "listeners.*.advertise", Type: Text, Example: "nats.example.net:4222", Otherwise: "the host of advertise and the port of addr",
+			Doc: "host:port that clients are told."},
+		{Path: "listeners.*.protocol", Type: Choice, Choices: protocolNames(), Example: "nats", Otherwise: "the protocol that the listener is named after",
+			Doc: "Protocol that is spoken there."},
+		{Path: "listeners.*.client_certificate", Type: Choice, Choices: []string{"optional", "required"}, Default: "optional", Example: "required",
+			Doc: "Whether a client must show a certificate besides its other credentials."},
+		{Path: "listeners.*.plaintext", Type: Bool, Default: "false", Example: "true",
+			Doc: "Turns TLS off; accepted on a loopback address only, and a standing finding."},
+
+		{Path: "cluster", Type: Section, Doc: "This node's place among the nodes of its fleet."},
+		{Path: "cluster.name", Type: Text, Example: "eu", Otherwise: "the name of the fleet",
+			Doc: "Name of the cluster."},
+		{Path: "cluster.addr", Type: Text, Default: ":6222", Example: "0.0.0.0:6222",
+			Doc: "host:port that other nodes connect to."},
+		{Path: "cluster.advertise", Type: Text, Example: "eu-1.example.net:6222", Otherwise: "the host of advertise and the port of addr",
+			Doc: "host:port that other nodes are told."},
+		{Path: "cluster.routes", Type: List, Example: "eu-2.example.net:6222, eu-3.example.net:6222", Otherwise: "the nodes that the fleet knows", minimal: true,
+			Doc: "host:port of other nodes; this node's own address is recognized and skipped."},
+
+		{Path: "client", Type: Section, Doc: "How mode client reaches the bus."},
+		{Path: "client.name", Type: Text, Example: "shop-1", Otherwise: "the name of this node",
+			Doc: "Name of the connection, as operators see it."},
+		{Path: "client.endpoints", Type: List, Example: "eu-1.example.net:4222, eu-2.example.net:4222", Otherwise: "none; mode client needs one",
+			Doc: "host:port of nodes."},
+		{Path: "client.creds", Type: Text, Example: "/etc/fleetbus/shop.creds", Otherwise: "none",
+			Doc: "File with NATS credentials; only its owner and group may read it."},
+		{Path: "client.subject_prefix", Type: Text, Example: "shop", Otherwise: "none",
+			Doc: "Put before every subject of the services, with a dot between."},
+
+		{Path: "tls", Type: Section, Doc: "Your own certificates, in place of the built-in authority's. Files are read again when their content changes."},
+		{Path: "tls.cert", Type: Text, Example: "/etc/fleetbus/tls.crt", Otherwise: "a certificate of the built-in authority",
+			Doc: "PEM file of this node's certificate chain."},
+		{Path: "tls.key", Type: Text, Example: "/etc/fleetbus/tls.key", Otherwise: "the key of that certificate",
+			Doc: "PEM file of this node's private key; only its owner and group may read it."},
+		{Path: "tls.ca", Type: List, Example: "/etc/fleetbus/ca.crt", Otherwise: "the built-in authorities",
+			Doc: "PEM files of the authorities that are trusted."},
+		{Path: "tls.skip_hostname_verification", Type: Bool, Default: "false", Example: "true",
+			Doc: "Accepts a peer whose certificate does not carry the name that was dialed; a standing finding."},
+
+		{Path: "store", Type: Section, Doc: "Bounds of what is kept."},
+		{Path: "store.max_file", Type: Size, Example: "100GiB", Otherwise: "three quarters of the free disk, less reserve",
+			Doc: "Messages kept on disk at most."},
+		{Path: "store.max_memory", Type: Size, Example: "1GiB", Otherwise: "a quarter of the machine's memory",
+			Doc: "Messages kept in memory at most."},
+		{Path: "store.reserve", Type: Size, Default: "256MiB", Example: "1GiB",
+			Doc: "Free disk space below which durable writes are refused."},
+		{Path: "store.lazy_sync", Type: Bool, Default: "false", Example: "true",
+			Doc: "Acknowledges a message before it is on disk: faster, and lost if all nodes lose power at once."},
+
+		{Path: "limits", Type: Section, Doc: "Bounds of what strangers and clients can cost this node."},
+		{Path: "limits.connections", Type: Number, Default: "65536", Example: "10000",
+			Doc: "Connections at once, over all listeners."},
+		{Path: "limits.payload", Type: Size, Default: "1MiB", Example: "512KiB",
+			Doc: "Size of one message, 64MiB at most."},
+		{Path: "limits.handshakes", Type: Number, Default: "256", Example: "64",
+			Doc: "TLS handshakes under way at once, on each listener."},
+		{Path: "limits.handshake_rate", Type: Number, Default: "500", Example: "100",
+			Doc: "New TLS handshakes a second, on each listener."},
+		{Path: "limits.handshake_timeout", Type: Duration, Default: "2s", Example: "5s",
+			Doc: "Closes a stranger who is slower."},
+
+		{Path: "log", Type: Section, Doc: "What is written to standard error."},
+		{Path: "log.level", Type: Choice, Choices: []string{"debug", "info", "warn", "error"}, Default: "info", Example: "debug",
+			Doc: "The least severe record that is written."},
+		{Path: "log.format", Type: Choice, Choices: []string{"text", "json"}, Default: "text", Example: "json",
+			Doc: "Form of a record."},
+	}
+}
+
+// settings returns the keys that take a value, with "*" replaced by each of the
+// listeners in turn.
+func settings(listeners []string) []Key {
+	var out []Key
+	for _, k := range Keys() {
+		switch {
+		case k.Path == anyListener:
+			for _, name := range listeners {
+				out = append(out, listenerKeys(name)...)
+			}
+		case k.Type != Section && !strings.HasPrefix(k.Path, anyListener):
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// anyListener is the path of every listener in the table.
+const anyListener = "listeners.*"
+
+// listenerKeys returns the keys of the listener called name.
+func listenerKeys(name string) []Key {
+	var out []Key
+	for _, k := range Keys() {
+		if rest, ok := strings.CutPrefix(k.Path, anyListener+"."); ok {
+			k.Path = "listeners." + name + "." + rest
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// section returns the path of the section that holds k; "" is the whole file.
+func (k Key) section() string { return k.Path[:max(0, strings.LastIndex(k.Path, "."))] }
+
+// name is the last part of the path.
+func (k Key) name() string { return k.Path[strings.LastIndex(k.Path, ".")+1:] }
+
+// depth is the number of sections around k.
+func (k Key) depth() int { return strings.Count(k.Path, ".") }
+
+// Flag is the name of the key's flag, without dashes before it.
+func (k Key) Flag() string {
+	return strings.NewReplacer(".", "-", "_", "-").Replace(k.Path)
+}
+
+// Env is the name of the key's environment variable.
+func (k Key) Env() string { return envPrefix + envName(k.Path) }
+
+func envName(path string) string {
+	return strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(path))
+}
+
+// shown is value as a person may see it.
+func (k Key) shown(value string) string {
+	if k.Secret && value != "" {
+		return fmt.Sprintf("(set, %d bytes)", len(value))
+	}
+	return value
+}

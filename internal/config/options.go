@@ -1,0 +1,204 @@
+package config
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/fleetbus/fleetbus"
+)
+
+// A protocol is what a listener may speak.
+type protocol struct {
+	fleetbus.Protocol
+	addr string // where its listeners listen by default
+}
+
+// protocols is the table of what this program speaks, by name.
+func protocols() map[string]protocol {
+	return map[string]protocol{
+		"nats": {fleetbus.NATS(), ":4222"},
+	}
+}
+
+func protocolNames() []string { return slices.Sorted(maps.Keys(protocols())) }
+
+// A target is what the tree is decoded into.
+type target struct {
+	options   fleetbus.Options
+	log       Log
+	listeners []*listener
+}
+
+type listener struct {
+	fleetbus.Listener
+	protocol string
+}
+
+// field returns a pointer to the variable of the key at path, nil if there is
+// none. It makes a listener when it is first asked for one.
+func (t *target) field(path []string) any {
+	if path[0] == "listeners" && len(path) == 3 {
+		return t.listener(path[1]).field(path[2])
+	}
+	o := &t.options
+	switch strings.Join(path, ".") {
+	case "mode":
+		return (*string)(&o.Mode)
+	case "name":
+		return &o.Name
+	case "fleet":
+		return &o.Fleet
+	case "data_dir":
+		return &o.Dir
+	case "advertise":
+		return &o.Advertise
+	case "accounts":
+		return &o.Accounts
+	case "grace":
+		return &o.Grace
+	case "monitor":
+		return &o.Monitor
+	case "cluster.name":
+		return &o.Cluster.Name
+	case "cluster.addr":
+		return &o.Cluster.Addr
+	case "cluster.advertise":
+		return &o.Cluster.Advertise
+	case "cluster.routes":
+		return &o.Cluster.Routes
+	case "client.name":
+		return &o.Client.Name
+	case "client.endpoints":
+		return &o.Client.Endpoints
+	case "client.creds":
+		return &o.Client.Creds
+	case "client.subject_prefix":
+		return &o.Client.SubjectPrefix
+	case "tls.cert":
+		return &o.TLS.Cert
+	case "tls.key":
+		return &o.TLS.Key
+	case "tls.ca":
+		return &o.TLS.CA
+	case "tls.skip_hostname_verification":
+		return &o.TLS.SkipHostnameVerification
+	case "store.max_file":
+		return &o.Store.MaxFile
+	case "store.max_memory":
+		return &o.Store.MaxMemory
+	case "store.reserve":
+		return &o.Store.Reserve
+	case "store.lazy_sync":
+		return &o.Store.LazySync
+	case "limits.connections":
+		return &o.Limits.Connections
+	case "limits.payload":
+		return &o.Limits.Payload
+	case "limits.handshakes":
+		return &o.Limits.Handshakes
+	case "limits.handshake_rate":
+		return &o.Limits.HandshakeRate
+	case "limits.handshake_timeout":
+		return &o.Limits.HandshakeTimeout
+	case "log.level":
+		return &t.log.level
+	case "log.format":
+		return &t.log.Format
+	}
+	return nil
+}
+
+func (t *target) listener(name string) *listener {
+	for _, l := range t.listeners {
+		if l.Name == name {
+			return l
+		}
+	}
+	l := &listener{Listener: fleetbus.Listener{Name: name}}
+	t.listeners = append(t.listeners, l)
+	return l
+}
+
+func (l *listener) field(name string) any {
+	switch name {
+	case "addr":
+		return &l.Addr
+	case "advertise":
+		return &l.Advertise
+	case "protocol":
+		return &l.protocol
+	case "client_certificate":
+		return (*string)(&l.ClientCertificate)
+	case "plaintext":
+		return &l.Plaintext
+	}
+	return nil
+}
+
+// putListenerDefaults completes every listener of the tree with a protocol, if
+// it is named after one, and the usual address of its protocol.
+func putListenerDefaults(root *node) {
+	listeners := root.field("listeners")
+	if listeners == nil {
+		return
+	}
+	absent := func(l *node, name string) bool {
+		f := l.field(name)
+		return f == nil || f.kind == null
+	}
+	for _, l := range listeners.children {
+		place := Place{Source: byDefault}
+		if _, ok := protocols()[l.name]; ok && absent(l, "protocol") {
+			l.put([]string{"protocol"}, &node{place: place, kind: scalar, text: l.name})
+		}
+		if p := l.field("protocol"); p != nil && absent(l, "addr") {
+			if known, ok := protocols()[p.text]; ok {
+				l.put([]string{"addr"}, &node{place: place, kind: scalar, text: known.addr})
+			}
+		}
+	}
+}
+
+// decode turns the tree into options and returns every problem on the way. If
+// broken, the file could not be read and only what stands alone is checked.
+func decode(root *node, broken bool) (*target, []Problem) {
+	putListenerDefaults(root)
+	t := &target{log: Log{level: "info", Format: "text"}}
+	d := newDecoder(t.field)
+	d.section(root, Key{}, nil)
+	for _, l := range t.listeners {
+		known, ok := protocols()[l.protocol]
+		if field := "listeners." + l.Name + ".protocol"; !ok && !d.covers(field) {
+			d.refuse(root.at(field), strings.Split(field, "."), fault{
+				"is not set, and no protocol has the listener's name", "set it to " + strings.Join(protocolNames(), " or "),
+			})
+		}
+		l.Protocol = known.Protocol
+		t.options.Listeners = append(t.options.Listeners, l.Listener)
+	}
+	if !broken {
+		d.validate(root, t.options.Validate())
+	}
+	return t, d.problems
+}
+
+// validate adds the problems of the options as a whole, each with the place of
+// its field.
+func (d *decoder) validate(root *node, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range joined.Unwrap() {
+			d.validate(root, err)
+		}
+		return
+	}
+	var wrong *fleetbus.OptionError
+	switch {
+	case err == nil:
+	case !errors.As(err, &wrong):
+		d.problems = append(d.problems, Problem{Place: root.place, Text: err.Error()})
+	case !d.covers(wrong.Field):
+		d.problems = append(d.problems, Problem{Place: root.at(wrong.Field), Key: wrong.Field, Text: wrong.Problem, Fix: wrong.Hint})
+	}
+}

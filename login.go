@@ -1,0 +1,137 @@
+package fleetbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// A Protocol speaks a foreign protocol to the clients that connect to ln. The
+// server owns ln and its TLS, so that a Protocol never opens a socket; the
+// connections it accepts are TLS connections whose handshake is done, unless the
+// listener is in plain text. Serve returns when ctx is done and its sessions are
+// closed; an error before that stops the server.
+type Protocol interface {
+	Serve(ctx context.Context, ln net.Listener, login Login) error
+}
+
+// Login exchanges what a client presented for a session that can do only what
+// the principal may do. It is the one capability a Protocol is given. It is safe
+// for concurrent use. An error that wraps identity.ErrUnauthorized may be shown
+// to the client; what only the operator may know has been logged.
+type Login func(context.Context, identity.Credentials) (*Session, error)
+
+// A Session is a connection to the engine, bound to one principal. The engine
+// enforces the principal's permissions and closes the connection when the
+// principal expires or is denied. Close it when the client is gone.
+type Session struct {
+	Principal identity.Principal
+	*nats.Conn
+}
+
+// natsProtocol is the engine's own.
+type natsProtocol struct{}
+
+// Serve is not called: the engine serves its own protocol.
+func (natsProtocol) Serve(context.Context, net.Listener, Login) error {
+	return errors.New("the engine serves NATS itself")
+}
+
+// NATS returns the protocol that the engine speaks. A server has at most one
+// listener with it.
+func NATS() Protocol { return natsProtocol{} }
+
+// Session opens a connection inside the process as p, which the caller, who owns
+// the process, vouches for. Permissions of p that are all empty stand for those
+// of the role "client". The account has to exist. In Client mode it is a
+// connection to one of the endpoints, with their credentials, and p is ignored.
+func (s *Server) Session(ctx context.Context, p identity.Principal) (*Session, error) {
+	select {
+	case <-s.ready:
+	default:
+		return nil, errors.New("opening a session: the server is not ready")
+	}
+	if s.options().Mode == Client {
+		nc, err := s.dialFleet()
+		if err != nil {
+			return nil, err
+		}
+		return &Session{Principal: p, Conn: nc}, nil
+	}
+	if p.Kind == "" {
+		p.Kind = identity.KindService
+	}
+	if p.Permissions.Empty() {
+		role, _ := s.fleet.directory.Role("client")
+		p.Permissions = role.Permissions
+	}
+	return s.open(p)
+}
+
+// login is the Login of one listener.
+func (s *Server) login(listener string) Login {
+	return func(ctx context.Context, c identity.Credentials) (*Session, error) {
+		c.Listener = listener
+		p, err := s.authenticate(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		session, err := s.open(p)
+		if err != nil {
+			return nil, err
+		}
+		// A denial that came between was acted on before the session was there to
+		// be closed.
+		if _, err := s.authenticate(ctx, c); err != nil {
+			session.Close()
+			return nil, err
+		}
+		return session, nil
+	}
+}
+
+// authenticate asks the directory and logs a refusal.
+func (s *Server) authenticate(_ context.Context, c identity.Credentials) (identity.Principal, error) {
+	p, err := s.fleet.directory.Authenticate(c, s.fleet.authority.Fleet(), time.Now())
+	if err != nil {
+		s.log.Warn("client refused", "listener", c.Listener, "remote", c.Remote, "error", operatorText(err))
+	}
+	return p, err
+}
+
+// operatorText is what the operator may know of an error.
+func operatorText(err error) string {
+	var refusal *identity.Refusal
+	if errors.As(err, &refusal) {
+		return refusal.Operator()
+	}
+	return err.Error()
+}
+
+// open makes the in-process connection of a principal, with a key that exists
+// for this connection only.
+func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, error) {
+	account, ok := s.fleet.account(p.Account)
+	if !ok {
+		return nil, fmt.Errorf("opening a session of %q: there is no account %q", p, p.Account)
+	}
+	token, key, err := s.fleet.authority.ServiceCredentials(account, p, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("opening a session: %w", err)
+	}
+	nc, err := s.broker.Connect(append([]nats.Option{
+		nats.Name(p.Name),
+		nats.NoReconnect(),
+		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
+	}, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("opening a session of %q: %w", p, err)
+	}
+	return &Session{Principal: p, Conn: nc}, nil
+}

@@ -1,0 +1,264 @@
+package fleetbus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+)
+
+// infoTimeout is how long a node may take to tell of itself.
+const infoTimeout = 2 * time.Second
+
+// answerNodeInfo tells of this node.
+func (s *Server) answerNodeInfo(ctx context.Context, msg *nats.Msg) error {
+	return respond(msg, s.nodeInfo(ctx))
+}
+
+func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
+	n, ok := s.fleet.directory.Node(s.fleet.node)
+	if !ok {
+		n = s.home.node.Node
+	}
+	n.Version = Version()
+	info := admin.NodeInfo{
+		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections(),
+		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
+		Findings: s.Check(ctx),
+	}
+	// Travels as the clock; whoever asked takes the difference.
+	info.Clock = time.Duration(time.Now().UnixNano())
+	return info
+}
+
+// nodeNames turns the engine's names of servers into nodes'.
+func (s *Server) nodeNames(servers []string) []string {
+	names := []string{}
+	for _, server := range servers {
+		name, _, _ := strings.Cut(server, "~")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
+	d := s.fleet.directory
+	status := admin.Status{
+		Fleet: s.fleet.authority.Fleet(), Node: s.fleet.node, Sequence: d.Seq(), Accounts: len(d.Accounts()),
+		Nodes: []admin.NodeInfo{}, Findings: []doctor.Finding{},
+	}
+	for _, a := range d.Accounts() {
+		status.Users += len(d.Users(a.Name))
+	}
+	expect := s.fleet.up()
+	up := map[string]admin.NodeInfo{}
+	_, err := scatter(ctx, s.conn, nodeInfoSubject, struct{}{}, infoTimeout, func(n admin.NodeInfo) bool {
+		n.Clock -= time.Duration(time.Now().UnixNano())
+		up[n.Name] = n
+		delete(expect, n.Name)
+		return len(expect) == 0
+	})
+	if err != nil {
+		return nil, err
+	}
+	members := s.broker.Members()
+	status.Leader, _, _ = strings.Cut(s.broker.Leader(), "~")
+	alive := 0
+	for _, n := range d.Nodes() {
+		info, ok := up[n.Name]
+		if !ok {
+			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Findings: []doctor.Finding{}}
+		} else {
+			alive++
+		}
+		info.Leader = n.Name == status.Leader
+		info.Voter = slices.ContainsFunc(members, func(m broker.Member) bool { return m.Name == n.Server() }) || s.opts.Mode == Local
+		status.Nodes = append(status.Nodes, info)
+		status.Findings = append(status.Findings, info.Findings...)
+	}
+	status.Survives = max(0, alive-(len(members)/2+1))
+	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
+		return append(status.Findings, fleetFindings(status)...)
+	}))
+	return status, nil
+}
+
+// fleetFindings are what only the whole shows.
+func fleetFindings(status admin.Status) []doctor.Finding {
+	var all []doctor.Finding
+	for _, n := range status.Nodes {
+		if n.State == "down" {
+			all = append(all, doctor.Finding{
+				Code: "NODE-DOWN", Severity: doctor.Problem, Subject: n.Name, Text: fmt.Sprintf("node %s does not answer", n.Name),
+				Fix: "start it, or remove it for good: fleetbus node rm " + n.Name,
+			})
+		}
+		if skew := n.Clock.Abs(); n.State == "up" && skew > 2*time.Second {
+			all = append(all, doctor.Finding{
+				Code: "CLOCK-SKEW", Severity: doctor.Warning, Subject: n.Name, Text: fmt.Sprintf("the clock of node %s is off by %v", n.Name, skew.Round(time.Second)),
+				Fix: "synchronize its clock",
+			})
+		}
+	}
+	if status.Leader == "" {
+		all = append(all, doctor.Finding{
+			Code: "NO-QUORUM", Severity: doctor.Problem, Subject: status.Fleet, Text: "no leader: nothing durable can be written",
+			Fix: "start more of the nodes; if they are lost for good: fleetbus rescue",
+		})
+	}
+	switch len(status.Nodes) {
+	case 1:
+		all = append(all, doctor.Finding{
+			Code: "ONE-NODE", Severity: doctor.Info, Subject: status.Fleet, Text: "one node survives no failure",
+			Fix: "add two: fleetbus token add node",
+		})
+	case 2:
+		all = append(all, doctor.Finding{
+			Code: "TWO-NODES", Severity: doctor.Warning, Subject: status.Fleet, Text: "two voters survive no failure: when either is away nothing durable can be written",
+			Fix: "add a third: fleetbus token add node",
+		})
+	}
+	return all
+}
+
+// connectionsRequest asks every node for the connections of a user.
+type connectionsRequest struct {
+	Account string `json:"account"`
+	Name    string `json:"name"`
+}
+
+type connectionsReply struct {
+	Node        string             `json:"node"`
+	Connections []admin.Connection `json:"connections"`
+}
+
+func (s *Server) answerConnections(_ context.Context, msg *nats.Msg) error {
+	var req connectionsRequest
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	all, err := s.fleet.connections(req.Account, req.Name)
+	if err != nil {
+		return err
+	}
+	reply := connectionsReply{Node: s.fleet.node}
+	for _, c := range all {
+		reply.Connections = append(reply.Connections, admin.Connection{Node: s.fleet.node, ID: c.ID, Kind: c.Kind, Remote: c.Remote, Started: c.Started})
+	}
+	return respond(msg, reply)
+}
+
+// fleetConnections lists the connections of a user, or of a whole account, on
+// every node that has a route.
+func (s *Server) fleetConnections(ctx context.Context, public, name string) ([]admin.Connection, error) {
+	expect := s.fleet.up()
+	var all []admin.Connection
+	_, err := scatter(ctx, s.conn, nodeConnectionsSubject, connectionsRequest{public, name}, infoTimeout, func(r connectionsReply) bool {
+		all = append(all, r.Connections...)
+		delete(expect, r.Node)
+		return len(expect) == 0
+	})
+	if err == nil && len(expect) > 0 {
+		err = fmt.Errorf("no answer from %d nodes", len(expect))
+	}
+	return all, err
+}
+
+func (s *Server) answerNodeRenew(_ context.Context, msg *nats.Msg) error {
+	var req admin.Name
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	if req.Name != "" && req.Name != s.fleet.node {
+		return nil
+	}
+	reply := admin.Renewed{Node: s.fleet.node}
+	if err := s.certs.renew(time.Now()); err != nil {
+		s.log.Error("certificates were not renewed", "error", err)
+		reply.Error = err.Error()
+	}
+	reply.NotAfter = s.certs.notAfter()
+	return respond(msg, reply)
+}
+
+func (s *Server) renewNodes(ctx context.Context, r admin.Name) (any, error) {
+	expect := s.fleet.up()
+	if r.Name != "" {
+		if !expect[r.Name] {
+			return nil, admin.Errorf(admin.NotFound, "fleetbus node ls", "there is no node %q that is up", r.Name)
+		}
+		expect = map[string]bool{r.Name: true}
+	}
+	all := []admin.Renewed{}
+	_, err := scatter(ctx, s.conn, nodeRenewSubject, r, syncTimeout, func(n admin.Renewed) bool {
+		all = append(all, n)
+		delete(expect, n.Node)
+		return len(expect) == 0
+	})
+	for name := range expect {
+		all = append(all, admin.Renewed{Node: name, Error: "no answer"})
+	}
+	slices.SortFunc(all, func(a, b admin.Renewed) int { return strings.Compare(a.Node, b.Node) })
+	return all, err
+}
+
+// removeNode takes a node out of the group that agrees on streams, and out of
+// the fleet.
+func (s *Server) removeNode(ctx context.Context, r admin.RemoveNodeRequest) (any, error) {
+	began := time.Now()
+	n, ok := s.fleet.directory.Node(r.Name)
+	if !ok || n.Removed {
+		return nil, admin.Errorf(admin.NotFound, "fleetbus node ls", "there is no node %q", r.Name)
+	}
+	if len(s.fleet.directory.Nodes()) == 1 {
+		return nil, admin.Errorf(admin.Conflict, "stop it, and remove its data directory", "node %q is the last one", r.Name)
+	}
+	if s.fleet.up()[r.Name] && !r.Force {
+		return nil, admin.Errorf(admin.Conflict, "run fleetbus leave there", "node %q is up", r.Name)
+	}
+	if err := s.dropMember(ctx, n); err != nil {
+		return nil, err
+	}
+	seq, err := s.fleet.change(ctx, "node."+n.Name, func() (any, error) {
+		n, _ := s.fleet.directory.Node(r.Name)
+		n.Removed, n.RemovedAt = true, time.Now()
+		return n, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.fleet.spread(ctx, s.conn, seq, began)
+}
+
+// dropMember removes a node from the engine's group, if it is a member.
+func (s *Server) dropMember(ctx context.Context, n identity.Node) error {
+	if s.opts.Mode == Local {
+		return nil
+	}
+	nc, err := s.broker.Connect(s.systemAuth()...)
+	if err != nil {
+		return fmt.Errorf("connecting to the system account: %w", err)
+	}
+	defer nc.Close()
+	err = broker.RemoveMember(ctx, nc, n.Server())
+	if errors.Is(err, broker.ErrNotMember) {
+		return nil
+	}
+	return err
+}
+
+// Check lists what is wrong with this node.
+func (s *Server) Check(ctx context.Context) []doctor.Finding {
+	return doctor.Run(ctx, doctor.CheckerFunc(s.findings))
+}

@@ -1,0 +1,112 @@
+package fleetbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+const (
+	// replicasCheck is how often the leader looks for streams to copy.
+	replicasCheck = time.Second
+	// replicasWanted is how many copies a stream gets as soon as there are as many
+	// nodes.
+	replicasWanted = 3
+	// ReplicasKey is the metadata key of a stream that says how many copies its
+	// owner wants: "auto", or a number that is then left alone.
+	ReplicasKey = "fleetbus.replicas"
+)
+
+// keepReplicas gives every stream three copies once there are three nodes, if it
+// was made when there were fewer, or if its metadata say auto. Only the leader's
+// node does it, and only after the nodes have changed.
+func (s *Server) keepReplicas(ctx context.Context) {
+	tick := time.NewTicker(replicasCheck)
+	defer tick.Stop()
+	done := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		members := s.broker.Members()
+		if !s.broker.IsLeader() || len(members) < replicasWanted {
+			done = ""
+			continue
+		}
+		if now := fmt.Sprint(len(members), s.fleet.directory.Seq()); now != done {
+			if err := s.copyStreams(ctx); err != nil {
+				if ctx.Err() == nil {
+					s.log.Warn("streams could not be copied yet", "error", err)
+				}
+				continue
+			}
+			done = now
+		}
+	}
+}
+
+func (s *Server) copyStreams(ctx context.Context) error {
+	since := s.thirdNode()
+	var errs []error
+	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.fleetAccount()...) {
+		err := s.inAccount(a.Name, func(js jetstream.JetStream) error {
+			return s.copyStreamsOf(ctx, js, a, since)
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("copying the streams of account %q: %w", a.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) copyStreamsOf(ctx context.Context, js jetstream.JetStream, a identity.Account, since time.Time) error {
+	list := js.ListStreams(ctx)
+	for info := range list.Info() {
+		wish := info.Config.Metadata[ReplicasKey]
+		auto := wish == "auto" || wish == "" && info.Created.Before(since)
+		if !auto || info.Config.Replicas >= replicasWanted {
+			continue
+		}
+		config := info.Config
+		config.Replicas = replicasWanted
+		if _, err := js.UpdateStream(ctx, config); err != nil {
+			return fmt.Errorf("copying stream %q: %w", config.Name, err)
+		}
+		s.log.Info("stream is copied to three nodes", "account", a.Name, "stream", config.Name)
+	}
+	return list.Err()
+}
+
+// thirdNode is when the fleet came to have three nodes.
+func (s *Server) thirdNode() time.Time {
+	nodes := s.fleet.directory.Nodes()
+	if len(nodes) < replicasWanted {
+		return time.Time{}
+	}
+	joined := make([]time.Time, len(nodes))
+	for i, n := range nodes {
+		joined[i] = n.Joined
+	}
+	for range replicasWanted - 1 {
+		i := earliest(joined)
+		joined = append(joined[:i], joined[i+1:]...)
+	}
+	return joined[earliest(joined)].Add(time.Minute)
+}
+
+func earliest(times []time.Time) int {
+	first := 0
+	for i, t := range times {
+		if t.Before(times[first]) {
+			first = i
+		}
+	}
+	return first
+}

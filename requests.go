@@ -1,0 +1,225 @@
+package fleetbus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/enroll"
+)
+
+const (
+	// requestTimeout bounds the work on one request.
+	requestTimeout = 30 * time.Second
+	// requestsAtOnce bounds the requests under way on one node.
+	requestsAtOnce = 32
+)
+
+// A handler answers one request; the error, if it is an *admin.Error, is told to
+// whoever asked, and any other only to the operator.
+type handler func(ctx context.Context, msg *nats.Msg) (any, error)
+
+// on decodes a request for a handler.
+func on[In any](do func(context.Context, In) (any, error)) handler {
+	return func(ctx context.Context, msg *nats.Msg) (any, error) {
+		var in In
+		if err := json.Unmarshal(msg.Data, &in); err != nil {
+			return nil, admin.Errorf(admin.Invalid, "", "the request cannot be read: %v", err)
+		}
+		return do(ctx, in)
+	}
+}
+
+// onToken is on for the holder of an enrollment token. The token's id is the last
+// part of the subject, which the engine lets only that token's holder use.
+func onToken[In any](do func(ctx context.Context, token string, in In) (any, error)) handler {
+	return func(ctx context.Context, msg *nats.Msg) (any, error) {
+		token := msg.Subject[strings.LastIndexByte(msg.Subject, '.')+1:]
+		return on(func(ctx context.Context, in In) (any, error) { return do(ctx, token, in) })(ctx, msg)
+	}
+}
+
+// handlers are all requests, by name: those of package admin.
+func (s *Server) handlers() map[string]handler {
+	return map[string]handler{
+		"status":       on(s.getStatus),
+		"account.add":  on(s.addAccount),
+		"account.ls":   on(s.listAccounts),
+		"account.info": on(s.getAccount),
+		"account.rm":   on(s.removeAccount),
+		"user.add":     on(s.addUser),
+		"user.ls":      on(s.listUsers),
+		"user.info":    on(s.getUser),
+		"user.rm":      on(s.removeUser),
+		"user.deny":    on(s.denyUser),
+		"user.allow":   on(s.allowUser),
+		"role.add":     on(s.addRole),
+		"role.ls":      on(s.listRoles),
+		"role.rm":      on(s.removeRole),
+		"token.add":    on(s.addToken),
+		"token.ls":     on(s.listTokens),
+		"token.rm":     on(s.revokeToken),
+		"node.rm":      on(s.removeNode),
+		"node.renew":   on(s.renewNodes),
+	}
+}
+
+// serveRequests subscribes to everything that this node answers.
+func (s *Server) serveRequests(ctx context.Context) error {
+	busy := make(chan struct{}, requestsAtOnce)
+	subscribe := func(subject, queue string, answer func(context.Context, *nats.Msg) error) error {
+		serve := func(msg *nats.Msg) {
+			select {
+			case busy <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			s.group.Go(func() {
+				defer func() { <-busy }()
+				ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+				defer cancel()
+				if err := answer(ctx, msg); err != nil && ctx.Err() == nil {
+					s.log.Warn("a request failed", "subject", msg.Subject, "error", err)
+				}
+			})
+		}
+		var err error
+		if queue == "" {
+			_, err = s.conn.Subscribe(subject, serve)
+		} else {
+			_, err = s.conn.QueueSubscribe(subject, queue, serve)
+		}
+		if err != nil {
+			return fmt.Errorf("subscribing to %q: %w", subject, err)
+		}
+		return nil
+	}
+	for name, h := range s.handlers() {
+		if err := subscribe(admin.Prefix+name, "admin", s.answer(h)); err != nil {
+			return err
+		}
+	}
+	err := errors.Join(
+		// A node's answer to a denial may not wait behind other requests.
+		s.subscribeSync(ctx),
+		subscribe(nodeInfoSubject, "", s.answerNodeInfo),
+		subscribe(nodeRenewSubject, "", s.answerNodeRenew),
+		subscribe(nodeConnectionsSubject, "", s.answerConnections),
+		subscribe(enroll.PreflightSubject+".*", "", s.answerPreflight),
+		subscribe(enroll.NodeSubject+".*", "enroll", s.answer(onToken(s.enrollNode))),
+		subscribe(enroll.UserSubject+".*", "enroll", s.answer(onToken(s.enrollUser))),
+	)
+	if err != nil {
+		return err
+	}
+	return s.conn.Flush()
+}
+
+func (s *Server) subscribeSync(ctx context.Context) error {
+	_, err := s.conn.Subscribe(syncSubject, func(msg *nats.Msg) {
+		s.group.Go(func() {
+			if err := s.fleet.answerSync(ctx, msg); err != nil && ctx.Err() == nil {
+				s.log.Warn("a request failed", "subject", msg.Subject, "error", err)
+			}
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("subscribing to %q: %w", syncSubject, err)
+	}
+	return nil
+}
+
+// answer puts what a handler returns into an admin.Reply.
+func (s *Server) answer(h handler) func(context.Context, *nats.Msg) error {
+	return func(ctx context.Context, msg *nats.Msg) error {
+		out, err := h(ctx, msg)
+		var reply admin.Reply
+		if err == nil {
+			reply.Data, err = json.Marshal(out)
+		}
+		if err != nil && !errors.As(err, &reply.Error) {
+			reply.Error = admin.Errorf(admin.Failed, "look at the log of node "+s.fleet.node, "%s could not be done: node %s says why in its log",
+				strings.TrimPrefix(msg.Subject, admin.Prefix), s.fleet.node)
+			if errors.Is(err, context.DeadlineExceeded) {
+				reply.Error = admin.Errorf(admin.Unavailable, "fleetbus status", "the fleet did not agree in time")
+			}
+			return errors.Join(err, respond(msg, reply))
+		}
+		return respond(msg, reply)
+	}
+}
+
+// The requests between nodes, beside syncSubject.
+const (
+	nodeInfoSubject        = "node.info"
+	nodeRenewSubject       = "node.renew"
+	nodeConnectionsSubject = "node.connections"
+)
+
+// answerPreflight tells a joiner what this node sees of it.
+func (s *Server) answerPreflight(ctx context.Context, msg *nats.Msg) error {
+	var req enroll.Preflight
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a preflight: %w", err)
+	}
+	reply := enroll.PreflightReply{
+		Node: s.fleet.node, Version: Version(), Time: time.Now(), Nodes: len(s.fleet.up()),
+		Unreachable: map[string]string{}, Refused: refuseVersion(req.Version),
+	}
+	n, _ := s.fleet.directory.Node(s.fleet.node)
+	reply.Cluster, reply.Clients = n.ClusterAddr, n.ClientAddr
+	if n, ok := s.fleet.directory.Node(req.Name); ok && !n.Removed && !req.Replace {
+		reply.NameTaken = fmt.Sprintf("%s, which joined at %s from %s", n.Name, n.Joined.UTC().Format(time.RFC3339), n.Advertise)
+	}
+	var mu sync.Mutex
+	var dials sync.WaitGroup
+	for i, addr := range req.Dial {
+		if i == maxPreflightDials {
+			break
+		}
+		dials.Go(func() {
+			if err := dialBack(ctx, addr, req.Echo); err != nil {
+				mu.Lock()
+				reply.Unreachable[addr] = err.Error()
+				mu.Unlock()
+			}
+		})
+	}
+	dials.Wait()
+	return respond(msg, reply)
+}
+
+// maxPreflightDials bounds what a token's holder can make a node dial.
+const maxPreflightDials = 4
+
+// dialBack reads the joiner's echo at its address.
+func dialBack(ctx context.Context, addr, echo string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	buf := make([]byte, 128)
+	n, err := conn.Read(buf)
+	if err != nil {
+		return fmt.Errorf("something else answers there: %w", err)
+	}
+	if got := strings.TrimSpace(string(buf[:n])); got != strings.TrimSpace(echo) {
+		return errors.New("something else answers there")
+	}
+	return nil
+}

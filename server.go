@@ -1,0 +1,530 @@
+package fleetbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/portowner"
+)
+
+const (
+	// startTimeout bounds the start of the engine.
+	startTimeout = 30 * time.Second
+	// quorumTimeout is how long a starting node waits to catch up with the fleet
+	// before it serves from its snapshot. An election takes up to 9 s.
+	quorumTimeout = 15 * time.Second
+)
+
+// A Server is a node of a fleet, or a bus within one process. Make it with New.
+// Its methods are safe for concurrent use.
+type Server struct {
+	opts  Options
+	log   *slog.Logger
+	ready chan struct{}
+
+	// Set by Run before ready is closed.
+	home     *home
+	fleet    *fleet
+	broker   *broker.Broker
+	certs    *certificates
+	conn     *nats.Conn // the fleet account, as this node
+	started  time.Time
+	failures failures
+
+	mu      sync.Mutex
+	running bool
+	addrs   map[string]net.Addr
+	// admissions are opened when the node has caught up.
+	admissions []*admission
+	// stale says that the node serves from its snapshot.
+	stale bool
+	// group holds the goroutines that answer requests.
+	group sync.WaitGroup
+}
+
+// New validates o and opens nothing. The error joins every problem, each an
+// *OptionError.
+func New(o Options) (*Server, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	return &Server{opts: o, log: o.Logger, ready: make(chan struct{}), addrs: map[string]net.Addr{}}, nil
+}
+
+func (s *Server) options() Options { return s.opts }
+
+// Ready is closed when every listener accepts and the fleet's state is loaded.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addr is where a listener accepts, by its name; "cluster" and "monitor" name the
+// routes and the monitoring API. It is nil before Ready, and for what is off.
+func (s *Server) Addr(listener string) net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addrs[listener]
+}
+
+// Run serves until ctx is done, and then drains and stops: nil if ctx ended it.
+// Everything it started is undone when it returns. It can be called once.
+func (s *Server) Run(ctx context.Context) (err error) {
+	s.mu.Lock()
+	again := s.running
+	s.running = true
+	s.mu.Unlock()
+	if again {
+		return errors.New("running the server: it has been run already")
+	}
+	// What fails in the background ends everything else.
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var undo cleanup
+	defer func() {
+		undo.run()
+		s.group.Wait()
+		if err == nil {
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+				err = cause
+			}
+		}
+	}()
+	if s.opts.Mode == Client {
+		err = s.startClient(ctx, &undo)
+	} else {
+		err = s.startNode(ctx, &undo, fail)
+	}
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// cleanup undoes what was started, last first.
+type cleanup []func()
+
+func (c *cleanup) add(undo func()) { *c = append(*c, undo) }
+
+func (c *cleanup) run() {
+	for _, undo := range slices.Backward(*c) {
+		undo()
+	}
+}
+
+// background runs do in a goroutine, with a context of its own that undo ends
+// and waits for.
+func (c *cleanup) background(ctx context.Context, do func(context.Context)) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		do(ctx)
+	}()
+	c.add(func() {
+		cancel()
+		<-done
+	})
+}
+
+func (s *Server) startClient(ctx context.Context, undo *cleanup) error {
+	nc, err := s.dialFleet()
+	if err != nil {
+		return err
+	}
+	nc.Close()
+	close(s.ready)
+	s.startServices(ctx, undo)
+	return nil
+}
+
+func (s *Server) startServices(ctx context.Context, undo *cleanup) {
+	for _, b := range s.opts.Services {
+		undo.background(ctx, func(ctx context.Context) { s.runService(ctx, b) })
+	}
+}
+
+// startNode starts everything that a node is made of.
+func (s *Server) startNode(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+	authority, err := s.openHome(undo)
+	if err != nil {
+		return err
+	}
+	if s.fleet, err = newFleet(s.home, authority, s.log); err != nil {
+		return err
+	}
+	s.certs = &certificates{
+		authority: authority, node: s.home.node.Node.Server(), files: s.opts.TLS, log: s.log,
+		hosts: certificateHosts(s.opts.Advertise, s.opts.Listeners), member: s.fleet.member,
+	}
+	if err := s.certs.renew(time.Now()); err != nil {
+		return err
+	}
+	if err := s.startBroker(ctx, undo); err != nil {
+		return err
+	}
+	undo.background(ctx, s.certs.keep)
+	if err := s.join(ctx, undo, fail); err != nil {
+		return err
+	}
+	if err := s.openListeners(ctx, undo, fail); err != nil {
+		return err
+	}
+	if err := s.announce(undo); err != nil {
+		return err
+	}
+	s.started = time.Now()
+	close(s.ready)
+	s.startServices(ctx, undo)
+	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
+	return nil
+}
+
+// openHome opens the node's directory, and makes a fleet of one in an empty one.
+func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
+	dir := s.opts.Dir
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "fleetbus-"); err != nil {
+			return nil, fmt.Errorf("making a data directory: %w", err)
+		}
+		undo.add(func() { os.RemoveAll(dir) })
+	}
+	there, err := Initialized(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !there {
+		o := s.opts
+		o.Dir = dir
+		if _, err := Init(o); err != nil && !errors.Is(err, ErrInitialized) {
+			return nil, err
+		}
+	}
+	if s.home, err = lockHome(dir); err != nil {
+		return nil, err
+	}
+	undo.add(s.home.close)
+	return s.home.load()
+}
+
+func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
+	o := broker.Options{
+		Name:             s.home.node.Node.Server(),
+		Operator:         s.fleet.authority.Operator(),
+		AccountDir:       s.home.path("accounts"),
+		StoreDir:         s.home.path("local"),
+		LazySync:         s.opts.Store.LazySync,
+		Monitor:          s.opts.Monitor,
+		MaxConnections:   s.opts.Limits.Connections,
+		MaxPayload:       s.opts.Limits.Payload,
+		HandshakeTimeout: s.opts.Limits.HandshakeTimeout,
+		Grace:            s.opts.Grace,
+		System:           s.systemAuth,
+		Logger:           s.log,
+	}
+	system, ok := s.fleet.account(identity.SystemName)
+	if !ok {
+		return errors.New("starting the engine: there is no system account")
+	}
+	o.SystemAccount = system.Public
+	var err error
+	if o.Accounts, err = s.fleet.accountTokens(); err != nil {
+		return err
+	}
+	if o.Sentinel, err = s.fleet.authority.Sentinel(); err != nil {
+		return fmt.Errorf("starting the engine: %w", err)
+	}
+	if o.MaxFile, o.MaxMemory, err = s.opts.Store.bounds(s.home.dir); err != nil {
+		return err
+	}
+	if s.opts.Mode == Mesh {
+		if err := s.meshOptions(&o); err != nil {
+			return err
+		}
+	}
+	start, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer in %v", startTimeout))
+	defer cancel()
+	if s.broker, err = broker.Start(start, o); err != nil {
+		return s.explainPort(err)
+	}
+	s.fleet.broker, s.fleet.system = s.broker, s.systemAuth
+	undo.add(func() { s.broker.Stop(true) })
+	return nil
+}
+
+// meshOptions makes the engine a member of the cluster.
+func (s *Server) meshOptions(o *broker.Options) error {
+	if _, err := os.Stat(s.home.path("local")); err == nil {
+		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of local mode, which a cluster would delete", s.home.path("local")),
+			Hint: "run it with mode local, copy the streams, and remove the directory"}
+	}
+	o.StoreDir = s.home.path("store")
+	o.Cluster = &broker.Cluster{
+		Endpoint: broker.Endpoint{Addr: s.opts.Cluster.Addr, Advertise: s.opts.Cluster.Advertise, TLS: s.certs.forMesh()},
+		Name:     s.home.node.Cluster,
+		Routes:   s.routes(),
+		Found:    s.home.node.Founder,
+	}
+	for _, l := range s.opts.Listeners {
+		if _, ok := l.Protocol.(natsProtocol); !ok {
+			continue
+		}
+		if o.Clients != nil {
+			return &OptionError{Field: "listeners." + l.Name, Problem: "there is another listener of protocol nats", Hint: "keep one of them"}
+		}
+		o.Clients = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise}
+		if !l.Plaintext {
+			o.Clients.TLS = s.certs.forListener(l.ClientCertificate, s.admission().admit)
+		}
+	}
+	return nil
+}
+
+// routes are the addresses of other nodes: those of the ledger, those that the
+// home was made with, and the operator's.
+func (s *Server) routes() []string {
+	own := s.home.node.Node
+	routes := slices.Concat(s.opts.Cluster.Routes, s.home.node.Peers)
+	for _, n := range s.fleet.directory.Nodes() {
+		if n.Name != own.Name {
+			routes = append(routes, n.ClusterAddr)
+		}
+	}
+	routes = slices.DeleteFunc(routes, func(r string) bool { return r == "" || r == own.ClusterAddr || r == s.opts.Cluster.Advertise })
+	slices.Sort(routes)
+	return slices.Compact(routes)
+}
+
+// admission makes one more gate that opens when the node has caught up.
+func (s *Server) admission() *admission {
+	a := newAdmission(s.opts.Limits.HandshakeRate)
+	s.admissions = append(s.admissions, a)
+	return a
+}
+
+// systemAuth authenticates this node in the engine's system account.
+func (s *Server) systemAuth() []nats.Option {
+	account, _ := s.fleet.account(identity.SystemName)
+	p := s.nodePrincipal(identity.SystemName)
+	token, key, err := s.fleet.authority.ServiceCredentials(account, p, time.Now())
+	if err != nil {
+		return []nats.Option{func(*nats.Options) error { return err }}
+	}
+	return []nats.Option{nats.UserJWT(func() (string, error) { return token, nil }, key.Sign)}
+}
+
+func (s *Server) nodePrincipal(account string) identity.Principal {
+	everything := identity.Rule{Allow: []string{">"}}
+	return identity.Principal{
+		Account: account, Name: "node-" + s.home.node.Node.Name, Kind: identity.KindNode,
+		Permissions: identity.Permissions{Publish: everything, Subscribe: everything},
+	}
+}
+
+// join connects the node to the fleet's account, follows the ledger, and answers
+// what a node answers. It returns when the node has caught up, or when it is
+// clear that the quorum is away.
+func (s *Server) join(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+	session, err := s.open(s.nodePrincipal(identity.FleetName), func(o *nats.Options) error {
+		o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	undo.add(session.Close)
+	s.conn = session.Conn
+	replicas := 1
+	if len(s.fleet.directory.Nodes()) >= 3 && s.opts.Mode == Mesh {
+		replicas = 3
+	}
+	undo.background(ctx, func(ctx context.Context) {
+		if err := s.fleet.follow(ctx, session.Conn, replicas); err != nil {
+			fail(fmt.Errorf("following the ledger: %w", err))
+		}
+	})
+	callout, err := s.serveCallout(ctx)
+	if err != nil {
+		return err
+	}
+	undo.add(callout.Close)
+	timeout := time.NewTimer(quorumTimeout)
+	defer timeout.Stop()
+	select {
+	case <-s.fleet.follower.CaughtUp():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timeout.C:
+		s.stale = true
+		s.log.Warn("the quorum is away: serving from the snapshot", "sequence", s.fleet.directory.Seq())
+		undo.background(ctx, func(ctx context.Context) {
+			select {
+			case <-s.fleet.follower.CaughtUp():
+				s.mu.Lock()
+				s.stale = false
+				s.mu.Unlock()
+				s.log.Info("caught up with the fleet", "sequence", s.fleet.directory.Seq())
+			case <-ctx.Done():
+			}
+		})
+	}
+	if err := s.ensureAccounts(ctx); err != nil {
+		return err
+	}
+	if err := s.serveRequests(ctx); err != nil {
+		return err
+	}
+	if s.opts.Mode == Mesh {
+		undo.background(ctx, s.keepReplicas)
+	}
+	return nil
+}
+
+// ensureAccounts makes Options.Accounts.
+func (s *Server) ensureAccounts(ctx context.Context) error {
+	for _, name := range s.opts.Accounts {
+		if _, ok := s.fleet.directory.Account(name); ok {
+			continue
+		}
+		if _, err := s.fleet.putAccount(ctx, name, identity.Limits{}); err != nil {
+			return fmt.Errorf("making account %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// openListeners opens the gates and the listeners of foreign protocols.
+func (s *Server) openListeners(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+	for _, l := range s.opts.Listeners {
+		if _, ok := l.Protocol.(natsProtocol); ok {
+			s.bound(l.Name, s.broker.Addr())
+			continue
+		}
+		w, err := s.openListener(ctx, l)
+		if err != nil {
+			return s.explainPort(err)
+		}
+		s.bound(l.Name, w.Addr())
+		undo.background(ctx, func(ctx context.Context) {
+			stop := context.AfterFunc(ctx, func() { w.Close() })
+			defer stop()
+			err := l.Protocol.Serve(ctx, w, s.login(l.Name))
+			w.Close()
+			if ctx.Err() == nil {
+				fail(fmt.Errorf("serving listener %q: %w", l.Name, errors.Join(err, errListenerEnded)))
+			}
+		})
+	}
+	s.bound("cluster", s.broker.RouteAddr())
+	s.bound("monitor", s.broker.MonitorAddr())
+	for _, a := range s.admissions {
+		a.open.Store(true)
+	}
+	return nil
+}
+
+var (
+	errListenerEnded = errors.New("it ended")
+	errServiceEnded  = errors.New("it returned without an error")
+)
+
+func (s *Server) openListener(ctx context.Context, l Listener) (*listener, error) {
+	if l.Plaintext {
+		return listen(ctx, l, nil, s.opts.Limits, s.log)
+	}
+	return listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.log)
+}
+
+func (s *Server) bound(name string, addr net.Addr) {
+	if addr == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addrs[name] = addr
+}
+
+func (s *Server) listening() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]string{}
+	for name, addr := range s.addrs {
+		all[name] = addr.String()
+	}
+	return all
+}
+
+// announce tells commands on this machine where the server is.
+func (s *Server) announce(undo *cleanup) error {
+	r := running{PID: os.Getpid(), Node: s.fleet.node, Fleet: s.fleet.authority.Fleet(), Started: time.Now(), Listeners: s.listening()}
+	r.Cluster, r.Monitor = r.Listeners["cluster"], r.Listeners["monitor"]
+	delete(r.Listeners, "cluster")
+	delete(r.Listeners, "monitor")
+	path := s.home.path("run.json")
+	undo.add(func() { os.Remove(path) })
+	return writeJSON(path, r)
+}
+
+// explainPort says who has the port that could not be opened.
+func (s *Server) explainPort(err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "listen" || op.Addr == nil {
+		return err
+	}
+	if owner := portowner.Of(op.Addr.String()); owner != "" {
+		return fmt.Errorf("%w by %s", err, owner)
+	}
+	return err
+}
+
+// dialFleet connects to the endpoints of Client mode.
+func (s *Server) dialFleet() (*nats.Conn, error) {
+	o := s.opts
+	config, err := clientTLS(o.TLS)
+	if err != nil {
+		return nil, err
+	}
+	opts := []nats.Option{nats.Name(o.Client.Name), nats.MaxReconnects(-1), nats.Secure(config)}
+	if o.Client.Creds != "" {
+		opts = append(opts, nats.UserCredentials(o.Client.Creds))
+	}
+	nc, err := nats.Connect("tls://"+strings.Join(o.Client.Endpoints, ",tls://"), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the fleet at %q: %w", o.Client.Endpoints, err)
+	}
+	return nc, nil
+}
+
+// Renew renews this node's certificates now, or reads their files again. No
+// connection drops. It is an error before Ready.
+func (s *Server) Renew() error {
+	select {
+	case <-s.ready:
+	default:
+		return errors.New("renewing the certificates: the server is not ready")
+	}
+	if s.certs == nil {
+		return nil
+	}
+	return s.certs.renew(time.Now())
+}
+
+// Subject puts Options.Client.SubjectPrefix before a subject.
+func (s *Server) Subject(subject string) string {
+	if p := s.opts.Client.SubjectPrefix; p != "" {
+		return p + "." + subject
+	}
+	return subject
+}

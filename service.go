@@ -1,0 +1,60 @@
+package fleetbus
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A Service is an ordinary client of the bus that happens to run inside the
+// server. Run returns when ctx is done; when it returns an error before that, it
+// is logged, is a finding, and Run is called again with backoff.
+type Service interface {
+	Run(ctx context.Context, nc *nats.Conn) error
+}
+
+const (
+	serviceBackoff    = 100 * time.Millisecond
+	serviceBackoffMax = 30 * time.Second
+)
+
+// runService keeps a service running until ctx is done.
+func (s *Server) runService(ctx context.Context, b ServiceBinding) {
+	wait := serviceBackoff
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.runServiceOnce(ctx, b)
+		if ctx.Err() != nil {
+			return
+		}
+		s.failures.set(b.Name, err)
+		s.log.Error("service failed", "service", b.Name, "error", err)
+		if time.Since(began) > serviceBackoffMax {
+			wait = serviceBackoff
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, serviceBackoffMax)
+	}
+}
+
+func (s *Server) runServiceOnce(ctx context.Context, b ServiceBinding) error {
+	session, err := s.Session(ctx, b.Principal)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	// A service that lives this long has recovered.
+	recovered := time.AfterFunc(serviceBackoffMax, func() { s.failures.set(b.Name, nil) })
+	defer recovered.Stop()
+	if err := b.Service.Run(ctx, session.Conn); err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		return errServiceEnded
+	}
+	return nil
+}
