@@ -32,7 +32,7 @@ func (s *Server) serveCallout(ctx context.Context) (*nats.Conn, error) {
 		return nil, fmt.Errorf("starting the callout: %w", err)
 	}
 	nc, err := s.broker.Connect(
-		nats.Name("callout"), nats.NoReconnect(),
+		nats.Name("callout"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(identity.Principal{Account: identity.CalloutName, Name: "service"})),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
 	)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *Server) serveCallout(ctx context.Context) (*nats.Conn, error) {
 		}
 		s.group.Go(func() {
 			defer func() { <-busy }()
-			if err := s.answerCallout(ctx, msg, &ours); err != nil {
+			if err := s.answerCallout(ctx, nc, msg, &ours); err != nil {
 				s.log.Warn("a client could not be authenticated", "error", err)
 			}
 		})
@@ -65,7 +65,7 @@ func (s *Server) serveCallout(ctx context.Context) (*nats.Conn, error) {
 	return nc, nc.Flush()
 }
 
-func (s *Server) answerCallout(ctx context.Context, msg *nats.Msg, ours *sync.Map) error {
+func (s *Server) answerCallout(ctx context.Context, nc *nats.Conn, msg *nats.Msg, ours *sync.Map) error {
 	authority := s.fleet.authority
 	serverKey := msg.Header.Get(serverKeyHeader)
 	req, err := authority.OpenCallout(msg.Data, serverKey)
@@ -77,10 +77,10 @@ func (s *Server) answerCallout(ctx context.Context, msg *nats.Msg, ours *sync.Ma
 	if !mine {
 		return nil
 	}
-	answer, err := s.decideCallout(ctx, req)
-	if err != nil {
-		answer, err = authority.CalloutRefusal(req, operatorText(err), time.Now())
-		if err != nil {
+	c, seq := calloutCredentials(req), s.fleet.directory.Seq()
+	answer, refused := s.decideCallout(ctx, req, c)
+	if refused != nil {
+		if answer, err = authority.CalloutRefusal(req, operatorText(refused), time.Now()); err != nil {
 			return err
 		}
 	}
@@ -92,11 +92,21 @@ func (s *Server) answerCallout(ctx context.Context, msg *nats.Msg, ours *sync.Ma
 	if err != nil {
 		return fmt.Errorf("sealing the answer to a callout: %w", err)
 	}
-	return msg.Respond(sealed)
+	if err := msg.Respond(sealed); err != nil || refused != nil {
+		return err
+	}
+	// The client is in its account when the engine has read the answer.
+	if err := nc.Flush(); err != nil {
+		return fmt.Errorf("answering a callout: %w", err)
+	}
+	if s.reconsider(ctx, c, seq) != nil {
+		s.broker.Close(req.ClientInformation.ID)
+	}
+	return nil
 }
 
-func (s *Server) decideCallout(ctx context.Context, req *jwt.AuthorizationRequestClaims) (string, error) {
-	p, err := s.authenticate(ctx, calloutCredentials(req))
+func (s *Server) decideCallout(ctx context.Context, req *jwt.AuthorizationRequestClaims, c identity.Credentials) (string, error) {
+	p, err := s.authenticate(ctx, c)
 	if err != nil {
 		return "", err
 	}

@@ -311,6 +311,13 @@ func (f *fleet) wait(ctx context.Context, seq uint64) error {
 	}
 }
 
+// writer is the ledger, nil while it cannot be written.
+func (f *fleet) writer() *ledger.Ledger {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ledger
+}
+
 // errSame says that a change has nothing to do.
 var errSame = errors.New("nothing to change")
 
@@ -318,9 +325,7 @@ var errSame = errors.New("nothing to change")
 // directory as it is, and is called again when somebody was faster. The event's
 // number is returned when this node has acted on it; 0 if build said errSame.
 func (f *fleet) change(ctx context.Context, subject string, build func() (any, error)) (uint64, error) {
-	f.mu.Lock()
-	l := f.ledger
-	f.mu.Unlock()
+	l := f.writer()
 	if l == nil {
 		return 0, admin.Errorf(admin.Unavailable, "fleetbus status", "the ledger cannot be written: the fleet has no quorum")
 	}
@@ -436,7 +441,7 @@ func (f *fleet) up() map[string]bool {
 // member says why the node with that engine name may not take part, or nil. One
 // that is not known yet may: it joined a moment ago.
 func (f *fleet) member(server string) error {
-	name, _, _ := strings.Cut(server, "~")
+	name, _, _ := strings.Cut(server, ".")
 	n, ok := f.directory.Node(name)
 	switch {
 	case !ok:

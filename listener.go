@@ -51,9 +51,13 @@ type listener struct {
 	busy    chan struct{}
 	ctx     context.Context
 	stop    context.CancelFunc
-	err     error
 	running sync.WaitGroup
 }
+
+// acceptPause is how long a listener rests when it could not accept: most likely
+// the process has no file descriptor left, and strangers must not be able to end
+// the server by taking them all.
+const acceptPause = 100 * time.Millisecond
 
 // listen opens a listener and starts to accept. config is nil for plain text.
 func listen(ctx context.Context, l Listener, config *tls.Config, limits Limits, log *slog.Logger) (*listener, error) {
@@ -78,13 +82,20 @@ func (w *listener) accept() {
 		select {
 		case w.busy <- struct{}{}:
 		case <-w.ctx.Done():
-			w.err = net.ErrClosed
 			return
 		}
 		conn, err := w.Listener.Accept()
-		if err != nil {
-			w.err = err
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil {
+			<-w.busy
+			w.log.Warn("connection not accepted", "listener", w.name, "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-w.ctx.Done():
+			}
+			continue
 		}
 		w.running.Go(func() {
 			shaken, err := w.shake(conn)

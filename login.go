@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
@@ -78,6 +79,7 @@ func (s *Server) Session(ctx context.Context, p identity.Principal) (*Session, e
 func (s *Server) login(listener string) Login {
 	return func(ctx context.Context, c identity.Credentials) (*Session, error) {
 		c.Listener = listener
+		seq := s.fleet.directory.Seq()
 		p, err := s.authenticate(ctx, c)
 		if err != nil {
 			return nil, err
@@ -86,14 +88,23 @@ func (s *Server) login(listener string) Login {
 		if err != nil {
 			return nil, err
 		}
-		// A denial that came between was acted on before the session was there to
-		// be closed.
-		if _, err := s.authenticate(ctx, c); err != nil {
+		if err := s.reconsider(ctx, c, seq); err != nil {
 			session.Close()
 			return nil, err
 		}
 		return session, nil
 	}
+}
+
+// reconsider authenticates again who was let in by the state after event seq, if
+// there is a newer one: a denial that came between was acted on before the
+// connection was there to be closed. A later one finds it.
+func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uint64) error {
+	if s.fleet.directory.Seq() == seq {
+		return nil
+	}
+	_, err := s.authenticate(ctx, c)
+	return err
 }
 
 // authenticate asks the directory and logs a refusal.
@@ -128,10 +139,23 @@ func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, erro
 	nc, err := s.broker.Connect(append([]nats.Option{
 		nats.Name(p.Name),
 		nats.NoReconnect(),
+		nats.ErrorHandler(s.sessionError(p)),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
 	}, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("opening a session of %q: %w", p, err)
 	}
 	return &Session{Principal: p, Conn: nc}, nil
+}
+
+// sessionError logs what a session is told by itself. Without it the library
+// would write to the process's standard error.
+func (s *Server) sessionError(p identity.Principal) nats.ErrHandler {
+	return func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		level := slog.LevelWarn
+		if errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) {
+			level = slog.LevelDebug // the engine's own line, or nothing new
+		}
+		s.log.Log(s.fleet.running, level, "session error", "principal", p, "error", err)
+	}
 }

@@ -3,7 +3,6 @@ package fleetbus
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
-	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
 )
 
@@ -45,7 +43,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 func (s *Server) nodeNames(servers []string) []string {
 	names := []string{}
 	for _, server := range servers {
-		name, _, _ := strings.Cut(server, "~")
+		name, _, _ := strings.Cut(server, ".")
 		names = append(names, name)
 	}
 	slices.Sort(names)
@@ -73,7 +71,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 		return nil, err
 	}
 	members := s.broker.Members()
-	status.Leader, _, _ = strings.Cut(s.broker.Leader(), "~")
+	status.Leader, _, _ = strings.Cut(s.broker.Leader(), ".")
 	alive := 0
 	for _, n := range d.Nodes() {
 		info, ok := up[n.Name]
@@ -211,51 +209,6 @@ func (s *Server) renewNodes(ctx context.Context, r admin.Name) (any, error) {
 	}
 	slices.SortFunc(all, func(a, b admin.Renewed) int { return strings.Compare(a.Node, b.Node) })
 	return all, err
-}
-
-// removeNode takes a node out of the group that agrees on streams, and out of
-// the fleet.
-func (s *Server) removeNode(ctx context.Context, r admin.RemoveNodeRequest) (any, error) {
-	began := time.Now()
-	n, ok := s.fleet.directory.Node(r.Name)
-	if !ok || n.Removed {
-		return nil, admin.Errorf(admin.NotFound, "fleetbus node ls", "there is no node %q", r.Name)
-	}
-	if len(s.fleet.directory.Nodes()) == 1 {
-		return nil, admin.Errorf(admin.Conflict, "stop it, and remove its data directory", "node %q is the last one", r.Name)
-	}
-	if s.fleet.up()[r.Name] && !r.Force {
-		return nil, admin.Errorf(admin.Conflict, "run fleetbus leave there", "node %q is up", r.Name)
-	}
-	if err := s.dropMember(ctx, n); err != nil {
-		return nil, err
-	}
-	seq, err := s.fleet.change(ctx, "node."+n.Name, func() (any, error) {
-		n, _ := s.fleet.directory.Node(r.Name)
-		n.Removed, n.RemovedAt = true, time.Now()
-		return n, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return s.fleet.spread(ctx, s.conn, seq, began)
-}
-
-// dropMember removes a node from the engine's group, if it is a member.
-func (s *Server) dropMember(ctx context.Context, n identity.Node) error {
-	if s.opts.Mode == Local {
-		return nil
-	}
-	nc, err := s.broker.Connect(s.systemAuth()...)
-	if err != nil {
-		return fmt.Errorf("connecting to the system account: %w", err)
-	}
-	defer nc.Close()
-	err = broker.RemoveMember(ctx, nc, n.Server())
-	if errors.Is(err, broker.ErrNotMember) {
-		return nil
-	}
-	return err
 }
 
 // Check lists what is wrong with this node.

@@ -113,6 +113,8 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(nodeInfoSubject, "", s.answerNodeInfo),
 		subscribe(nodeRenewSubject, "", s.answerNodeRenew),
 		subscribe(nodeConnectionsSubject, "", s.answerConnections),
+		subscribe(admin.Prefix+"node.leave", "", s.answerLeave),
+		subscribe(admin.Prefix+"rescue", "admin", s.answerRescue),
 		subscribe(enroll.PreflightSubject+".*", "", s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", s.answer(onToken(s.enrollNode))),
 		subscribe(enroll.UserSubject+".*", "enroll", s.answer(onToken(s.enrollUser))),

@@ -50,6 +50,8 @@ type Server struct {
 	admissions []*admission
 	// stale says that the node serves from its snapshot.
 	stale bool
+	// fail ends the server with an error.
+	fail context.CancelCauseFunc
 	// group holds the goroutines that answer requests.
 	group sync.WaitGroup
 }
@@ -90,12 +92,13 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	// What fails in the background ends everything else.
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
+	s.fail = fail
 	var undo cleanup
 	defer func() {
 		undo.run()
 		s.group.Wait()
 		if err == nil {
-			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) && !errors.Is(cause, errLeft) {
 				err = cause
 			}
 		}
@@ -103,7 +106,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if s.opts.Mode == Client {
 		err = s.startClient(ctx, &undo)
 	} else {
-		err = s.startNode(ctx, &undo, fail)
+		err = s.startNode(ctx, &undo)
 	}
 	if err != nil {
 		return err
@@ -156,7 +159,7 @@ func (s *Server) startServices(ctx context.Context, undo *cleanup) {
 }
 
 // startNode starts everything that a node is made of.
-func (s *Server) startNode(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	authority, err := s.openHome(undo)
 	if err != nil {
 		return err
@@ -175,10 +178,10 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup, fail context.Canc
 		return err
 	}
 	undo.background(ctx, s.certs.keep)
-	if err := s.join(ctx, undo, fail); err != nil {
+	if err := s.join(ctx, undo); err != nil {
 		return err
 	}
-	if err := s.openListeners(ctx, undo, fail); err != nil {
+	if err := s.openListeners(ctx, undo); err != nil {
 		return err
 	}
 	if err := s.announce(undo); err != nil {
@@ -275,7 +278,8 @@ func (s *Server) meshOptions(o *broker.Options) error {
 		Endpoint: broker.Endpoint{Addr: s.opts.Cluster.Addr, Advertise: s.opts.Cluster.Advertise, TLS: s.certs.forMesh()},
 		Name:     s.home.node.Cluster,
 		Routes:   s.routes(),
-		Found:    s.home.node.Founder,
+		// A founder whose disk was lost must not begin a second cluster.
+		Found: s.home.node.Founder && len(s.fleet.directory.Nodes()) == 1,
 	}
 	for _, l := range s.opts.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); !ok {
@@ -336,7 +340,7 @@ func (s *Server) nodePrincipal(account string) identity.Principal {
 // join connects the node to the fleet's account, follows the ledger, and answers
 // what a node answers. It returns when the node has caught up, or when it is
 // clear that the quorum is away.
-func (s *Server) join(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+func (s *Server) join(ctx context.Context, undo *cleanup) error {
 	session, err := s.open(s.nodePrincipal(identity.FleetName), func(o *nats.Options) error {
 		o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
 		return nil
@@ -352,7 +356,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup, fail context.CancelCau
 	}
 	undo.background(ctx, func(ctx context.Context) {
 		if err := s.fleet.follow(ctx, session.Conn, replicas); err != nil {
-			fail(fmt.Errorf("following the ledger: %w", err))
+			s.fail(fmt.Errorf("following the ledger: %w", err))
 		}
 	})
 	callout, err := s.serveCallout(ctx)
@@ -380,8 +384,15 @@ func (s *Server) join(ctx context.Context, undo *cleanup, fail context.CancelCau
 			}
 		})
 	}
-	if err := s.ensureAccounts(ctx); err != nil {
+	first, cancel := context.WithTimeout(ctx, quorumTimeout)
+	defer cancel()
+	if err := s.ensureAccounts(first); err != nil {
 		return err
+	}
+	if !s.stale {
+		if err := s.ensureAdmin(first); err != nil {
+			s.log.Warn("there is no local admin yet", "error", err)
+		}
 	}
 	if err := s.serveRequests(ctx); err != nil {
 		return err
@@ -406,7 +417,7 @@ func (s *Server) ensureAccounts(ctx context.Context) error {
 }
 
 // openListeners opens the gates and the listeners of foreign protocols.
-func (s *Server) openListeners(ctx context.Context, undo *cleanup, fail context.CancelCauseFunc) error {
+func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 	for _, l := range s.opts.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); ok {
 			s.bound(l.Name, s.broker.Addr())
@@ -423,7 +434,7 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup, fail context.
 			err := l.Protocol.Serve(ctx, w, s.login(l.Name))
 			w.Close()
 			if ctx.Err() == nil {
-				fail(fmt.Errorf("serving listener %q: %w", l.Name, errors.Join(err, errListenerEnded)))
+				s.fail(fmt.Errorf("serving listener %q: %w", l.Name, errors.Join(err, errListenerEnded)))
 			}
 		})
 	}

@@ -24,7 +24,7 @@ func (s *Server) runService(ctx context.Context, b ServiceBinding) {
 	wait := serviceBackoff
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := s.runServiceOnce(ctx, b)
+		err := s.runServiceOnce(ctx, b, wait)
 		if ctx.Err() != nil {
 			return
 		}
@@ -41,14 +41,15 @@ func (s *Server) runService(ctx context.Context, b ServiceBinding) {
 	}
 }
 
-func (s *Server) runServiceOnce(ctx context.Context, b ServiceBinding) error {
+// runServiceOnce runs a service, which has recovered from an earlier failure when
+// it lives longer than the pause after it was.
+func (s *Server) runServiceOnce(ctx context.Context, b ServiceBinding, pause time.Duration) error {
 	session, err := s.Session(ctx, b.Principal)
 	if err != nil {
 		return err
 	}
 	defer session.Close()
-	// A service that lives this long has recovered.
-	recovered := time.AfterFunc(serviceBackoffMax, func() { s.failures.set(b.Name, nil) })
+	recovered := time.AfterFunc(pause, func() { s.failures.set(b.Name, nil) })
 	defer recovered.Stop()
 	if err := b.Service.Run(ctx, session.Conn); err != nil {
 		return err

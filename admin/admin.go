@@ -360,6 +360,35 @@ type RemoveNodeRequest struct {
 	Force bool   `json:"force,omitempty"`
 }
 
+// Left is what is left when a node has left.
+type Left struct {
+	Node string `json:"node"`
+	// Streams counts those that moved to other nodes, Nodes the others.
+	Streams int `json:"streams"`
+	Nodes   int `json:"nodes"`
+}
+
+// Leave takes a live node out of the fleet: its streams move to others, it leaves
+// the group that agrees on them, and its server stops.
+func (c *Client) Leave(ctx context.Context, name string) (Left, error) {
+	return call[Left](ctx, c, "node.leave", Name{name})
+}
+
+// Rescued is what a rescue did.
+type Rescued struct {
+	// Removed names the nodes that are given up, Streams counts those that were
+	// brought back with one copy.
+	Removed []string `json:"removed"`
+	Streams int      `json:"streams"`
+}
+
+// Rescue gives up the nodes that do not answer, after the quorum was lost for
+// good, and makes those that are up the whole fleet. What only the lost ones had
+// is lost. It may take a minute.
+func (c *Client) Rescue(ctx context.Context) (Rescued, error) {
+	return call[Rescued](ctx, c, "rescue", struct{}{})
+}
+
 // RenewNodes renews the certificates of every node, or of the one named, at once.
 // No connection drops.
 func (c *Client) RenewNodes(ctx context.Context, name string) ([]Renewed, error) {

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -29,11 +31,24 @@ type Node struct {
 	RemovedAt time.Time `json:"removed_at,omitzero"`
 }
 
+// SplitServer returns the name of the node that the engine, or a mesh
+// certificate, calls server. It fails if server is what no Node.Server returns.
+func SplitServer(server string) (node string, err error) {
+	node, incarnation, found := strings.Cut(server, ".")
+	if err := CheckName(node); err != nil {
+		return "", err
+	}
+	if n, err := strconv.Atoi(incarnation); found && (err != nil || n < 2 || strconv.Itoa(n) != incarnation) {
+		return "", fmt.Errorf("incarnation %s of node %q is not a number from 2 on", quote(incarnation), node)
+	}
+	return node, nil
+}
+
 // Server is the node as the engine and its mesh certificate call it: its name,
-// and from the second incarnation on "~" and the number.
+// and from the second incarnation on "." and the number.
 func (n Node) Server() string {
 	if n.Incarnation < 2 {
 		return n.Name
 	}
-	return fmt.Sprintf("%s~%d", n.Name, n.Incarnation)
+	return fmt.Sprintf("%s.%d", n.Name, n.Incarnation)
 }

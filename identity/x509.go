@@ -45,13 +45,14 @@ func NewCSR(key crypto.Signer) (*x509.CertificateRequest, error) {
 
 // SignNode issues a node's certificates for the key in csr, for ttl from now or
 // as long as the authority lasts, if that is shorter. mesh is for links with
-// other nodes, in both directions, and names spiffe://<fleet>/node/<node>.
+// other nodes, in both directions, and names spiffe://<fleet>/node/<node>,
+// where node is what Node.Server returns.
 // server is for listeners, names hosts (DNS names and addresses), and is
 // followed by the certificates of both authorities, for TokenText.VerifyServer.
 // Both are PEM. Names in csr are ignored; its signature and the strength of its
 // key (ECDSA P-256 and up, Ed25519, RSA of 2048 bits and up) are not.
 func (a *Authority) SignNode(csr *x509.CertificateRequest, node string, hosts []string, ttl time.Duration, now time.Time) (mesh, server []byte, err error) {
-	if err := CheckName(node); err != nil {
+	if _, err := SplitServer(node); err != nil {
 		return nil, nil, fmt.Errorf("signing the certificates of a node: %w", err)
 	}
 	dns, ips, err := splitHosts(hosts)
@@ -105,8 +106,9 @@ func (a *Authority) name(segments ...string) *url.URL {
 // PrincipalFromCertificate returns the account and name in a certificate of
 // SignUser for that fleet; false if it is not one. It verifies no signature.
 func PrincipalFromCertificate(cert *x509.Certificate, fleet string) (account, name string, ok bool) {
-	account, name, ok = spiffeName(cert, fleet)
-	if !ok || account == nodeSegment {
+	path, ok := spiffePath(cert, fleet)
+	account, name, err := SplitName(path)
+	if !ok || err != nil || account == nodeSegment {
 		return "", "", false
 	}
 	return account, name, true
@@ -115,25 +117,21 @@ func PrincipalFromCertificate(cert *x509.Certificate, fleet string) (account, na
 // NodeFromCertificate returns the node's name in a mesh certificate of SignNode
 // for that fleet; false if it is not one. It verifies no signature.
 func NodeFromCertificate(cert *x509.Certificate, fleet string) (node string, ok bool) {
-	segment, node, ok := spiffeName(cert, fleet)
-	if !ok || segment != nodeSegment {
+	path, ok := spiffePath(cert, fleet)
+	node, ok2 := strings.CutPrefix(path, nodeSegment+"/")
+	if _, err := SplitServer(node); !ok || !ok2 || err != nil {
 		return "", false
 	}
 	return node, true
 }
 
-// spiffeName reads the one URI of cert. A SPIFFE certificate has exactly one
+// spiffePath reads the one URI of cert. A SPIFFE certificate has exactly one
 // (X509-SVID, section 2), so that it cannot mean two things.
-func spiffeName(cert *x509.Certificate, fleet string) (first, second string, ok bool) {
+func spiffePath(cert *x509.Certificate, fleet string) (path string, ok bool) {
 	if len(cert.URIs) != 1 {
-		return "", "", false
+		return "", false
 	}
-	path, ok := strings.CutPrefix(cert.URIs[0].String(), "spiffe://"+fleet+"/")
-	if !ok {
-		return "", "", false
-	}
-	first, second, err := SplitName(path)
-	return first, second, err == nil
+	return strings.CutPrefix(cert.URIs[0].String(), "spiffe://"+fleet+"/")
 }
 
 // splitHosts sorts out DNS names and addresses.

@@ -269,3 +269,22 @@ func TestHandshake(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSplitServer(t *testing.T) {
+	for server, node := range map[string]string{"n1": "n1", "n1.2": "n1", "n1.10": "n1"} {
+		if got, err := SplitServer(server); err != nil || got != node {
+			t.Errorf("server %q is node %q, %v", server, got, err)
+		}
+		if n := (Node{Name: node}); server == "n1" && n.Server() != server {
+			t.Errorf("node %q is server %q", node, n.Server())
+		}
+	}
+	if n := (Node{Name: "n1", Incarnation: 2}); n.Server() != "n1.2" {
+		t.Errorf("the second node is server %q", n.Server())
+	}
+	for _, server := range []string{"", "a/b", "n1.", "n1.1", "n1.02", "n1.x", ".2", "n1.2.3", "n1.-2"} {
+		if node, err := SplitServer(server); err == nil {
+			t.Errorf("server %q is node %q", server, node)
+		}
+	}
+}

@@ -224,7 +224,7 @@ func TestGrowShrinkReplace(t *testing.T) {
 		return RemoveMember(ctx, r.sys(t, n1), "n3")
 	})
 	eventually(t, "two members", members(n1, 2))
-	n3 = start(t, r.options(t, "n3~2", t.TempDir(), n1.RouteAddr().String()))
+	n3 = start(t, r.options(t, "n3.2", t.TempDir(), n1.RouteAddr().String()))
 	eventually(t, "three members again", members(n1, 3))
 	eventually(t, "three replicas again", func() error {
 		js := r.js(t, n3)

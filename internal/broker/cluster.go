@@ -294,6 +294,49 @@ func (b *Broker) Healthy() error {
 	return nil
 }
 
+// A Stream is one that this server keeps.
+type Stream struct {
+	// Account is the public key of its account.
+	Account, Name string
+	// Replicas is how many copies its configuration wants.
+	Replicas int
+	// Leader is the server that leads it, "" if none is known. Group names those
+	// that keep it; a new number of copies gives it a new one.
+	Leader, Group string
+	// Config is its configuration as the engine's API takes it.
+	Config json.RawMessage
+}
+
+// Streams lists the streams that this server keeps.
+func (b *Broker) Streams() []Stream {
+	z, err := b.srv.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Config: true, Limit: 1 << 20})
+	if err != nil {
+		return nil
+	}
+	var all []Stream
+	for _, a := range z.AccountDetails {
+		for _, st := range a.Streams {
+			one := Stream{Account: a.Id, Name: st.Name, Replicas: 1}
+			if st.Config != nil {
+				one.Replicas = st.Config.Replicas
+				one.Config, _ = json.Marshal(st.Config)
+			}
+			if st.Cluster != nil {
+				one.Leader, one.Group = st.Cluster.Leader, st.Cluster.RaftGroup
+			}
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+// StepDownStream hands the lead of a stream to the server named preferred. nc is
+// a connection to the stream's account.
+func StepDownStream(ctx context.Context, nc *nats.Conn, stream, preferred string) error {
+	req := server.JSApiLeaderStepdownRequest{Placement: &server.Placement{Preferred: preferred}}
+	return call(ctx, nc, fmt.Sprintf(server.JSApiStreamLeaderStepDownT, stream), req)
+}
+
 // StepDown hands the lead of the group to the server named preferred. nc is a
 // connection to the system account, as for all functions here.
 func StepDown(ctx context.Context, nc *nats.Conn, preferred string) error {
