@@ -48,10 +48,8 @@ type fleet struct {
 	// publics are the accounts' public keys by name; for act alone.
 	publics map[string]string
 
-	mu      sync.Mutex
-	ledger  *ledger.Ledger
-	applied uint64
-	changed chan struct{}
+	mu     sync.Mutex
+	ledger *ledger.Ledger
 	// closed counts the connections that an event ended here; recent are its keys
 	// in order.
 	closed map[uint64]int
@@ -61,7 +59,7 @@ type fleet struct {
 func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), log: log,
-		changed: make(chan struct{}), closed: map[uint64]int{}, publics: map[string]string{},
+		closed: map[uint64]int{}, publics: map[string]string{},
 	}
 	// What the snapshot is folded upon, and all there is if it is corrupt.
 	_, genesis, err := ledger.ReadSnapshot(h.path("genesis.snapshot"))
@@ -79,7 +77,6 @@ func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet,
 	if err != nil {
 		return nil, fmt.Errorf("reading the fleet's state: %w", err)
 	}
-	f.applied = f.directory.Seq()
 	for _, a := range f.directory.Accounts() {
 		f.publics[a.Name] = a.Public
 	}
@@ -155,19 +152,17 @@ func (f *fleet) act(ev ledger.Event) {
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
 	}
+	if closed == 0 {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.applied = ev.Seq
-	if closed > 0 {
-		f.closed[ev.Seq] = closed
-		f.recent = append(f.recent, ev.Seq)
-		if len(f.recent) > closedKept {
-			delete(f.closed, f.recent[0])
-			f.recent = f.recent[1:]
-		}
+	f.closed[ev.Seq] = closed
+	f.recent = append(f.recent, ev.Seq)
+	if len(f.recent) > closedKept {
+		delete(f.closed, f.recent[0])
+		f.recent = f.recent[1:]
 	}
-	close(f.changed)
-	f.changed = make(chan struct{})
 }
 
 func (f *fleet) fleetAccount() []identity.Account {
@@ -265,8 +260,7 @@ func (f *fleet) closeConnections(public, name string) (closed int, err error) {
 	return closed, err
 }
 
-// follow runs the ledger's follower over nc until ctx is done. ledgerReady is
-// called once the ledger can be written.
+// follow runs the ledger's follower over nc until ctx is done.
 func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
 	f.running = ctx
 	js, err := jetstream.New(nc)
@@ -292,23 +286,6 @@ func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
 	f.ledger = l
 	f.mu.Unlock()
 	return f.follower.Run(ctx, l)
-}
-
-// wait returns when this node has acted on event seq.
-func (f *fleet) wait(ctx context.Context, seq uint64) error {
-	for {
-		f.mu.Lock()
-		applied, changed := f.applied, f.changed
-		f.mu.Unlock()
-		if applied >= seq {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for event %d of the ledger (at %d): %w", seq, applied, context.Cause(ctx))
-		case <-changed:
-		}
-	}
 }
 
 // writer is the ledger, nil while it cannot be written.
@@ -346,7 +323,7 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 		}
 		seq, err := l.Append(ctx, subject, version, data)
 		if err == nil {
-			return seq, f.wait(ctx, seq)
+			return seq, f.follower.Wait(ctx, seq)
 		}
 		if !errors.Is(err, ledger.ErrConflict) {
 			return 0, fmt.Errorf("writing %q to the ledger: %w", subject, err)
@@ -360,20 +337,15 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 // passed returns when this node knows a version of subject other than the one
 // that lost.
 func (f *fleet) passed(ctx context.Context, subject string, version uint64) error {
-	for f.directory.Version(subject) == version {
-		f.mu.Lock()
-		changed := f.changed
-		f.mu.Unlock()
+	for {
+		seq := f.directory.Seq()
 		if f.directory.Version(subject) != version {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the newest version of %q: %w", subject, context.Cause(ctx))
-		case <-changed:
+		if err := f.follower.Wait(ctx, seq+1); err != nil {
+			return fmt.Errorf("learning the newest version of %q: %w", subject, err)
 		}
 	}
-	return nil
 }
 
 // syncRequest and syncReply travel on syncSubject.
@@ -394,7 +366,7 @@ func (f *fleet) answerSync(ctx context.Context, msg *nats.Msg) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	if err := f.wait(ctx, req.Seq); err != nil {
+	if err := f.follower.Wait(ctx, req.Seq); err != nil {
 		return err
 	}
 	f.mu.Lock()

@@ -59,13 +59,7 @@ func StartCluster(t testing.TB, n int, edit ...func(*fleetbus.Options)) []*Serve
 	audit(t)
 	options := make([]fleetbus.Options, n)
 	for i := range options {
-		options[i] = fleetbus.Options{
-			Mode: fleetbus.Mesh, Name: fmt.Sprintf("n%d", i+1), Dir: filepath.Join(t.TempDir(), "data"), Advertise: "127.0.0.1",
-			Listeners: []fleetbus.Listener{{Name: "nats", Addr: freePort(t), Protocol: fleetbus.NATS()}},
-			Cluster:   fleetbus.Cluster{Addr: freePort(t)},
-			Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 256 << 20, Reserve: 1 << 20},
-			Grace:     time.Second,
-		}
+		options[i] = Options(t, fmt.Sprintf("n%d", i+1))
 		for _, e := range edit {
 			e(&options[i])
 		}
@@ -84,12 +78,31 @@ func StartCluster(t testing.TB, n int, edit ...func(*fleetbus.Options)) []*Serve
 	return servers
 }
 
+// Options are those of a node with a NATS listener, on free loopback ports and in
+// a directory of its own.
+func Options(t testing.TB, name string) fleetbus.Options {
+	t.Helper()
+	return fleetbus.Options{
+		Mode: fleetbus.Mesh, Name: name, Dir: filepath.Join(t.TempDir(), "data"), Advertise: "127.0.0.1",
+		Listeners: []fleetbus.Listener{{Name: "nats", Addr: freePort(t), Protocol: fleetbus.NATS()}},
+		Cluster:   fleetbus.Cluster{Addr: freePort(t)},
+		Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 256 << 20, Reserve: 1 << 20},
+		Grace:     time.Second,
+	}
+}
+
+// Launch starts a node whose home is made already, and waits until it is ready.
+func Launch(t testing.TB, o fleetbus.Options, founded *fleetbus.Founded) *Server {
+	t.Helper()
+	s := launch(t, o, founded)
+	s.WaitReady()
+	return s
+}
+
 // Restart starts a server that was stopped again, with its options.
 func (s *Server) Restart() *Server {
 	s.t.Helper()
-	again := launch(s.t, s.Options, s.founded)
-	again.WaitReady()
-	return again
+	return Launch(s.t, s.Options, s.founded)
 }
 
 func launch(t testing.TB, o fleetbus.Options, founded *fleetbus.Founded) *Server {
@@ -137,6 +150,20 @@ func (s *Server) Stop() {
 		}
 	case <-time.After(stopTimeout):
 		s.t.Fatalf("node %s did not stop in %v:\n%s", s.Options.Name, stopTimeout, stacks())
+	}
+}
+
+// WaitStopped waits until the server has ended by itself, without an error.
+func (s *Server) WaitStopped() {
+	s.t.Helper()
+	select {
+	case err := <-s.done:
+		s.done <- err
+		if err != nil {
+			s.t.Errorf("node %s ended with: %v", s.Options.Name, err)
+		}
+	case <-time.After(stopTimeout):
+		s.t.Fatalf("node %s did not end in %v", s.Options.Name, stopTimeout)
 	}
 }
 
