@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+func newAccountCommand(a *app) *cobra.Command {
+	return a.onFleet(noun("account", "Accounts, which isolate subjects from each other",
+		newAccountAdd(a), newAccountList(a), newAccountInfo(a), newAccountRemove(a)))
+}
+
+// limitFlags are the flags that set limits.
+type limitFlags struct {
+	connections, subscriptions, streams, consumers int64
+	payload, data, storage, memory                 size
+}
+
+func (l *limitFlags) add(flags *pflag.FlagSet) {
+	flags.Int64Var(&l.connections, "connections", 0, "connections at once; 0 is unlimited")
+	flags.Int64Var(&l.streams, "streams", 0, "streams; 0 is unlimited")
+	flags.Int64Var(&l.consumers, "consumers", 0, "consumers; 0 is unlimited")
+	flags.Var(&l.storage, "storage", "what streams may hold on disk, replicas counted, such as 10GiB; 0B is unlimited")
+	flags.Var(&l.memory, "memory", "what streams may hold in memory, replicas counted; 0B is unlimited")
+	l.addConnection(flags)
+}
+
+// addConnection adds those that bound one connection.
+func (l *limitFlags) addConnection(flags *pflag.FlagSet) {
+	flags.Int64Var(&l.subscriptions, "subscriptions", 0, "subscriptions at once; 0 is unlimited")
+	flags.Var(&l.payload, "payload", "size of one message, such as 64KiB; 0B is unlimited")
+	flags.Var(&l.data, "data", "what may be under way at once, such as 10MiB; 0B is unlimited")
+}
+
+// apply sets the limits whose flags were given.
+func (l *limitFlags) apply(flags *pflag.FlagSet, limits *identity.Limits) {
+	for _, f := range []struct {
+		name  string
+		limit *int64
+		value int64
+	}{
+		{"connections", &limits.Connections, l.connections}, {"subscriptions", &limits.Subscriptions, l.subscriptions},
+		{"payload", &limits.Payload, int64(l.payload)}, {"data", &limits.Data, int64(l.data)},
+		{"storage", &limits.Storage, int64(l.storage)}, {"memory", &limits.Memory, int64(l.memory)},
+		{"streams", &limits.Streams, l.streams}, {"consumers", &limits.Consumers, l.consumers},
+	} {
+		if flags.Changed(f.name) {
+			*f.limit = f.value
+		}
+	}
+}
+
+func newAccountAdd(a *app) *cobra.Command {
+	var limits limitFlags
+	var g guard
+	cmd := &cobra.Command{
+		Use: "add NAME", Aliases: []string{"create"}, Args: takes("NAME"), Annotations: writes(),
+		Short: "Make an account, or set the limits of one",
+		Example: `  fleetbus account add acme
+  fleetbus account add acme --storage 10GiB --connections 500`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			what := fmt.Sprintf("adding account %q", name)
+			if err := identity.CheckAccountName(name); err != nil {
+				return fail(exitUsage, "choose another name", "%s: %v", what, err)
+			}
+			exists := true
+			info, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.AccountInfo, error) {
+				return c.Account(ctx, name)
+			})
+			if isNotFound(err) {
+				exists = false
+			} else if err != nil {
+				return err
+			}
+			limits.apply(cmd.Flags(), &info.Limits)
+			if g.dryRun && exists {
+				return a.showPlan("set the limits of account %s", name)
+			} else if g.dryRun {
+				return a.showPlan("make account %s", name)
+			}
+			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) {
+				return c.AddAccount(ctx, admin.AccountRequest{Name: name, Limits: info.Limits})
+			})
+			if err != nil {
+				return err
+			}
+			return a.showSpread(s, s, fmt.Sprintf("account %s is live", name))
+		},
+	}
+	limits.add(cmd.Flags())
+	g.drying(cmd)
+	return a.output(cmd)
+}
+
+// isNotFound reports whether the fleet knows nothing of what was asked for.
+func isNotFound(err error) bool { return errors.Is(err, &admin.Error{Code: admin.NotFound}) }
+
+func newAccountList(a *app) *cobra.Command {
+	return a.output(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Args: takes(), Annotations: reads(),
+		Short: "List the accounts",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			accounts, err := administer(cmd, a, "listing accounts", func(ctx context.Context, c *admin.Client) ([]admin.AccountInfo, error) {
+				return c.Accounts(ctx)
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(list(accounts,
+				column[admin.AccountInfo]{"NAME", func(i admin.AccountInfo) string { return i.Name }},
+				column[admin.AccountInfo]{"USERS", func(i admin.AccountInfo) string { return formatInt(int64(i.Users)) }},
+				column[admin.AccountInfo]{"CONNECTIONS", func(i admin.AccountInfo) string { return formatInt(int64(i.Connections)) }},
+				column[admin.AccountInfo]{"STREAMS", func(i admin.AccountInfo) string { return formatInt(int64(i.Streams)) }},
+				column[admin.AccountInfo]{"STORED", func(i admin.AccountInfo) string { return formatSize(int64(i.Bytes)) }},
+				column[admin.AccountInfo]{"STORAGE", func(i admin.AccountInfo) string { return formatLimit(i.Limits.Storage, formatSize) }},
+				column[admin.AccountInfo]{"CREATED", func(i admin.AccountInfo) string { return formatTime(i.Created) }},
+			))
+		},
+	})
+}
+
+func newAccountInfo(a *app) *cobra.Command {
+	return a.output(&cobra.Command{
+		Use: "info NAME", Aliases: []string{"get", "show"}, Args: takes("NAME"), Annotations: reads(),
+		Short: "Tell of one account",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i, err := administer(cmd, a, fmt.Sprintf("asking for account %q", args[0]), func(ctx context.Context, c *admin.Client) (admin.AccountInfo, error) {
+				return c.Account(ctx, args[0])
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: i, text: func(p *page) {
+				for _, e := range i.Errors {
+					p.line("incomplete: %s", e)
+				}
+				fields(p, []field{{"name", i.Name}, {"id", i.ID}, {"public key", i.Public}, {"created", formatTime(i.Created)},
+					{"users", formatInt(int64(i.Users))},
+					{"connections", formatInt(int64(i.Connections)) + " of " + formatLimit(i.Limits.Connections, formatInt)},
+					{"streams", formatInt(int64(i.Streams)) + " of " + formatLimit(i.Limits.Streams, formatInt)},
+					{"consumers", "at most " + formatLimit(i.Limits.Consumers, formatInt)},
+					{"stored", formatSize(int64(i.Bytes))},
+					{"storage", formatLimit(i.Limits.Storage, formatSize)},
+					{"memory", formatLimit(i.Limits.Memory, formatSize)},
+					{"payload", formatLimit(i.Limits.Payload, formatSize)},
+					{"data", formatLimit(i.Limits.Data, formatSize)},
+					{"subscriptions", formatLimit(i.Limits.Subscriptions, formatInt)}})
+			}})
+		},
+	})
+}
+
+func newAccountRemove(a *app) *cobra.Command {
+	var g guard
+	cmd := &cobra.Command{
+		Use: "rm NAME", Aliases: []string{"delete"}, Args: takes("NAME"), Annotations: writes(),
+		Short: "Remove an account with its users and streams",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			what := fmt.Sprintf("removing account %q", name)
+			i, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.AccountInfo, error) {
+				return c.Account(ctx, name)
+			})
+			if err != nil {
+				return err
+			}
+			described := fmt.Sprintf("remove account %s with %s and %s (%s), and close %s",
+				name, count(i.Users, "user"), count(i.Streams, "stream"), formatSize(int64(i.Bytes)), count(i.Connections, "connection"))
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, name, described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) {
+				return c.RemoveAccount(ctx, name)
+			})
+			if err != nil {
+				return err
+			}
+			return a.showSpread(s, s, fmt.Sprintf("account %s is removed: %s closed", name, count(s.Closed(), "connection")))
+		},
+	}
+	g.destroying(cmd)
+	return a.output(cmd)
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/fleetbus/fleetbus/doctor"
+)
+
+// localCheckers look at this machine. They need no server and no network.
+func localCheckers(dir string) []doctor.Checker {
+	return []doctor.Checker{
+		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkModes(dir) }),
+		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkDisk(dir) }),
+		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkClock(dir, time.Now()) }),
+	}
+}
+
+// checkModes looks for secrets that others can read.
+func checkModes(dir string) []doctor.Finding {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []doctor.Finding{{
+			Code: "data_dir_missing", Severity: doctor.Info, Subject: dir,
+			Text: "there is no node on this machine", Fix: "fleetbus init",
+		}}
+	case err != nil:
+		return []doctor.Finding{unreadable(dir, err)}
+	}
+	var found []doctor.Finding
+	if info.Mode().Perm()&0o077 != 0 {
+		found = append(found, doctor.Finding{
+			Code: "data_dir_open", Severity: doctor.Problem, Subject: dir,
+			Text: fmt.Sprintf("others may enter the data directory (mode %04o)", info.Mode().Perm()), Fix: "chmod 700 " + dir,
+		})
+	}
+	for _, pattern := range []string{"authority.json", "admin/*.creds", "offline/*"} {
+		// The pattern is well-formed.
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, path := range paths {
+			info, err := os.Stat(path)
+			if err != nil {
+				found = append(found, unreadable(path, err))
+			} else if info.Mode().Perm()&0o077 != 0 && !info.IsDir() {
+				found = append(found, doctor.Finding{
+					Code: "secret_open", Severity: doctor.Problem, Subject: path,
+					Text: fmt.Sprintf("others may read a secret (mode %04o)", info.Mode().Perm()), Fix: "chmod 600 " + path,
+				})
+			}
+		}
+	}
+	return found
+}
+
+func unreadable(path string, err error) doctor.Finding {
+	return doctor.Finding{
+		Code: "data_dir_unreadable", Severity: doctor.Warning, Subject: path,
+		Text: fmt.Sprintf("it cannot be looked at: %v", err), Fix: "run it as the user that the server runs as",
+	}
+}
+
+// The free disk space, in bytes, below which checkDisk warns, and below which
+// the server refuses durable writes by default.
+const (
+	lowDisk  = 2 << 30
+	fullDisk = 256 << 20
+)
+
+// checkDisk looks at the free space where the data directory is.
+func checkDisk(dir string) []doctor.Finding {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(dir, &s); err != nil {
+		return nil // checkModes says that it is missing
+	}
+	return diskFindings(dir, int64(s.Bavail)*int64(s.Bsize))
+}
+
+// diskFindings judges the free bytes of a disk.
+func diskFindings(dir string, free int64) []doctor.Finding {
+	f := doctor.Finding{
+		Code: "disk_low", Severity: doctor.Warning, Subject: dir,
+		Text: formatSize(free) + " of disk are free", Fix: "free some, or set store.max_file",
+	}
+	switch {
+	case free >= lowDisk:
+		return nil
+	case free < fullDisk:
+		f.Code, f.Severity = "disk_full", doctor.Problem
+	}
+	return []doctor.Finding{f}
+}
+
+// checkClock holds the clock against the fleet's authority, which was made in the
+// past and ends in the future.
+func checkClock(dir string, now time.Time) []doctor.Finding {
+	path := filepath.Join(dir, "admin", "ca.pem")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil // there is no authority here to compare with
+	}
+	var found []doctor.Finding
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		switch {
+		case err != nil:
+			found = append(found, doctor.Finding{
+				Code: "authority_unreadable", Severity: doctor.Problem, Subject: path,
+				Text: fmt.Sprintf("the authority cannot be read: %v", err), Fix: "copy the file from another node",
+			})
+		case now.Before(cert.NotBefore):
+			found = append(found, doctor.Finding{
+				Code: "clock_behind", Severity: doctor.Problem, Subject: "clock",
+				Text: fmt.Sprintf("this machine's clock says %s, before the fleet was made", formatTime(now)), Fix: "timedatectl set-ntp true",
+			})
+		case now.After(cert.NotAfter):
+			found = append(found, doctor.Finding{
+				Code: "authority_expired", Severity: doctor.Problem, Subject: path,
+				Text: fmt.Sprintf("the authority ended at %s, or this machine's clock is ahead", formatTime(cert.NotAfter)), Fix: "timedatectl set-ntp true",
+			})
+		}
+	}
+	return found
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+func codes(findings []doctor.Finding) (codes string) {
+	for _, f := range findings {
+		codes += f.Code + " "
+	}
+	return codes
+}
+
+func TestCheckClock(t *testing.T) {
+	now := time.Now()
+	authority, _, err := identity.NewAuthority("test", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if got := codes(checkClock(dir, now)); got != "" {
+		t.Errorf("without an authority: %s", got)
+	}
+	path := writeFile(t, filepath.Join(dir, "admin", "ca.pem"), authority.ClientsPEM())
+	for want, at := range map[string]time.Time{
+		"":                   now,
+		"clock_behind ":      now.AddDate(-1, 0, 0),
+		"authority_expired ": now.AddDate(11, 0, 0),
+	} {
+		if got := codes(checkClock(dir, at)); got != want {
+			t.Errorf("at %v: %q, not %q", at, got, want)
+		}
+	}
+	writeFile(t, path, []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	if got := codes(checkClock(dir, now)); got != "authority_unreadable " {
+		t.Errorf("of a bad file: %q", got)
+	}
+}
+
+func TestCheckDisk(t *testing.T) {
+	if got := diskFindings("/data", lowDisk); got != nil {
+		t.Errorf("enough is free: %+v", got)
+	}
+	for want, free := range map[string]int64{"disk_low ": lowDisk - 1, "disk_full ": fullDisk - 1} {
+		if got := codes(diskFindings("/data", free)); got != want {
+			t.Errorf("%d bytes are free: %q, not %q", free, got, want)
+		}
+	}
+	if got := checkDisk(filepath.Join(t.TempDir(), "missing")); got != nil {
+		t.Errorf("of a missing directory: %+v", got)
+	}
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// durableMessages are acknowledged before the leader is killed, and again
+	// after.
+	durableMessages = 100
+	// ackTimeout is how long the writer waits before it publishes a message again.
+	ackTimeout = time.Second
+)
+
+// survive kills the node that leads a stream while messages are written to it,
+// reads every acknowledged one, and starts the node again.
+func (d *demo) survive(ctx context.Context) (demoFinding, error) {
+	nc, err := d.dial(d.nodes[embeddedNode], d.clerk)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return demoFinding{}, fmt.Errorf("opening streams: %w", err)
+	}
+	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.*"}, Replicas: len(d.nodes)})
+	if err != nil {
+		return demoFinding{}, fmt.Errorf("making a stream: %w", err)
+	}
+	victim, err := d.lead(ctx, nc, stream)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	w := &writer{js: js}
+	stop := w.start(ctx)
+	defer stop()
+	if _, err := w.acked(ctx, durableMessages); err != nil {
+		return demoFinding{}, err
+	}
+	victim.kill()
+	killed := time.Now()
+	// One message may have been acknowledged before the kill and counted after it.
+	resumed, err := w.acked(ctx, w.count()+2)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	if _, err := w.acked(ctx, w.count()+durableMessages); err != nil {
+		return demoFinding{}, err
+	}
+	stop()
+	if err := w.read(ctx, stream); err != nil {
+		return demoFinding{}, err
+	}
+	restarted := time.Now()
+	if err := d.rejoin(ctx, victim, stream); err != nil {
+		return demoFinding{}, err
+	}
+	return demoFinding{detail: fmt.Sprintf("%s killed, writes went on after %s; %d acknowledged, %d read back; %s caught up in %s",
+		victim.name, formatDuration(resumed.Sub(killed)), w.count(), w.count(), victim.name, formatDuration(time.Since(restarted)))}, nil
+}
+
+// lead returns the node that leads the stream. The embedded one, which cannot be
+// killed, hands over to another first.
+func (d *demo) lead(ctx context.Context, nc *nats.Conn, stream jetstream.Stream) (leader *demoNode, err error) {
+	err = retry(ctx, "waiting for a leader that can be killed", func() error {
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return err
+		}
+		for _, n := range d.nodes {
+			if info.Cluster == nil || info.Cluster.Leader != n.name {
+				continue
+			}
+			if n.process != nil {
+				leader = n
+				return nil
+			}
+			request := fmt.Sprintf(`{"placement":{"preferred":%q}}`, d.nodes[0].name)
+			if _, err := nc.RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN."+info.Config.Name, []byte(request)); err != nil {
+				return err
+			}
+		}
+		return errors.New("there is none yet")
+	})
+	return leader, err
+}
+
+// rejoin starts the node again, and returns when its copy of the stream and the
+// fleet are as they were.
+func (d *demo) rejoin(ctx context.Context, n *demoNode, stream jetstream.Stream) error {
+	if err := d.launch(n); err != nil {
+		return err
+	}
+	if err := d.ready(ctx, n); err != nil {
+		return err
+	}
+	if _, err := d.whole(ctx); err != nil {
+		return err
+	}
+	return retry(ctx, fmt.Sprintf("waiting for the copy of node %q", n.name), func() error {
+		info, err := stream.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if info.Cluster == nil || len(info.Cluster.Replicas) != len(d.nodes)-1 {
+			return errors.New("there are copies missing")
+		}
+		for _, r := range info.Cluster.Replicas {
+			if !r.Current || r.Offline || r.Lag > 0 {
+				return fmt.Errorf("the copy of %s is %d behind", r.Name, r.Lag)
+			}
+		}
+		return nil
+	})
+}
+
+// A writer publishes numbered messages, each again and again until it is
+// acknowledged.
+type writer struct {
+	js jetstream.JetStream
+
+	mu sync.Mutex
+	// sequences of the acknowledged messages, by number.
+	sequences []uint64
+	// last is why a message had to be published again.
+	last error
+}
+
+// start begins to write. stop ends it, and may be called again.
+func (w *writer) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for ctx.Err() == nil {
+			w.write(ctx, w.count())
+		}
+	})
+	return func() {
+		cancel()
+		writing.Wait()
+	}
+}
+
+// write publishes message n. The stream knows by its id one that it has stored
+// without our having heard so.
+func (w *writer) write(ctx context.Context, n int) {
+	try, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	id := strconv.Itoa(n)
+	ack, err := w.js.Publish(try, "orders.new", []byte(id), jetstream.WithMsgID(id))
+	w.mu.Lock()
+	if err != nil {
+		w.last = err
+	} else {
+		w.sequences = append(w.sequences, ack.Sequence)
+	}
+	w.mu.Unlock()
+	if err != nil {
+		<-try.Done()
+	}
+}
+
+// count is the number of acknowledged messages.
+func (w *writer) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.sequences)
+}
+
+// acked returns when n messages are acknowledged, and the time.
+func (w *writer) acked(ctx context.Context, n int) (time.Time, error) {
+	err := retry(ctx, "waiting for messages to be acknowledged", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if have := len(w.sequences); have < n {
+			return fmt.Errorf("%d of %d are, the last error is: %v", have, n, w.last)
+		}
+		return nil
+	})
+	return time.Now(), err
+}
+
+// read reads every acknowledged message from the stream. Call it when nothing is
+// written any more.
+func (w *writer) read(ctx context.Context, stream jetstream.Stream) error {
+	for n, seq := range w.sequences {
+		msg, err := stream.GetMsg(ctx, seq)
+		if err != nil {
+			return fmt.Errorf("reading acknowledged message %d of %d: %w", n, len(w.sequences), err)
+		}
+		if string(msg.Data) != strconv.Itoa(n) {
+			return fmt.Errorf("reading acknowledged message %d of %d: message %q is in its place", n, len(w.sequences), msg.Data)
+		}
+	}
+	return nil
+}

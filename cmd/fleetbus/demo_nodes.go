@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// demoPoll is how often something is looked at that cannot be waited for.
+const demoPoll = 20 * time.Millisecond
+
+// demoFleet is a fleet of three nodes on loopback in a temporary directory.
+type demoFleet struct {
+	a   *app
+	dir string
+	// ctx ends with the demonstration, or when a node ends by itself.
+	ctx     context.Context
+	fail    context.CancelCauseFunc
+	founded *fleetbus.Founded
+	nodes   []*demoNode
+	// embedded is the node inside this process; running waits for its end.
+	embedded *fleetbus.Server
+	running  sync.WaitGroup
+}
+
+// A demoNode is a node of the demonstration: a process, or embedded in this one.
+type demoNode struct {
+	name, dir        string
+	clients, cluster string // host:port
+	// process is nil for the embedded node.
+	process *demoProcess
+}
+
+// log is the file that the node logs to.
+func (n *demoNode) log() string { return n.dir + ".log" }
+
+// A demoProcess is a child process. ended is closed when it is gone.
+type demoProcess struct {
+	*os.Process
+	expected chan struct{} // closed before it is killed
+	ended    chan struct{}
+}
+
+// embeddedNode is the index of the node inside this process.
+const embeddedNode = 1
+
+func newDemoFleet(ctx context.Context, a *app) (*demoFleet, error) {
+	dir, err := os.MkdirTemp("", "fleetbus-demo-")
+	if err != nil {
+		return nil, fmt.Errorf("making a directory for the demonstration: %w", err)
+	}
+	f := &demoFleet{a: a, dir: dir}
+	f.ctx, f.fail = context.WithCancelCause(ctx)
+	return f, nil
+}
+
+// close ends every node and removes every file.
+func (f *demoFleet) close() {
+	f.fail(context.Canceled)
+	for _, n := range f.nodes {
+		n.kill()
+	}
+	f.running.Wait()
+	if err := os.RemoveAll(f.dir); err != nil {
+		f.a.hint("warning: removing the demonstration's directory: %v", err)
+	}
+}
+
+// start makes the authority and starts the nodes.
+func (f *demoFleet) start() error {
+	addrs, err := freeAddrs(6)
+	if err != nil {
+		return err
+	}
+	options := make([]fleetbus.Options, 3)
+	for i := range options {
+		n := &demoNode{name: fmt.Sprintf("n%d", i+1), clients: addrs[2*i], cluster: addrs[2*i+1]}
+		n.dir = filepath.Join(f.dir, n.name)
+		f.nodes = append(f.nodes, n)
+		options[i] = fleetbus.Options{
+			Name: n.name, Fleet: "demo", Dir: n.dir, Advertise: "127.0.0.1",
+			Listeners: []fleetbus.Listener{{Name: "nats", Addr: n.clients, Protocol: fleetbus.NATS()}},
+			Cluster:   fleetbus.Cluster{Addr: n.cluster},
+			Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 64 << 20, Reserve: 1 << 20},
+			Mode:      fleetbus.Mesh, Grace: time.Second,
+		}
+	}
+	if f.founded, err = fleetbus.InitCluster(options); err != nil {
+		return fmt.Errorf("making the fleet: %w", err)
+	}
+	for i, n := range f.nodes {
+		if i == embeddedNode {
+			err = f.embed(n, options[i])
+		} else if err = n.configure(); err == nil {
+			err = f.launch(n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freeAddrs finds ports of loopback that are free. They are below those that the
+// system gives to outgoing connections, one of which would otherwise get the port
+// of a node that is away.
+func freeAddrs(n int) ([]string, error) {
+	var addrs []string
+	for range 1000 {
+		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000))))
+		if err != nil {
+			continue
+		}
+		defer ln.Close()
+		if addrs = append(addrs, ln.Addr().String()); len(addrs) == n {
+			return addrs, nil
+		}
+	}
+	return nil, errors.New("looking for free ports on 127.0.0.1: there are none between 20000 and 32000")
+}
+
+// embed runs a node inside this process.
+func (f *demoFleet) embed(n *demoNode, o fleetbus.Options) error {
+	log, err := os.Create(n.log())
+	if err != nil {
+		return fmt.Errorf("logging node %q: %w", n.name, err)
+	}
+	o.Logger = slog.New(slog.NewTextHandler(log, nil))
+	if f.embedded, err = fleetbus.New(o); err != nil {
+		log.Close()
+		return fmt.Errorf("embedding node %q: %w", n.name, err)
+	}
+	f.running.Go(func() {
+		defer log.Close()
+		if err := f.embedded.Run(f.ctx); err != nil {
+			f.fail(fmt.Errorf("running node %q: %w", n.name, err))
+		}
+	})
+	return nil
+}
+
+// configure writes the file that the node's process reads.
+func (n *demoNode) configure() error {
+	file := fmt.Sprintf(`name: %s
+advertise: 127.0.0.1
+grace: 1s
+listeners: {nats: {addr: "%s"}}
+cluster: {addr: "%s"}
+store: {max_file: 1GiB, max_memory: 64MiB, reserve: 1MiB}
+`, n.name, n.clients, n.cluster)
+	if err := os.WriteFile(n.config(), []byte(file), 0o600); err != nil {
+		return fmt.Errorf("configuring node %q: %w", n.name, err)
+	}
+	return nil
+}
+
+func (n *demoNode) config() string { return filepath.Join(n.dir, "fleetbus.yaml") }
+
+// launch starts the process of a node.
+func (f *demoFleet) launch(n *demoNode) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("starting node %q: %w", n.name, err)
+	}
+	log, err := os.OpenFile(n.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("logging node %q: %w", n.name, err)
+	}
+	// The process has its own handle of the file.
+	defer log.Close()
+	cmd := exec.Command(self, "serve", "--config", n.config(), "--data-dir", n.dir)
+	cmd.Args[0] = "fleetbus"
+	// A variable of the user's own node would win over the file.
+	cmd.Env = slices.DeleteFunc(slices.Clone(f.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
+	cmd.Stderr = log
+	cmd.SysProcAttr = tied()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting node %q: %w", n.name, err)
+	}
+	p := &demoProcess{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
+	n.process = p
+	go func() {
+		defer close(p.ended)
+		err := cmd.Wait()
+		select {
+		case <-p.expected:
+		default:
+			f.fail(fmt.Errorf("running node %q: it ended: %w: %s", n.name, err, lastLine(n.log())))
+		}
+	}()
+	return nil
+}
+
+// kill ends the node's process as kill -9 does, and returns when it is gone.
+func (n *demoNode) kill() {
+	p := n.process
+	if p == nil {
+		return
+	}
+	n.process = nil
+	close(p.expected)
+	// An error says that it is gone already.
+	_ = p.Kill()
+	<-p.ended
+}
+
+// lastLine is the last line of a file, empty if it cannot be read.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	text := strings.TrimSpace(string(data))
+	return text[strings.LastIndexByte(text, '\n')+1:]
+}
+
+// ready returns when the node accepts clients.
+func (f *demoFleet) ready(ctx context.Context, n *demoNode) error {
+	if n.process == nil {
+		select {
+		case <-f.embedded.Ready():
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for node %q: %w", n.name, context.Cause(ctx))
+		}
+	}
+	// A node writes this file when it is ready; one that was killed left it behind.
+	return retry(ctx, fmt.Sprintf("waiting for node %q", n.name), func() error {
+		data, err := os.ReadFile(filepath.Join(n.dir, "run.json"))
+		if err != nil {
+			return err
+		}
+		var running struct {
+			PID int `json:"pid"`
+		}
+		if err := json.Unmarshal(data, &running); err != nil {
+			return err
+		}
+		if running.PID != n.process.Pid {
+			return errors.New("it is starting")
+		}
+		return nil
+	})
+}
+
+// retry tries again and again until try succeeds or ctx is done; the error then
+// gives the last of try's.
+func retry(ctx context.Context, what string, try func() error) error {
+	tick := time.NewTicker(demoPoll)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w; last: %w", what, context.Cause(ctx), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// connect connects to a node over TLS with a creds file. The connection is closed
+// by the caller.
+func (f *demoFleet) connect(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn, error) {
+	return f.a.connect(f.ctx, target{servers: []string{"tls://" + n.clients}, creds: creds, ca: f.founded.CA}, opts...)
+}
+
+// addUser makes account/name and returns the path of its creds file.
+func (f *demoFleet) addUser(ctx context.Context, api *admin.Client, name string) (string, error) {
+	request := admin.UserRequest{Name: name}
+	var keys userKeys
+	if err := keys.makeKey(&request); err != nil {
+		return "", err
+	}
+	reply, err := api.AddUser(ctx, request)
+	if err != nil {
+		return "", fmt.Errorf("adding user %q: %w", name, err)
+	}
+	creds, err := identity.CreateCreds(reply.JWT, keys.seed)
+	if err != nil {
+		return "", err
+	}
+	file := secretFile{filepath.Join(f.dir, strings.ReplaceAll(name, "/", "-")+".creds"), creds, 0o600}
+	return file.path, file.write(false)
+}

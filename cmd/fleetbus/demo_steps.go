@@ -1,0 +1,352 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// The accounts of the demonstration.
+const (
+	demoAccount      = "shop"
+	demoOtherAccount = "press"
+)
+
+// A demo is a fleet and what the steps do with it, one after the other.
+type demo struct {
+	*demoFleet
+	api *admin.Client
+	// clerk, guest and eve are creds files: two of one account, one of the other.
+	clerk, guest, eve string
+	// told is the message of three steps.
+	told  greeting
+	conns []*nats.Conn
+}
+
+func newDemo(ctx context.Context, a *app) (*demo, error) {
+	f, err := newDemoFleet(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	return &demo{demoFleet: f}, nil
+}
+
+// close undoes everything.
+func (d *demo) close() {
+	for _, nc := range d.conns {
+		nc.Close()
+	}
+	d.demoFleet.close()
+}
+
+// steps are what the demonstration shows.
+func (d *demo) steps() []demoStep {
+	return []demoStep{
+		{name: "three nodes ready, linked by mutual TLS", vital: true, try: d.found,
+			waiting: "starting three nodes, which elect a leader (4 to 9 s)"},
+		{name: "node 1 -> node 3 over TLS, account " + demoAccount, try: d.greet,
+			waiting: "making two accounts and their users"},
+		{name: "the same message in-process, embedded node 2", try: d.greetEmbedded,
+			waiting: "listening inside node 2"},
+		{name: "a client of account " + demoOtherAccount + " hears nothing of it", try: d.greetNobody,
+			waiting: "listening in the other account"},
+		{name: "strangers are refused", try: d.refuse,
+			waiting: "knocking at every port"},
+		{name: "a user is denied, its live connections close", try: d.deny,
+			waiting: "denying a user"},
+		{name: "durable messages survive kill -9 of the leader", try: d.survive,
+			waiting: "killing the node that leads a stream; an election takes 4 to 9 s"},
+		{name: "every certificate renewed under load", try: d.renew,
+			waiting: "renewing certificates while clients work"},
+	}
+}
+
+// dial is connect for a connection that stays until the demonstration ends.
+func (d *demo) dial(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn, error) {
+	nc, err := d.connect(n, creds, opts...)
+	if err == nil {
+		d.conns = append(d.conns, nc)
+	}
+	return nc, err
+}
+
+// found makes the fleet, and waits until all of it is there.
+func (d *demo) found(ctx context.Context) (demoFinding, error) {
+	if err := d.start(); err != nil {
+		return demoFinding{}, err
+	}
+	for _, n := range d.nodes {
+		if err := d.ready(ctx, n); err != nil {
+			return demoFinding{}, err
+		}
+	}
+	// Its connection is to the node that is not killed.
+	nc, err := d.dial(d.nodes[embeddedNode], d.founded.AdminCreds)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	d.api = admin.New(nc)
+	leader, err := d.whole(ctx)
+	return demoFinding{detail: fmt.Sprintf("%s leads, %s is in this process", leader, d.nodes[embeddedNode].name)}, err
+}
+
+// whole returns when every node is up, linked to every other and a voter, and
+// names the one that leads them.
+func (d *demo) whole(ctx context.Context) (leader string, err error) {
+	err = retry(ctx, "waiting for the fleet to be whole", func() error {
+		s, err := d.api.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, n := range s.Nodes {
+			if n.State != "up" || !n.Voter || len(n.Routes) != len(d.nodes)-1 {
+				return fmt.Errorf("node %s is %s, voter: %t, linked to %d nodes", n.Name, n.State, n.Voter, len(n.Routes))
+			}
+		}
+		if leader = s.Leader; leader == "" || len(s.Nodes) != len(d.nodes) {
+			return fmt.Errorf("there are %d nodes, leader: %q", len(s.Nodes), leader)
+		}
+		return nil
+	})
+	return leader, err
+}
+
+// The subjects of greet. Probes go ahead until they are heard: from then on every
+// node knows who listens.
+const (
+	greetingSubject = "greeting.hello"
+	probeSubject    = "greeting.probe"
+	barrierSubject  = "greeting.barrier"
+)
+
+// A greeting is one message and those who listen.
+type greeting struct {
+	sent time.Time
+	// node3 and embedded listen in the account of the message, others in the other
+	// account, on every node. stranger publishes there.
+	node3, embedded *ear
+	others          []*ear
+	stranger        *nats.Conn
+}
+
+// An ear hears the messages of a subject.
+type ear struct {
+	probed chan struct{}
+	heard  chan sound
+}
+
+// A sound is a message that was heard.
+type sound struct {
+	subject string
+	at      time.Time
+}
+
+func listen(nc *nats.Conn, subject string) (*ear, error) {
+	e := &ear{probed: make(chan struct{}, 1), heard: make(chan sound, 16)}
+	_, err := nc.Subscribe(subject, func(msg *nats.Msg) {
+		if msg.Subject == probeSubject {
+			select {
+			case e.probed <- struct{}{}:
+			default:
+			}
+			return
+		}
+		select {
+		case e.heard <- sound{msg.Subject, time.Now()}:
+		default: // a flood is no more telling than what came before it
+		}
+	})
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listening on %q: %w", subject, err)
+	}
+	return e, nil
+}
+
+// probe returns when the ear hears what nc publishes.
+func (e *ear) probe(ctx context.Context, nc *nats.Conn) error {
+	return retry(ctx, "waiting until a listener is known", func() error {
+		if err := nc.Publish(probeSubject, nil); err != nil {
+			return err
+		}
+		select {
+		case <-e.probed:
+			return nil
+		default:
+			return errors.New("not yet")
+		}
+	})
+}
+
+// next returns the next message, which has to be on subject.
+func (e *ear) next(ctx context.Context, subject string) (time.Time, error) {
+	select {
+	case s := <-e.heard:
+		if s.subject != subject {
+			return s.at, fmt.Errorf("listening for %q: heard %q", subject, s.subject)
+		}
+		return s.at, nil
+	case <-ctx.Done():
+		return time.Time{}, fmt.Errorf("listening for %q: %w", subject, context.Cause(ctx))
+	}
+}
+
+// addUsers makes the accounts and their users.
+func (d *demo) addUsers(ctx context.Context) error {
+	for _, name := range []string{demoAccount, demoOtherAccount} {
+		if _, err := d.api.AddAccount(ctx, admin.AccountRequest{Name: name}); err != nil {
+			return fmt.Errorf("adding account %q: %w", name, err)
+		}
+	}
+	for name, creds := range map[string]*string{
+		demoAccount + "/clerk": &d.clerk, demoAccount + "/guest": &d.guest, demoOtherAccount + "/eve": &d.eve,
+	} {
+		var err error
+		if *creds, err = d.addUser(ctx, d.api, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// greet publishes a message on node 1 and waits until it is heard on node 3.
+func (d *demo) greet(ctx context.Context) (demoFinding, error) {
+	if err := d.addUsers(ctx); err != nil {
+		return demoFinding{}, err
+	}
+	speaker, err := d.dial(d.nodes[0], d.clerk)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	told := greeting{}
+	if err := d.gather(ctx, &told, speaker); err != nil {
+		return demoFinding{}, err
+	}
+	told.sent = time.Now()
+	if err := speaker.Publish(greetingSubject, []byte("hello")); err != nil {
+		return demoFinding{}, fmt.Errorf("publishing on node 1: %w", err)
+	}
+	d.told = told
+	at, err := told.node3.next(ctx, greetingSubject)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	return demoFinding{took: at.Sub(told.sent), detail: "a client with a creds file on either node"}, nil
+}
+
+// gather makes everybody listen, and waits until speaker would be heard.
+func (d *demo) gather(ctx context.Context, told *greeting, speaker *nats.Conn) error {
+	nc, err := d.dial(d.nodes[2], d.clerk)
+	if err != nil {
+		return err
+	}
+	if told.node3, err = listen(nc, "greeting.*"); err != nil {
+		return err
+	}
+	session, err := d.embedded.Session(ctx, identity.Principal{Account: demoAccount, Name: "embedded"})
+	if err != nil {
+		return err
+	}
+	d.conns = append(d.conns, session.Conn)
+	if told.embedded, err = listen(session.Conn, "greeting.*"); err != nil {
+		return err
+	}
+	if told.stranger, err = d.dial(d.nodes[0], d.eve); err != nil {
+		return err
+	}
+	for _, n := range d.nodes {
+		nc, err := d.dial(n, d.eve)
+		if err != nil {
+			return err
+		}
+		other, err := listen(nc, ">")
+		if err != nil {
+			return err
+		}
+		if err := other.probe(ctx, told.stranger); err != nil {
+			return err
+		}
+		told.others = append(told.others, other)
+	}
+	return errors.Join(told.node3.probe(ctx, speaker), told.embedded.probe(ctx, speaker))
+}
+
+// greetEmbedded waits until the message is heard inside node 2.
+func (d *demo) greetEmbedded(ctx context.Context) (demoFinding, error) {
+	if d.told.embedded == nil {
+		return demoFinding{}, errors.New("there was no message")
+	}
+	at, err := d.told.embedded.next(ctx, greetingSubject)
+	if err != nil {
+		return demoFinding{}, err
+	}
+	return demoFinding{took: at.Sub(d.told.sent), detail: "no socket between node and listener"}, nil
+}
+
+// greetNobody checks that whoever listens to everything in another account hears
+// nothing but what is published there: a barrier, after the message has arrived
+// on all nodes.
+func (d *demo) greetNobody(ctx context.Context) (demoFinding, error) {
+	if d.told.stranger == nil {
+		return demoFinding{}, errors.New("there was no message")
+	}
+	if err := d.told.stranger.Publish(barrierSubject, nil); err != nil {
+		return demoFinding{}, fmt.Errorf("publishing in account %q: %w", demoOtherAccount, err)
+	}
+	for i, other := range d.told.others {
+		if _, err := other.next(ctx, barrierSubject); err != nil {
+			return demoFinding{}, fmt.Errorf("on node %s: %w", d.nodes[i].name, err)
+		}
+	}
+	return demoFinding{detail: `">" on three nodes heard only its own account`}, nil
+}
+
+// deny denies a user that is connected to every node.
+func (d *demo) deny(ctx context.Context) (demoFinding, error) {
+	closed := make(chan string, len(d.nodes))
+	for _, n := range d.nodes {
+		nc, err := d.connect(n, d.guest, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- n.name }))
+		if err != nil {
+			return demoFinding{}, err
+		}
+		defer nc.Close()
+	}
+	name := demoAccount + "/guest"
+	began := time.Now()
+	spread, err := d.api.DenyUser(ctx, name)
+	if err != nil {
+		return demoFinding{}, fmt.Errorf("denying %q: %w", name, err)
+	}
+	if len(spread.Missing) > 0 || spread.Closed() != len(d.nodes) {
+		return demoFinding{}, fmt.Errorf("denying %q: %d of %d connections closed, no answer from %q", name, spread.Closed(), len(d.nodes), strings.Join(spread.Missing, ", "))
+	}
+	for i := range d.nodes {
+		select {
+		case <-closed:
+		case <-ctx.Done():
+			return demoFinding{}, fmt.Errorf("waiting for connections to close: %d of %d: %w", i, len(d.nodes), context.Cause(ctx))
+		}
+	}
+	took := time.Since(began)
+	for _, n := range d.nodes {
+		nc, err := d.connect(n, d.guest, nats.NoReconnect())
+		if err == nil {
+			nc.Close()
+			return demoFinding{}, fmt.Errorf("node %s let %q in again", n.name, name)
+		}
+		if !errors.Is(err, nats.ErrAuthorization) && !errors.Is(err, nats.ErrAuthRevoked) {
+			return demoFinding{}, fmt.Errorf("node %s did not refuse %q, but: %w", n.name, name, err)
+		}
+	}
+	return demoFinding{took: took, detail: fmt.Sprintf("%d closed on %s in %s by the servers' count; none gets in again",
+		spread.Closed(), nodes(spread), formatDuration(spread.Took))}, nil
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nats-io/nkeys"
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// joinFlags are those of join beside the configuration's.
+type joinFlags struct {
+	boot
+	token, tokenFile, as, user, out string
+	replace                         bool
+}
+
+func newJoinCommand(a *app) *cobra.Command {
+	f := &joinFlags{boot: boot{a: a}}
+	cmd := &cobra.Command{
+		Use: "join HOST", Args: takes("HOST"), Annotations: writes(),
+		Short: "Join a fleet with an enrollment token",
+		Long: `Join the fleet that HOST is a node of, as a node or as a user. Before
+anything changes it is checked that both sides can see each other. Joining
+again does nothing.`,
+		Example: `  fleetbus join eu-1.example.net --token fb1.…
+  fleetbus join eu-1.example.net --token-file token --as user --user acme/lb1 --out lb1.creds`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			token, err := f.readToken()
+			if err != nil {
+				return err
+			}
+			if f.as != "node" {
+				return f.joinUser(cmd, args[0], token)
+			}
+			return f.joinNode(cmd, args[0], token)
+		},
+	}
+	f.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.token, "token", "", "enrollment token; it is good for one use")
+	flags.StringVar(&f.tokenFile, "token-file", "", "file with the enrollment token, - for standard input; other users cannot see it in the process list")
+	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "balancer"}}, "as", "what to join as: node, user, leaf, balancer")
+	f.as = "node"
+	flags.StringVar(&f.user, "user", "", "account/name to join as, if the token does not bind it")
+	flags.StringVar(&f.out, "out", "", "creds file to write, when joining as anything but a node")
+	flags.BoolVar(&f.replace, "replace", false, "take the place of a node of the same name that is gone")
+	return a.output(cmd)
+}
+
+func (f *joinFlags) readToken() (string, error) {
+	switch {
+	case f.token != "":
+		return strings.TrimSpace(f.token), nil
+	case f.tokenFile != "":
+		in := f.a.stdin
+		if f.tokenFile != "-" {
+			file, err := os.Open(f.tokenFile)
+			if err != nil {
+				return "", fmt.Errorf("reading the token: %w", err)
+			}
+			defer file.Close()
+			in = file
+		}
+		text, err := io.ReadAll(io.LimitReader(in, 4<<10))
+		if err != nil {
+			return "", fmt.Errorf("reading the token: %w", err)
+		}
+		return strings.TrimSpace(string(text)), nil
+	case f.a.getenv("FLEETBUS_TOKEN") != "":
+		return f.a.getenv("FLEETBUS_TOKEN"), nil
+	}
+	return "", fail(exitUsage, "fleetbus token add node, on a node of the fleet", "joining: a token is missing")
+}
+
+// joined is what join prints for programs.
+type joined struct {
+	Changed bool           `json:"changed"`
+	Fleet   string         `json:"fleet"`
+	Name    string         `json:"name"`
+	DataDir string         `json:"data_dir,omitempty"`
+	Creds   string         `json:"creds,omitempty"`
+	Checks  []enroll.Check `json:"checks"`
+	Warning string         `json:"warning,omitempty"`
+}
+
+func (f *joinFlags) joinNode(cmd *cobra.Command, host, token string) error {
+	c, o, err := f.load(cmd)
+	if err != nil {
+		return err
+	}
+	o = standard(o)
+	there, err := fleetbus.Initialized(o.Dir)
+	if err != nil {
+		return err
+	}
+	if there {
+		return f.a.show(report{value: joined{DataDir: o.Dir}, text: func(p *page) {
+			p.line("already a member, nothing to do: %s holds a node", o.Dir)
+		}})
+	}
+	record := fleetbus.NodeRecord(o)
+	join := enroll.Join{
+		Host: host, Token: token, Name: record.Name, Advertise: record.Advertise, Clients: listenAddr(o), Cluster: clusterAddr(o),
+		Replace: f.replace, Version: fleetbus.Version(),
+	}
+	checks, err := f.preflight(cmd.Context(), join)
+	if err != nil {
+		return err
+	}
+	reply, authority, err := f.exchange(cmd.Context(), join, o, record)
+	if err != nil {
+		return err
+	}
+	if err := fleetbus.Enroll(o, reply, authority); err != nil {
+		return options(err)
+	}
+	if err := os.Remove(filepath.Join(o.Dir, sealName)); err != nil {
+		return fmt.Errorf("removing the joiner's key: %w", err)
+	}
+	if err := f.writeConfig(c, o.Dir); err != nil {
+		return err
+	}
+	result := joined{Changed: true, Fleet: reply.Fleet, Name: reply.Node.Name, DataDir: o.Dir, Checks: checks, Warning: reply.Warning}
+	return f.a.show(report{value: result, text: func(p *page) {
+		p.line("node %s is a member of fleet %s, in %s", result.Name, result.Fleet, o.Dir)
+		if result.Warning != "" {
+			p.line("warning: %s", result.Warning)
+		}
+		p.line("start it:")
+		p.line("  %s", f.a.serveLine(o.Dir))
+	}})
+}
+
+// preflight prints each check when it is done.
+func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.Check, error) {
+	join.Progress = func(c enroll.Check) {
+		mark := "ok  "
+		if !c.OK {
+			mark = "FAIL"
+		}
+		f.a.hint("  %s  %-16s %s", mark, c.Name, c.Detail)
+		if c.Fix != "" {
+			f.a.hint("        %-16s fix: %s", "", c.Fix)
+		}
+	}
+	checks, err := join.Preflight(ctx)
+	if err == nil {
+		return checks, nil
+	}
+	code, fix := exitFailed, ""
+	var known *enroll.Error
+	if errors.As(err, &known) {
+		fix = known.Fix
+	}
+	if errors.Is(err, enroll.ErrRefused) {
+		code = exitDenied
+	}
+	failed := 0
+	for _, c := range checks {
+		if !c.OK {
+			failed++
+		}
+	}
+	return nil, fail(code, fix, "joining: %s failed, and nothing was changed: %v", count(failed, "check"), err)
+}
+
+// sealName is the file with the key that the authority is sealed to. It stays
+// until the node is made, so that an exchange that was cut off can be repeated.
+const sealName = "join.nk"
+
+func (f *joinFlags) exchange(ctx context.Context, join enroll.Join, o fleetbus.Options, record identity.Node) (reply enroll.NodeReply, authority *identity.Authority, err error) {
+	key, err := sealKey(o.Dir)
+	if err != nil {
+		return reply, nil, err
+	}
+	defer key.Wipe()
+	public, err := key.PublicKey()
+	if err != nil {
+		return reply, nil, fmt.Errorf("reading the joiner's key: %w", err)
+	}
+	client, err := enroll.Dial(ctx, join)
+	if err != nil {
+		return reply, nil, err
+	}
+	defer client.Close()
+	reply, err = client.Node(ctx, enroll.NodeRequest{
+		Name: record.Name, Replace: f.replace, Version: fleetbus.Version(), Advertise: record.Advertise,
+		Clients: record.ClientAddr, Cluster: record.ClusterAddr, Seal: public,
+	})
+	if err != nil {
+		return reply, nil, fmt.Errorf("joining: %w", err)
+	}
+	authority, err = identity.OpenAuthority(reply.Authority, reply.Sender, key)
+	return reply, authority, err
+}
+
+// sealKey reads the joiner's key, or makes it.
+func sealKey(dir string) (nkeys.KeyPair, error) {
+	path := filepath.Join(dir, sealName)
+	if seed, err := os.ReadFile(path); err == nil {
+		return nkeys.FromCurveSeed(seed)
+	}
+	key, err := nkeys.CreateCurveKeys()
+	if err != nil {
+		return nil, fmt.Errorf("making the joiner's key: %w", err)
+	}
+	seed, err := key.Seed()
+	if err != nil {
+		return nil, fmt.Errorf("making the joiner's key: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the data directory: %w", err)
+	}
+	if err := os.WriteFile(path, seed, 0o600); err != nil {
+		return nil, fmt.Errorf("keeping the joiner's key: %w", err)
+	}
+	return key, nil
+}
+
+func listenAddr(o fleetbus.Options) string {
+	for _, l := range o.Listeners {
+		if l.Protocol == fleetbus.NATS() {
+			return l.Addr
+		}
+	}
+	return ""
+}
+
+func clusterAddr(o fleetbus.Options) string { return or(o.Cluster.Addr, ":6222") }
+
+// joinUser exchanges the token for a creds file.
+func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
+	if f.out == "" {
+		return fail(exitUsage, "--out FILE", "joining as %s: no file for the credentials is named", f.as)
+	}
+	if _, err := os.Stat(f.out); err == nil {
+		return fail(exitConflict, "choose another file with --out", "joining as %s: %q exists", f.as, f.out)
+	}
+	key, err := nkeys.CreateUser()
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	public, err := key.PublicKey()
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	client, err := enroll.Dial(cmd.Context(), enroll.Join{Host: host, Token: token})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	reply, err := client.User(cmd.Context(), enroll.UserRequest{Name: f.user, Key: public})
+	if err != nil {
+		return fmt.Errorf("joining: %w", err)
+	}
+	seed, err := key.Seed()
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	creds, err := identity.CreateCreds(reply.JWT, seed)
+	if err != nil {
+		return err
+	}
+	ca := strings.TrimSuffix(f.out, ".creds") + "-ca.pem"
+	if err := errors.Join(os.WriteFile(f.out, creds, 0o600), os.WriteFile(ca, []byte(reply.CA), 0o644)); err != nil {
+		return fmt.Errorf("writing the credentials: %w", err)
+	}
+	return f.a.show(report{value: joined{Changed: true, Name: reply.Name, Creds: f.out}, text: func(p *page) {
+		p.line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), formatTime(reply.Expires))
+		fields(p, []field{{"credentials", f.out}, {"authority's certificate", ca}})
+	}})
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/admin"
+)
+
+// membershipTimeout is how long leaving and a rescue may take: streams move, and
+// the engine assumes a leader that is gone for up to 20 s.
+const membershipTimeout = 2 * time.Minute
+
+func newLeaveCommand(a *app) *cobra.Command {
+	var g guard
+	cmd := &cobra.Command{
+		Use: "leave", Args: takes(), Annotations: writes(),
+		Short: "Take the node of this machine out of its fleet",
+		Long: `Move the streams of this machine's node to the others, take it out of the
+fleet, and stop it. A node that is dead is removed from another one instead:
+fleetbus node rm NAME.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "leaving the fleet"
+			a.patient(cmd)
+			status, err := a.status(cmd, what)
+			if err != nil {
+				return err
+			}
+			dir, err := a.dataDir()
+			if err != nil {
+				return err
+			}
+			name, err := localNode(dir)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			described := fmt.Sprintf("take node %s out of fleet %s and stop it", name, status.Fleet)
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, name, described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			left, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Left, error) { return c.Leave(ctx, name) })
+			if err != nil {
+				return err
+			}
+			if left.Nodes == 2 {
+				a.hint("warning: two voters survive no failure: add a third node")
+			}
+			return a.show(report{value: left, text: func(p *page) {
+				p.line("node %s has left fleet %s; %s moved, %s stay", left.Node, status.Fleet, count(left.Streams, "stream"), count(left.Nodes, "node"))
+			}})
+		},
+	}
+	g.destroying(cmd)
+	return a.output(a.onFleet(cmd))
+}
+
+func newRescueCommand(a *app) *cobra.Command {
+	var g guard
+	cmd := &cobra.Command{
+		Use: "rescue", Args: takes(), Annotations: writes(),
+		Short: "Go on with the nodes that are up, after the others were lost for good",
+		Long: `When more than half of the nodes are lost for good, nothing durable can be
+written any more. A rescue gives up the nodes that do not answer, and makes
+those that are up the whole fleet. What only the lost nodes had is lost. Be
+sure that they never come back: they would be a second fleet.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "rescuing the fleet"
+			a.patient(cmd)
+			status, err := a.status(cmd, what)
+			if err != nil {
+				return err
+			}
+			var down, up []string
+			for _, n := range status.Nodes {
+				if n.State == "up" {
+					up = append(up, n.Name)
+				} else {
+					down = append(down, n.Name)
+				}
+			}
+			a.hint("up:   %s", orDash(strings.Join(up, ", ")))
+			a.hint("lost: %s", orDash(strings.Join(down, ", ")))
+			described := fmt.Sprintf("give up %s for good and go on with %s alone", orDash(strings.Join(down, ", ")), strings.Join(up, ", "))
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, status.Fleet, described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			rescued, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Rescued, error) { return c.Rescue(ctx) })
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: rescued, text: func(p *page) {
+				p.line("fleet %s goes on with %s; %s brought back, %s given up", status.Fleet, strings.Join(up, ", "),
+					count(rescued.Streams, "stream"), strings.Join(rescued.Removed, ", "))
+				p.line("next: fleetbus token add node, until there are three nodes again")
+			}})
+		},
+	}
+	g.destroying(cmd)
+	return a.output(a.onFleet(cmd))
+}
+
+// patient waits longer than other commands, unless the user said how long.
+func (a *app) patient(cmd *cobra.Command) {
+	if !cmd.Flags().Changed("timeout") {
+		a.fleet.timeout = membershipTimeout
+	}
+}
+
+// localNode names the node whose server runs on this machine.
+func localNode(dir string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "run.json"))
+	if err != nil {
+		return "", localProblem("looking for a server on this machine", dir, err)
+	}
+	var running struct {
+		Node string `json:"node"`
+	}
+	if err := json.Unmarshal(data, &running); err != nil {
+		return "", fmt.Errorf("reading run.json: %w", err)
+	}
+	return running.Node, nil
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"go.yaml.in/yaml/v3"
+	"pgregory.net/rapid"
+)
+
+// sample has every sort of value that commands print.
+type sample struct {
+	Name   string              `json:"name"`
+	List   []string            `json:"list"`
+	Nested []sample            `json:"nested"`
+	Map    map[string][]string `json:"map,omitempty"`
+	Big    uint64              `json:"big"`
+	Rate   float64             `json:"rate"`
+	On     bool                `json:"on"`
+	At     time.Time           `json:"at"`
+	Raw    json.RawMessage     `json:"raw,omitempty"`
+	None   *sample             `json:"none"`
+}
+
+func show(t *testing.T, format string, r report) string {
+	t.Helper()
+	a, stdout, _ := testApp("")
+	a.format = format
+	if err := a.show(r); err != nil {
+		t.Fatal(err)
+	}
+	return stdout.String()
+}
+
+func TestFormats(t *testing.T) {
+	rows := []sample{
+		{Name: "a\x1b[31m", Big: 1<<64 - 1, At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Raw: json.RawMessage(`{"x":null}`)},
+		{Name: "true", List: []string{"1", "no"}, Nested: []sample{{}}, Map: map[string][]string{"k": {"v"}}},
+	}
+	r := list(rows,
+		column[sample]{"NAME", func(s sample) string { return s.Name }},
+		column[sample]{"LIST", func(s sample) string { return strings.Join(s.List, ",") }},
+		column[sample]{"ON", func(s sample) string { return yesNo(s.On) }})
+	if got, want := show(t, formatTable, r), "NAME       LIST  ON\na\\x1b[31m  -     no\ntrue       1,no  no\n"; got != want {
+		t.Errorf("table:\n%s\nwant:\n%s", got, want)
+	}
+	text := show(t, formatJSON, r)
+	if strings.Contains(text, `"list": null`) || strings.Contains(text, `"nested": null`) {
+		t.Errorf("a list is null: %s", text)
+	}
+	if !strings.Contains(text, "18446744073709551615") {
+		t.Errorf("a number lost digits: %s", text)
+	}
+	lines := strings.Split(strings.TrimSpace(show(t, formatJSONL, r)), "\n")
+	if len(lines) != 2 {
+		t.Errorf("%d lines of jsonl", len(lines))
+	}
+	if got := show(t, formatJSONL, report{value: rows[0]}); strings.Count(got, "\n") != 1 {
+		t.Errorf("one thing on %q", got)
+	}
+	if got := show(t, formatJSON, list[sample](nil)); got != "[]\n" {
+		t.Errorf("no rows: %q", got)
+	}
+	if got := show(t, formatYAML, list[sample](nil)); got != "[]\n" {
+		t.Errorf("no rows: %q", got)
+	}
+}
+
+// TestYAMLEqualsJSON checks that both say the same of any text.
+func TestYAMLEqualsJSON(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		value := sample{
+			Name: rapid.String().Draw(r, "name"),
+			List: rapid.SliceOf(rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{"true", "null", "~", "1", "0x1", "1e3", "2026-01-02", "- a", "a: b", "\x7f\u0085\u009b", "\r\n"}))).Draw(r, "list"),
+			Rate: rapid.Float64Range(-1e9, 1e9).Draw(r, "rate"),
+			Big:  rapid.Uint64Range(0, 1<<53).Draw(r, "big"),
+		}
+		var j, y bytes.Buffer
+		if err := writeJSON(&j, value, "  "); err != nil {
+			r.Fatal(err)
+		}
+		if err := writeYAML(&y, value); err != nil {
+			r.Fatal(err)
+		}
+		var fromJSON, fromYAML any
+		if err := json.Unmarshal(j.Bytes(), &fromJSON); err != nil {
+			r.Fatal(err)
+		}
+		if err := yaml.Unmarshal(y.Bytes(), &fromYAML); err != nil {
+			r.Fatalf("%v in:\n%s", err, y.String())
+		}
+		// One form for the numbers of both.
+		again, err := json.Marshal(fromYAML)
+		if err != nil {
+			r.Fatal(err)
+		}
+		var normal any
+		if err := json.Unmarshal(again, &normal); err != nil {
+			r.Fatal(err)
+		}
+		if !reflect.DeepEqual(fromJSON, normal) {
+			r.Fatalf("JSON %s\nYAML %s", j.String(), y.String())
+		}
+	})
+}
+
+// TestEscape checks that nothing that is printed can control a terminal.
+func TestEscape(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain é 日本 🚀":         "plain é 日本 🚀",
+		"a\tb\nc\rd":           `a\tb\nc\rd`,
+		"\x1b]0;title\a":       `\x1b]0;title\x07`,
+		"\u009b2J\x7f":         `\x9b2J\x7f`,
+		"\xff\xfe":             `\xff\xfe`,
+		"\ufffd":               "\ufffd",
+		"abc\u202edcba\u2028x": `abc\u202edcba\u2028x`,
+	} {
+		if got := escape(in); got != want {
+			t.Errorf("escape(%q) = %q, not %q", in, got, want)
+		}
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		s := string(rapid.SliceOf(rapid.Byte()).Draw(r, "bytes"))
+		if i := strings.IndexFunc(escape(s), unicode.IsControl); i >= 0 {
+			r.Fatalf("escape(%q) = %q has a control character", s, escape(s))
+		}
+	})
+}

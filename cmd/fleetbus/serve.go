@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/internal/config"
+)
+
+func newServeCommand(a *app) *cobra.Command {
+	b := &boot{a: a}
+	cmd := &cobra.Command{
+		Use: "serve", Args: takes(), Annotations: prints(),
+		Short: "Run the node of this machine",
+		Long: `Run the node that "fleetbus init" or "fleetbus join" made on this machine,
+until it is interrupted; a second interrupt stops it at once.
+
+SIGHUP reads the configuration again; a bad one changes nothing.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, o, err := b.load(cmd)
+			if err != nil {
+				return err
+			}
+			return b.serve(cmd, c, standard(o))
+		},
+	}
+	b.add(cmd)
+	return cmd
+}
+
+func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) error {
+	if o.Mode != fleetbus.Client && o.Mode != fleetbus.Local {
+		there, err := fleetbus.Initialized(o.Dir)
+		if err != nil {
+			return err
+		}
+		if !there {
+			return fail(exitConfig, "fleetbus init, or fleetbus join HOST --token …", "starting the node: there is none in %q", o.Dir)
+		}
+	}
+	var level slog.LevelVar
+	o.Logger = b.logger(c.Log(), &level)
+	srv, err := fleetbus.New(o)
+	if err != nil {
+		return options(err)
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Run(ctx) }()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	ready := srv.Ready()
+	for {
+		select {
+		case err := <-ended:
+			return options(err)
+		case <-ready:
+			ready = nil
+			b.welcome(srv, o)
+		case <-hangup:
+			c = b.reload(cmd, c, srv, o.Logger, &level)
+		}
+	}
+}
+
+// options turns the problems of fleetbus.Options into one failure.
+func options(err error) error {
+	var problem *fleetbus.OptionError
+	switch {
+	case errors.As(err, &problem):
+		return fail(exitConfig, problem.Hint, "starting the node: %v", err)
+	case errors.Is(err, fleetbus.ErrInUse):
+		return fail(exitConflict, "stop that process, or choose another directory with --data-dir", "starting the node: %v", err)
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fail(exitConflict, "stop what listens there, or choose another port", "starting the node: %v", err)
+	case errors.Is(err, os.ErrPermission):
+		return fail(exitDenied, "run it as the owner of the data directory", "starting the node: %v", err)
+	}
+	return err
+}
+
+// welcome says what is open, what is closed, and how to open it.
+func (b *boot) welcome(srv *fleetbus.Server, o fleetbus.Options) {
+	b.a.hint("node %s is ready, in %s", o.Name, o.Dir)
+	for _, l := range o.Listeners {
+		how := "TLS 1.3; clients with a creds file, a certificate or a password; nobody else"
+		switch {
+		case l.Plaintext:
+			how = "WITHOUT TLS, on loopback only"
+		case l.ClientCertificate == fleetbus.CertificateRequired:
+			how = "TLS 1.3; clients with a certificate; nobody else"
+		}
+		b.a.hint("  open    %-8s %s: %s", l.Name, srv.Addr(l.Name), how)
+	}
+	if addr := srv.Addr("cluster"); addr != nil {
+		b.a.hint("  open    %-8s %s: other nodes of the fleet, by mesh certificate", "cluster", addr)
+	}
+	if addr := srv.Addr("monitor"); addr != nil {
+		b.a.hint("  open    %-8s %s: the engine's monitoring, without authentication, on loopback", "monitor", addr)
+	} else {
+		b.a.hint("  closed  %-8s to open it: --monitor 127.0.0.1:8222", "monitor")
+	}
+	if len(o.Listeners) == 0 {
+		b.a.hint("  closed  %-8s to open it: --listeners-nats-addr :4222", "nats")
+	}
+}
+
+// live are the keys that a reload changes; all others need a restart.
+func live() []string { return []string{"log.level"} }
+
+// reload reads the configuration again and returns the one that is in force.
+func (b *boot) reload(cmd *cobra.Command, old *config.Config, srv *fleetbus.Server, log *slog.Logger, level *slog.LevelVar) *config.Config {
+	c, _, err := b.load(cmd)
+	if err != nil {
+		log.Error("configuration was not reloaded: the last good one stays", "error", err)
+		return old
+	}
+	before := map[string]string{}
+	for _, s := range old.Show() {
+		before[s.Key] = s.Value
+	}
+	var applied, restart []string
+	for _, s := range c.Show() {
+		switch {
+		case before[s.Key] == s.Value:
+		case slices.Contains(live(), s.Key):
+			applied = append(applied, s.Key)
+		default:
+			restart = append(restart, s.Key)
+		}
+	}
+	level.Set(c.Log().Level)
+	if err := srv.Renew(); err != nil {
+		log.Error("certificates were not renewed", "error", err)
+	}
+	log.Info("configuration reloaded", "applied", strings.Join(applied, ","), "needs_restart", strings.Join(restart, ","))
+	return c
+}
+
+func newInitCommand(a *app) *cobra.Command {
+	b := &boot{a: a}
+	cmd := &cobra.Command{
+		Use: "init", Args: takes(), Annotations: writes(),
+		Short: "Make a fleet of one node on this machine",
+		Example: `  fleetbus init
+  fleetbus init --advertise eu-1.example.net`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, o, err := b.load(cmd)
+			if err != nil {
+				return err
+			}
+			o = standard(o)
+			founded, err := fleetbus.Init(o)
+			if errors.Is(err, fleetbus.ErrInitialized) {
+				return fail(exitConflict, "fleetbus serve", "making a fleet: %v", err)
+			}
+			if err != nil {
+				return options(err)
+			}
+			if err := b.writeConfig(c, o.Dir); err != nil {
+				return err
+			}
+			return a.showFounded(o, founded)
+		},
+	}
+	b.add(cmd)
+	return a.output(cmd)
+}
+
+// showFounded says what init made and what comes next.
+func (a *app) showFounded(o fleetbus.Options, f *fleetbus.Founded) error {
+	value := struct {
+		Fleet      string `json:"fleet"`
+		Node       string `json:"node"`
+		DataDir    string `json:"data_dir"`
+		AdminCreds string `json:"admin_creds"`
+		CA         string `json:"ca"`
+		Offline    string `json:"offline"`
+		Join       string `json:"join"`
+	}{f.Fleet, f.Node, o.Dir, f.AdminCreds, f.CA, f.Offline, fmt.Sprintf("fleetbus join %s --token %s", f.Address, f.Token)}
+	return a.show(report{value: value, text: func(p *page) {
+		p.line("fleet %s is made, with node %s, in %s", f.Fleet, f.Node, o.Dir)
+		fields(p, []field{
+			{"admin credentials", f.AdminCreds},
+			{"authority's certificate", f.CA},
+			{"operator's offline keys", f.Offline + " (move this directory to safe storage)"},
+		})
+		p.line("")
+		p.line("start the node:")
+		p.line("  %s", a.serveLine(o.Dir))
+		p.line("add a node, on its machine, within a day:")
+		p.line("  %s", value.Join)
+	}})
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/doctor"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	return a.onFleet(a.output(&cobra.Command{
+		Use: "status", Args: takes(), Annotations: reads(),
+		Short: "Show the fleet at a glance: the verdict, the problems, the nodes",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.status(cmd, "asking for the status")
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: s, text: func(p *page) { statusPage(p, s) }})
+		},
+	}))
+}
+
+func statusPage(p *page, s admin.Status) {
+	p.line("%s", verdict(s))
+	findings := slices.DeleteFunc(allFindings(s), func(f doctor.Finding) bool { return f.Severity < doctor.Warning })
+	for _, f := range findings {
+		p.line("%s: %s: %s", f.Severity, f.Subject, f.Text)
+		if f.Fix != "" {
+			p.line("  fix: %s", f.Fix)
+		}
+	}
+	p.line("")
+	fields(p, []field{{"fleet", s.Fleet}, {"answered by", s.Node}, {"leader", s.Leader},
+		{"ledger", fmt.Sprintf("event %d", s.Sequence)},
+		{"accounts", formatInt(int64(s.Accounts))}, {"users", formatInt(int64(s.Users))}})
+	p.line("")
+	nodeTable(p, s.Nodes)
+}
+
+// verdict is the state of a fleet in one line. A fleet is ok while all its nodes
+// are up, agree, and none has a problem.
+func verdict(s admin.Status) string {
+	up, all := 0, 0
+	for _, n := range s.Nodes {
+		switch n.State {
+		case nodeRemoved:
+			continue
+		case nodeUp:
+			up++
+		}
+		all++
+	}
+	problems := 0
+	for _, f := range allFindings(s) {
+		if f.Severity >= doctor.Problem {
+			problems++
+		}
+	}
+	word := "ok"
+	if up < all || s.Leader == "" || problems > 0 {
+		word = "degraded"
+	}
+	line := fmt.Sprintf("%s: %d of %s up", word, up, count(all, "node"))
+	if s.Leader == "" {
+		line += ", no leader: nothing durable can change"
+	} else {
+		line += ", survives " + count(s.Survives, "failure")
+	}
+	if problems > 0 {
+		line += ", " + count(problems, "problem")
+	}
+	return line
+}
+
+// allFindings are those of the fleet and of every node, each once.
+func allFindings(s admin.Status) []doctor.Finding {
+	all := slices.Clone(s.Findings)
+	for _, n := range s.Nodes {
+		for _, f := range n.Findings {
+			same := func(g doctor.Finding) bool { return f.Code == g.Code && f.Subject == g.Subject && f.Text == g.Text }
+			if !slices.ContainsFunc(all, same) {
+				all = append(all, f)
+			}
+		}
+	}
+	return all
+}

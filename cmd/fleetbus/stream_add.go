@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// streamFlags are the flags of stream add.
+type streamFlags struct {
+	subjects                     []string
+	replicas, storage, retention string
+	maxAge                       life
+	maxBytes                     size
+	maxMsgs                      int64
+	g                            guard
+}
+
+// autoReplicas is the metadata of a stream whose replicas the fleet may choose,
+// as it grows.
+const autoReplicas = "fleetbus.replicas"
+
+func newStreamAdd(a *app) *cobra.Command {
+	var f streamFlags
+	cmd := &cobra.Command{
+		Use: "add NAME", Aliases: []string{"create"}, Args: takes("NAME"), Annotations: writes(),
+		Short: "Make a stream, or set what is named of one",
+		Example: `  fleetbus stream add ORDERS --subject 'orders.>' --creds alice.creds
+  fleetbus stream add JOBS --subject 'jobs.>' --retention workqueue --max-age 7d`,
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, a, args[0]) },
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.subjects, "subject", nil, "subjects that are kept (default: the stream's name)")
+	f.replicas, f.storage, f.retention = "auto", "file", "limits"
+	flags.Var(&choice{&f.replicas, []string{"auto", "1", "3", "5"}}, "replicas", "copies on different nodes: 1, 3, 5, or auto: 3 if the fleet has the nodes")
+	flags.Var(&choice{&f.storage, []string{"file", "memory"}}, "storage", "where messages are kept: file or memory")
+	flags.Var(&choice{&f.retention, []string{"limits", "interest", "workqueue"}}, "retention", "until when: limits, interest (of consumers) or workqueue (once acknowledged)")
+	flags.Var(&f.maxAge, "max-age", "how long a message is kept, such as 24h or 7d, or never")
+	flags.Var(&f.maxBytes, "max-bytes", "what is kept at most, such as 10GiB")
+	flags.Int64Var(&f.maxMsgs, "max-msgs", 0, "how many messages are kept at most; 0 is unlimited")
+	f.g.drying(cmd)
+	return a.output(cmd)
+}
+
+// added is the result of stream add.
+type added struct {
+	streamInfo
+	Changed bool `json:"changed"`
+}
+
+func (f *streamFlags) run(cmd *cobra.Command, a *app, name string) error {
+	what := fmt.Sprintf("adding stream %q", name)
+	if name == "" || strings.ContainsAny(name, " \t\r\n.*>/\\") {
+		return fail(exitUsage, "use letters, digits, - and _", "%s: it is no name for a stream", what)
+	}
+	if f.g.dryRun {
+		_, err := a.stream(cmd, what, name)
+		var missing *failure
+		switch {
+		case errors.As(err, &missing) && missing.code == exitNotFound:
+			return a.showPlan("make stream %s", name)
+		case err != nil:
+			return err
+		}
+		return a.showPlan("set what is named of stream %s", name)
+	}
+	result, err := withStreams(cmd, a, what, func(ctx context.Context, js jetstream.JetStream) (added, error) {
+		return f.apply(ctx, js, cmd.Flags(), name)
+	})
+	if err != nil {
+		return err
+	}
+	if f.auto(cmd.Flags(), result) && result.Replicas < 3 {
+		a.hint("warning: stream %s has one copy: the fleet has less than 3 nodes that keep streams, and a lost disk loses it", name)
+	}
+	return a.show(report{value: result, text: func(p *page) {
+		same := ""
+		if !result.Changed {
+			same = ", nothing changed"
+		}
+		p.line("stream %s keeps %s in %s%s", name, strings.Join(result.Subjects, ", "), copies(result.Replicas), same)
+	}})
+}
+
+// auto reports whether the number of replicas was left to the fleet just now.
+func (f *streamFlags) auto(flags *pflag.FlagSet, result added) bool {
+	return f.replicas == "auto" && (flags.Changed("replicas") || result.Changed)
+}
+
+func copies(n int) string {
+	if n == 1 {
+		return "1 copy"
+	}
+	return fmt.Sprintf("%d copies", n)
+}
+
+// apply makes the stream, or sets what the flags name of the one that is there.
+func (f *streamFlags) apply(ctx context.Context, js jetstream.JetStream, flags *pflag.FlagSet, name string) (added, error) {
+	old, err := js.Stream(ctx, name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		config := jetstream.StreamConfig{Name: name, Subjects: f.subjects}
+		if len(f.subjects) == 0 {
+			config.Subjects = []string{name}
+		}
+		f.set(flags, &config)
+		s, err := f.replicate(config, f.replicas == "auto", func(c jetstream.StreamConfig) (jetstream.Stream, error) {
+			return js.CreateStream(ctx, c)
+		})
+		if err != nil {
+			return added{}, err
+		}
+		return added{infoOf(s.CachedInfo()), true}, nil
+	}
+	if err != nil {
+		return added{}, err
+	}
+	before := old.CachedInfo().Config
+	config := before
+	config.Metadata = maps.Clone(before.Metadata)
+	if flags.Changed("subject") {
+		config.Subjects = f.subjects
+	}
+	f.set(flags, &config)
+	if reflect.DeepEqual(before, config) {
+		return added{infoOf(old.CachedInfo()), false}, nil
+	}
+	s, err := f.replicate(config, flags.Changed("replicas") && f.replicas == "auto", func(c jetstream.StreamConfig) (jetstream.Stream, error) {
+		return js.UpdateStream(ctx, c)
+	})
+	if err != nil {
+		return added{}, err
+	}
+	info := s.CachedInfo()
+	return added{infoOf(info), !reflect.DeepEqual(before, info.Config)}, nil
+}
+
+// set puts in config what the flags name, besides subjects. A new stream takes
+// the defaults of the flags for the rest, which are those of the engine.
+func (f *streamFlags) set(flags *pflag.FlagSet, config *jetstream.StreamConfig) {
+	if flags.Changed("storage") && f.storage == "memory" {
+		config.Storage = jetstream.MemoryStorage
+	} else if flags.Changed("storage") {
+		config.Storage = jetstream.FileStorage
+	}
+	if flags.Changed("retention") {
+		config.Retention = map[string]jetstream.RetentionPolicy{
+			"limits": jetstream.LimitsPolicy, "interest": jetstream.InterestPolicy, "workqueue": jetstream.WorkQueuePolicy,
+		}[f.retention]
+	}
+	if flags.Changed("max-age") {
+		config.MaxAge = time.Duration(f.maxAge)
+		if f.maxAge == never {
+			config.MaxAge = 0
+		}
+	}
+	// The engine says -1 for unlimited.
+	if flags.Changed("max-bytes") {
+		config.MaxBytes = unlimited(int64(f.maxBytes))
+	}
+	if flags.Changed("max-msgs") {
+		config.MaxMsgs = unlimited(f.maxMsgs)
+	}
+	if flags.Changed("replicas") && f.replicas != "auto" {
+		config.Replicas = int(f.replicas[0] - '0')
+		delete(config.Metadata, autoReplicas)
+	}
+}
+
+func unlimited(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// replicate makes or updates a stream with config. If the number of replicas is
+// to be chosen it is 3, or 1 if the fleet does not have the nodes: a user does
+// not see how many there are, but the engine says so.
+func (f *streamFlags) replicate(config jetstream.StreamConfig, choose bool, do func(jetstream.StreamConfig) (jetstream.Stream, error)) (jetstream.Stream, error) {
+	if !choose {
+		return do(config)
+	}
+	if config.Metadata == nil {
+		config.Metadata = map[string]string{}
+	}
+	config.Metadata[autoReplicas] = "auto"
+	config.Replicas = 3
+	s, err := do(config)
+	if tooFewNodes(err) {
+		config.Replicas = 1
+		s, err = do(config)
+	}
+	return s, err
+}
+
+// tooFewNodes reports whether the engine lacks the nodes for the replicas.
+func tooFewNodes(err error) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch api.ErrorCode {
+	case 10005, // no suitable peers for placement
+		10023, // insufficient resources
+		10074: // replicas > 1 not supported in non-clustered mode
+		return true
+	}
+	return false
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// formatCreds is the format of --output that writes a NATS credentials file.
+const formatCreds = "creds"
+
+// minPassword is the length of the shortest password that is accepted.
+const minPassword = 12
+
+// userFlags are the flags of user add.
+type userFlags struct {
+	role                       string
+	expires                    life
+	out, certOut, caOut        string
+	certRegister, passwordFile string
+	g                          guard
+}
+
+func newUserAdd(a *app) *cobra.Command {
+	var f userFlags
+	cmd := &cobra.Command{
+		Use: "add ACCOUNT/NAME", Aliases: []string{"create"}, Args: takes("ACCOUNT/NAME"), Annotations: writes(),
+		Short: "Make a user, or give one another credential",
+		Long: `Make a user, or give one that exists another credential. Keys are made on this
+machine and stay here; only their public halves are sent. What a user has already
+stays as it is.`,
+		Example: `  fleetbus user add acme/alice --out alice.creds --ca-out ca.pem
+  fleetbus user add acme/alice -o creds > alice.creds
+  fleetbus user add acme/press --role machine --cert press --expires 30d
+  fleetbus user add acme/bob --password-file bob.txt`,
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, a, args[0]) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.role, "role", "", "role of a new user (default client)")
+	flags.Var(&f.expires, "expires", "life of the credentials, such as 24h or 30d, or never (default: the role's)")
+	flags.StringVar(&f.out, "out", "", "write a NATS credentials `file`, for its owner alone")
+	flags.StringVar(&f.certOut, "cert", "", "write a client certificate to `PREFIX`.crt, its key to PREFIX.key, the authority to PREFIX-ca.pem")
+	flags.StringVar(&f.caOut, "ca-out", "", "write the authority that servers are verified with to a `file`")
+	flags.StringVar(&f.certRegister, "cert-register", "", "PEM `file` of a certificate of your own authority that is to stand for the user")
+	flags.StringVar(&f.passwordFile, "password-file", "", "`file` with a password, - for stdin; only its hash is sent")
+	f.g.drying(cmd)
+	flags.BoolVarP(&f.g.yes, "yes", "y", false, "write over files that exist")
+	return a.output(cmd, formatCreds)
+}
+
+func (f *userFlags) run(cmd *cobra.Command, a *app, name string) error {
+	what := fmt.Sprintf("adding user %q", name)
+	if _, _, err := identity.SplitName(name); err != nil {
+		return fail(exitUsage, "write it like acme/alice", "%s: %v", what, err)
+	}
+	if err := f.checkFiles(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	request := admin.UserRequest{Name: name, Role: f.role, Expires: time.Duration(f.expires)}
+	var keys userKeys
+	if f.out != "" || a.format == formatCreds {
+		if err := keys.makeKey(&request); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if f.certOut != "" {
+		if err := keys.makeCSR(&request); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if err := f.read(a, &request); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if f.g.dryRun {
+		return f.plan(cmd, a, what, name)
+	}
+	reply, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.UserReply, error) {
+		return c.AddUser(ctx, request)
+	})
+	if err != nil {
+		return err
+	}
+	if err := f.write(a, keys, reply); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	f.advise(a, name, reply)
+	return missing(reply.Spread)
+}
+
+// checkFiles refuses files that exist before the fleet is asked for anything.
+func (f *userFlags) checkFiles() error {
+	var errs []error
+	for _, path := range f.files() {
+		if _, err := os.Lstat(path); err == nil && !f.g.yes {
+			errs = append(errs, fail(exitConflict, "choose another name, or add --yes to write over it", "file %q exists", path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// files are those that will be written.
+func (f *userFlags) files() (paths []string) {
+	if f.certOut != "" {
+		paths = append(paths, f.certOut+".key", f.certOut+".crt", f.certOut+"-ca.pem")
+	}
+	for _, path := range []string{f.out, f.caOut} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// read puts the certificate and the password of the flags' files in the request.
+func (f *userFlags) read(a *app, request *admin.UserRequest) error {
+	if f.certRegister != "" {
+		data, err := os.ReadFile(f.certRegister)
+		if err != nil {
+			return fmt.Errorf("reading the certificate: %w", err)
+		}
+		block, _ := pem.Decode(data)
+		if block == nil || block.Type != "CERTIFICATE" {
+			return fail(exitUsage, "name a PEM file", "reading the certificate: %q does not begin with one", f.certRegister)
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return fmt.Errorf("reading the certificate %q: %w", f.certRegister, err)
+		}
+		// Only the certificate: a key that may follow it stays here.
+		request.Certificate = string(pem.EncodeToMemory(block))
+	}
+	if f.passwordFile == "" {
+		return nil
+	}
+	password, err := a.readPassword(f.passwordFile)
+	if err != nil {
+		return err
+	}
+	if request.Password, err = identity.HashPassword(password); err != nil {
+		return fail(exitUsage, "choose another password", "%v", err)
+	}
+	return nil
+}
+
+// readPassword reads a password from a file or, if it is called "-", from stdin.
+// An end of line after it is not part of it.
+func (a *app) readPassword(path string) (string, error) {
+	data, err := a.readSecret(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the password: %w", err)
+	}
+	password := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	if utf8.RuneCountInString(password) < minPassword {
+		return "", fail(exitUsage, "choose a longer one", "reading the password: it has less than %s", count(minPassword, "character"))
+	}
+	return password, nil
+}
+
+// readSecret reads a small file or, if it is called "-", stdin.
+func (a *app) readSecret(path string) ([]byte, error) {
+	in := a.stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	return io.ReadAll(io.LimitReader(in, 64<<10))
+}
+
+// plan says what would happen.
+func (f *userFlags) plan(cmd *cobra.Command, a *app, what, name string) error {
+	if a.format == formatCreds {
+		a.format = formatTable
+	}
+	_, err := a.user(cmd, what, name)
+	switch {
+	case isNotFound(err):
+		return a.showPlan("make user %s%s", name, f.writing())
+	case err != nil:
+		return err
+	}
+	return a.showPlan("leave user %s and add what was asked for%s", name, f.writing())
+}
+
+func (f *userFlags) writing() string {
+	if files := f.files(); len(files) > 0 {
+		return ", and write " + strings.Join(files, ", ")
+	}
+	return ""
+}
+
+// write puts the credentials where they were asked for, and the rest on stdout.
+func (f *userFlags) write(a *app, keys userKeys, reply admin.UserReply) error {
+	files := keys.certificateFiles(f.certOut, reply)
+	var creds []byte
+	if keys.seed != nil {
+		var err error
+		if creds, err = identity.CreateCreds(reply.JWT, keys.seed); err != nil {
+			return err
+		}
+	}
+	if f.out != "" {
+		files = append(files, secretFile{f.out, creds, 0o600})
+	}
+	if f.caOut != "" {
+		files = append(files, secretFile{f.caOut, []byte(reply.CA), 0o644})
+	}
+	for _, file := range files {
+		if err := file.write(f.g.yes); err != nil {
+			return err
+		}
+	}
+	if a.format == formatCreds {
+		if _, err := a.stdout.Write(creds); err != nil {
+			return fmt.Errorf("writing the credentials: %w", err)
+		}
+		return nil
+	}
+	reply.User.Password = ""
+	return a.show(report{value: reply, text: func(p *page) {
+		fields(p, []field{{"user", reply.User.String()}, {"role", reply.User.Role}, {"state", userState(reply.User)},
+			{"live on", nodes(reply.Spread)}, {"credential expires", or(formatTime(reply.Expires), "never")}})
+	}})
+}
+
+// advise says on stderr what to do with the credentials.
+func (f *userFlags) advise(a *app, name string, reply admin.UserReply) {
+	for _, path := range f.files() {
+		a.hint("wrote %s", path)
+	}
+	if len(reply.Servers) == 0 {
+		return
+	}
+	short := name[strings.Index(name, "/")+1:]
+	a.hint("servers: %s", strings.Join(reply.Servers, ", "))
+	ca := or(f.caOut, "ca.pem")
+	if f.certOut != "" {
+		ca = f.certOut + "-ca.pem"
+		a.hint("try: nats --server tls://%s --tlscert %s.crt --tlskey %s.key --tlsca %s pub greeting hello", reply.Servers[0], f.certOut, f.certOut, ca)
+	}
+	switch {
+	case f.out != "" || a.format == formatCreds:
+		a.hint("try: nats --server tls://%s --creds %s --tlsca %s pub greeting hello", reply.Servers[0], or(f.out, short+".creds"), ca)
+	case f.certOut == "" && f.certRegister == "" && f.passwordFile == "":
+		a.hint("a credentials file: fleetbus user add %s --out %s.creds --ca-out ca.pem", name, short)
+	}
+	if ca == "ca.pem" && f.caOut == "" {
+		a.hint("ca.pem is what --ca-out FILE writes")
+	}
+}
