@@ -10,4 +10,4 @@ lint:
 	.ci/lint
 
 bench:
-	go test -run '^$$' -bench . -benchmem ./...
+	go run ./cmd/fleetbus bench house

@@ -152,22 +152,17 @@ func (s *Server) enrollNode(ctx context.Context, tokenID string, r enroll.NodeRe
 	if why := refuseVersion(r.Version); why != "" {
 		return nil, admin.Errorf(admin.Invalid, "upgrade the fleet's nodes first", "%s", why)
 	}
-	known, exists := s.fleet.directory.Node(r.Name)
-	mine := exists && known.Key == r.Seal
-	if exists && !known.Removed && !mine {
-		if !r.Replace {
-			return nil, admin.Errorf(admin.Conflict, "choose another name with --name, or take its place with --replace",
-				"node %q exists: it joined at %s from %s", r.Name, known.Joined.UTC().Format(time.RFC3339), known.Advertise)
-		}
-		if s.fleet.up()[r.Name] {
-			return nil, admin.Errorf(admin.Conflict, "stop it first, or choose another name with --name", "node %q is up", r.Name)
-		}
+	// Asked twice: here so that a token is not spent in vain, and once more under
+	// the ledger's locking.
+	rival, err := s.rival(r)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindNode}, r.Name+" "+r.Seal); err != nil {
 		return nil, err
 	}
-	if exists && !known.Removed && !mine {
-		if err := s.dropMember(ctx, known); err != nil {
+	if rival != nil {
+		if err := s.dropMember(ctx, *rival); err != nil {
 			return nil, err
 		}
 	}
@@ -178,11 +173,31 @@ func (s *Server) enrollNode(ctx context.Context, tokenID string, r enroll.NodeRe
 	return s.welcome(r, node)
 }
 
+// rival is the node whose name the joiner wants, if there is another. It is an
+// error if the joiner may not have the name.
+func (s *Server) rival(r enroll.NodeRequest) (*identity.Node, error) {
+	known, ok := s.fleet.directory.Node(r.Name)
+	if !ok || known.Removed || known.Key == r.Seal {
+		return nil, nil
+	}
+	if !r.Replace {
+		return nil, admin.Errorf(admin.Conflict, "choose another name with --name, or take its place with --replace",
+			"node %q exists: it joined at %s from %s", r.Name, known.Joined.UTC().Format(time.RFC3339), known.Advertise)
+	}
+	if s.fleet.up()[r.Name] {
+		return nil, admin.Errorf(admin.Conflict, "stop it first, or choose another name with --name", "node %q is up", r.Name)
+	}
+	return &known, nil
+}
+
 // putNode writes the joiner's record. A name that was a node's before gets the
 // next incarnation, because the engine remembers who was removed.
 func (s *Server) putNode(ctx context.Context, r enroll.NodeRequest) (identity.Node, error) {
 	var node identity.Node
 	_, err := s.fleet.change(ctx, "node."+r.Name, func() (any, error) {
+		if _, err := s.rival(r); err != nil {
+			return nil, err
+		}
 		known, exists := s.fleet.directory.Node(r.Name)
 		node = identity.Node{
 			Name: r.Name, Incarnation: 1, Advertise: r.Advertise, ClientAddr: r.Clients, ClusterAddr: r.Cluster,

@@ -40,11 +40,10 @@ type fleet struct {
 	directory *identity.Directory
 	follower  *ledger.Follower
 	log       *slog.Logger
-	// broker, system (what authenticates in the system account) and running (until
-	// when the node runs) are set before the follower runs.
-	broker  *broker.Broker
-	system  func() []nats.Option
-	running context.Context
+	// broker, and system, what authenticates in the system account, are set before
+	// the follower runs.
+	broker *broker.Broker
+	system func() []nats.Option
 	// publics are the accounts' public keys by name; for act alone.
 	publics map[string]string
 
@@ -152,6 +151,7 @@ func (f *fleet) act(ev ledger.Event) {
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
 	}
+	f.log.Info("fleet changed", "subject", ev.Subject, "sequence", ev.Seq, "closed", closed)
 	if closed == 0 {
 		return
 	}
@@ -200,9 +200,7 @@ func (f *fleet) dropAccount(public string) error {
 		return fmt.Errorf("connecting to the system account: %w", err)
 	}
 	defer nc.Close()
-	ctx, cancel := context.WithTimeout(f.running, syncTimeout)
-	defer cancel()
-	return broker.DropAccounts(ctx, nc, token)
+	return broker.DropAccounts(nc, token, syncTimeout)
 }
 
 // actUser closes what a user may not have any more, whatever credential opened
@@ -262,7 +260,6 @@ func (f *fleet) closeConnections(public, name string) (closed int, err error) {
 
 // follow runs the ledger's follower over nc until ctx is done.
 func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
-	f.running = ctx
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("opening the ledger: %w", err)

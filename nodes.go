@@ -72,6 +72,9 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	}
 	members := s.broker.Members()
 	status.Leader, _, _ = strings.Cut(s.broker.Leader(), ".")
+	if s.opts.Mode == Local {
+		status.Leader = s.fleet.node
+	}
 	alive := 0
 	for _, n := range d.Nodes() {
 		info, ok := up[n.Name]

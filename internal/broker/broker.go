@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -345,8 +344,8 @@ func (b *Broker) StoreAccount(public, token string) error {
 // DropAccounts removes accounts from every server of the cluster and closes their
 // connections. token is signed by the operator and names them. nc is a
 // connection to the system account.
-func DropAccounts(ctx context.Context, nc *nats.Conn, token string) error {
-	if _, err := nc.RequestWithContext(ctx, "$SYS.REQ.CLAIMS.DELETE", []byte(token)); err != nil {
+func DropAccounts(nc *nats.Conn, token string, timeout time.Duration) error {
+	if _, err := nc.Request("$SYS.REQ.CLAIMS.DELETE", []byte(token), timeout); err != nil {
 		return fmt.Errorf("dropping accounts: %w", err)
 	}
 	return nil
@@ -407,6 +406,3 @@ func (b *Broker) Close(id uint64) bool { return b.srv.DisconnectClientByID(id) =
 
 // NumConnections counts the clients of this server.
 func (b *Broker) NumConnections() int { return b.srv.NumClients() }
-
-// StoreDirs names the directories that hold streams, for findings.
-func (b *Broker) StoreDirs() []string { return []string{filepath.Clean(b.opts.StoreDir)} }

@@ -2,9 +2,15 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,20 +107,24 @@ func (r *realm) js(t testing.TB, b *Broker) jetstream.JetStream {
 	return must[jetstream.JetStream](t)(jetstream.New(nc))
 }
 
-func eventually(t testing.TB, what string, done func() error) {
+// eventually waits until done returns nil. Each try has two seconds.
+func eventually(t testing.TB, what string, done func(context.Context) error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	began := time.Now()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for {
-		err := done()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		err := done(ctx)
+		cancel()
 		if err == nil {
-			t.Logf("%s: %v", what, time.Since(began))
 			return
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
+		select {
+		case <-deadline:
+			t.Fatalf("%s: not yet: %v", what, err)
+		case <-tick.C:
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -127,32 +137,16 @@ func (r *realm) sys(t testing.TB, b *Broker) *nats.Conn {
 func publish(t testing.TB, js jetstream.JetStream, n int) {
 	t.Helper()
 	for i := range n {
-		eventually1(t, func(ctx context.Context) error {
+		eventually(t, "an answer", func(ctx context.Context) error {
 			_, err := js.Publish(ctx, "events.x", fmt.Appendf(nil, "%d", i))
 			return err
 		})
 	}
 }
 
-func eventually1(t testing.TB, do func(context.Context) error) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		err := do(ctx)
-		cancel()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
-}
-
 func messages(t testing.TB, js jetstream.JetStream) uint64 {
 	var n uint64
-	eventually1(t, func(ctx context.Context) error {
+	eventually(t, "an answer", func(ctx context.Context) error {
 		s, err := js.Stream(ctx, "EVENTS")
 		if err != nil {
 			return err
@@ -163,8 +157,8 @@ func messages(t testing.TB, js jetstream.JetStream) uint64 {
 	return n
 }
 
-func members(b *Broker, n int) func() error {
-	return func() error {
+func members(b *Broker, n int) func(context.Context) error {
+	return func(context.Context) error {
 		if m := b.Members(); len(m) != n || b.Leader() == "" {
 			return fmt.Errorf("members %+v leader %q", m, b.Leader())
 		}
@@ -179,7 +173,7 @@ func TestGrowShrinkReplace(t *testing.T) {
 	o.Cluster.Found = true
 	n1 := start(t, o)
 	js := r.js(t, n1)
-	eventually1(t, func(ctx context.Context) error {
+	eventually(t, "an answer", func(ctx context.Context) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}})
 		return err
 	})
@@ -196,12 +190,12 @@ func TestGrowShrinkReplace(t *testing.T) {
 	eventually(t, "two members", members(n1, 2))
 	n3 := start(t, r.options(t, "n3", dirs[2], n1.RouteAddr().String()))
 	eventually(t, "three members", members(n1, 3))
-	eventually1(t, func(ctx context.Context) error {
+	eventually(t, "an answer", func(ctx context.Context) error {
 		_, err := js.UpdateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}, Replicas: 3})
 		return err
 	})
-	eventually(t, "three replicas", func() error {
-		s, err := js.Stream(t.Context(), "EVENTS")
+	eventually(t, "three replicas", func(ctx context.Context) error {
+		s, err := js.Stream(ctx, "EVENTS")
 		if err != nil {
 			return err
 		}
@@ -218,17 +212,15 @@ func TestGrowShrinkReplace(t *testing.T) {
 
 	// n3 dies, is removed and comes back with an empty disk under its name.
 	n3.Stop(false)
-	eventually(t, "n3 removed", func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
+	eventually(t, "n3 removed", func(ctx context.Context) error {
 		return RemoveMember(ctx, r.sys(t, n1), "n3")
 	})
 	eventually(t, "two members", members(n1, 2))
 	n3 = start(t, r.options(t, "n3.2", t.TempDir(), n1.RouteAddr().String()))
 	eventually(t, "three members again", members(n1, 3))
-	eventually(t, "three replicas again", func() error {
+	eventually(t, "three replicas again", func(ctx context.Context) error {
 		js := r.js(t, n3)
-		s, err := js.Stream(t.Context(), "EVENTS")
+		s, err := js.Stream(ctx, "EVENTS")
 		if err != nil {
 			return err
 		}
@@ -243,32 +235,119 @@ func TestGrowShrinkReplace(t *testing.T) {
 	n1.Stop(false)
 	n2.Stop(false)
 	sys := r.sys(t, n3)
-	eventually(t, "rescued", func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
+	eventually(t, "rescued", func(ctx context.Context) error {
 		return Rescue(ctx, sys)
 	})
-	eventually(t, "leader after rescue", func() error {
+	eventually(t, "leader after rescue", func(context.Context) error {
 		if !n3.IsLeader() {
 			return fmt.Errorf("leader %q", n3.Leader())
 		}
 		return nil
 	})
 	for _, name := range []string{"n1", "n2"} {
-		eventually(t, "dead one removed", func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			defer cancel()
+		eventually(t, "dead one removed", func(ctx context.Context) error {
 			return RemoveMember(ctx, sys, name)
 		})
 	}
 	eventually(t, "one member", members(n3, 1))
 	js = r.js(t, n3)
-	eventually1(t, func(ctx context.Context) error {
+	eventually(t, "an answer", func(ctx context.Context) error {
 		_, err := js.UpdateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}, Replicas: 1})
 		return err
 	})
 	publish(t, js, 1)
 	if got := messages(t, js); got != 101 {
 		t.Fatalf("after the rescue there are %d messages, want 101", got)
+	}
+}
+
+func TestStartFails(t *testing.T) {
+	r := newRealm(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, edit := range map[string]func(*Options){
+		"address already in use":           func(o *Options) { o.Clients.Addr = taken.Addr().String() },
+		"listening on":                     func(o *Options) { o.Cluster.Addr = taken.Addr().String() },
+		"decoding the operator":            func(o *Options) { o.Operator = "x" },
+		"store":                            func(o *Options) { o.StoreDir = file },
+		"looking into the store directory": func(o *Options) { o.StoreDir = filepath.Join(file, "x") },
+		"t start JetStream":                func(o *Options) { o.Cluster, o.Clients, o.StoreDir = nil, nil, file },
+		"clearing the account directory":   func(o *Options) { o.AccountDir = filepath.Join(file, "x") },
+		"no answer":                        func(o *Options) { o.Cluster.TLS = &tls.Config{} },
+		"configuring the engine":           func(o *Options) { o.SystemAccount = "A" },
+	} {
+		t.Run(want, func(t *testing.T) {
+			before := runtime.NumGoroutine()
+			o := r.options(t, "n1", t.TempDir())
+			o.Logger = slog.New(slog.DiscardHandler)
+			o.Cluster.Found = true
+			edit(&o)
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Second, errors.New("no answer"))
+			defer cancel()
+			if b, err := Start(ctx, o); err == nil {
+				b.Stop(false)
+				t.Error("it started")
+			} else if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error is %q, want %q in it", err, want)
+			}
+			eventually(t, "nothing is left", func(context.Context) error {
+				if n := runtime.NumGoroutine(); n > before+1 {
+					return fmt.Errorf("%d goroutines, %d before", n, before)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestFoundingInterrupted starts on what a founding leaves that was cut off.
+func TestFoundingInterrupted(t *testing.T) {
+	r := newRealm(t)
+	dir := t.TempDir()
+	o := r.options(t, "n1", dir)
+	o.Cluster.Found = true
+	if _, err := o.beginFounding(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(o.StoreDir, "jetstream", "left"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, o)
+	if !b.IsLeader() || len(b.Members()) != 1 {
+		t.Errorf("leader %q of %+v", b.Leader(), b.Members())
+	}
+	if _, err := os.Stat(filepath.Join(o.StoreDir, "jetstream", "left")); err == nil {
+		t.Error("what the interrupted founding left is still there")
+	}
+}
+
+// TestLocal opens no port and keeps its streams.
+func TestLocal(t *testing.T) {
+	r := newRealm(t)
+	dir := t.TempDir()
+	for want := range uint64(2) {
+		o := r.options(t, "n1", dir)
+		o.Cluster, o.Clients = nil, nil
+		b := start(t, o)
+		if b.Addr() != nil || b.RouteAddr() != nil {
+			t.Errorf("it listens on %v and %v", b.Addr(), b.RouteAddr())
+		}
+		js := r.js(t, b)
+		eventually(t, "a stream", func(ctx context.Context) error {
+			_, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}})
+			return err
+		})
+		if got := messages(t, js); got != want {
+			t.Errorf("there are %d messages, want %d", got, want)
+		}
+		publish(t, js, 1)
+		b.Stop(true)
 	}
 }

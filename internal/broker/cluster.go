@@ -284,16 +284,6 @@ func (b *Broker) Routes() []string {
 	return names
 }
 
-// Healthy returns nil if JetStream on this server has recovered and follows the
-// group.
-func (b *Broker) Healthy() error {
-	// The engine offers its health check over the system account and HTTP only.
-	if b.opts.Cluster != nil && !b.srv.JetStreamIsCurrent() {
-		return errors.New("not current with the leader of the group")
-	}
-	return nil
-}
-
 // A Stream is one that this server keeps.
 type Stream struct {
 	// Account is the public key of its account.
