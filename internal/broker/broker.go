@@ -157,6 +157,9 @@ func launch(o Options) (*Broker, error) {
 		return nil, fmt.Errorf("configuring the engine: %w", err)
 	}
 	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}, stop: func() {}}
+	if sentinel, err := jwt.DecodeUserClaims(o.Sentinel); err == nil {
+		b.log.sentinel = sentinel.Subject
+	}
 	srv.SetLoggerV2(b.log, false, false, false)
 	srv.Start()
 	return b, nil
