@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"time"
 
@@ -152,10 +151,9 @@ func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, erro
 // would write to the process's standard error.
 func (s *Server) sessionError(p identity.Principal) nats.ErrHandler {
 	return func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		level := slog.LevelWarn
 		if errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) {
-			level = slog.LevelDebug // the engine's own line, or nothing new
+			return // the engine says it, or the session's end does
 		}
-		s.log.Log(s.fleet.running, level, "session error", "principal", p, "error", err)
+		s.log.Warn("session error", "principal", p, "error", err)
 	}
 }

@@ -266,11 +266,7 @@ func (c *certificates) verifyPeer(cs tls.ConnectionState, dialed bool) error {
 	if !own {
 		roots = c.authority.MeshRoots()
 	}
-	opts := x509.VerifyOptions{
-		Roots:         roots,
-		Intermediates: x509.NewCertPool(),
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
 	if own && dialed && !c.files.SkipHostnameVerification {
 		opts.DNSName = cs.ServerName
 	}
@@ -278,8 +274,13 @@ func (c *certificates) verifyPeer(cs tls.ConnectionState, dialed bool) error {
 		opts.Intermediates.AddCert(cert)
 	}
 	leaf := cs.PeerCertificates[0]
-	if _, err := leaf.Verify(opts); err != nil {
-		return fmt.Errorf("verifying the peer: %w", err)
+	// A node is both ends of links. Of an operator's own authority, users and web
+	// servers have certificates too, each good for one end.
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
+		opts.KeyUsages = []x509.ExtKeyUsage{usage}
+		if _, err := leaf.Verify(opts); err != nil {
+			return fmt.Errorf("verifying the peer: %w", err)
+		}
 	}
 	if own {
 		return nil

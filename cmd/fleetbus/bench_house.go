@@ -36,17 +36,18 @@ type effort struct {
 	messages, echoes, stored, awaited int // in a round
 	starts                            int
 	idle, sessions                    int
+	settling                          time.Duration // of the memory of a process
 	denied, renewals                  int
 }
 
 func fullEffort() effort {
-	return effort{rounds: 31, messages: 100_000, echoes: 1000, stored: 5000, awaited: 500,
-		starts: 9, idle: 2000, sessions: 1000, denied: 100, renewals: 5}
+	return effort{rounds: 31, messages: 100_000, echoes: 1000, stored: 5000, awaited: 1000,
+		starts: 9, idle: 2000, settling: 5 * time.Second, sessions: 1000, denied: 100, renewals: 5}
 }
 
 func quickEffort() effort {
 	return effort{rounds: 1, messages: 20_000, echoes: 200, stored: 500, awaited: 50,
-		starts: 1, idle: 100, sessions: 100, denied: 5, renewals: 1}
+		starts: 1, idle: 100, settling: 500 * time.Millisecond, sessions: 100, denied: 5, renewals: 1}
 }
 
 // A figure is one promise and what became of it.

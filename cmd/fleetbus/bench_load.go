@@ -30,9 +30,9 @@ const (
 	// most, when they are pipelined.
 	storePending = 256
 	// stalled is how long nothing may arrive before it is clear that a message was
-	// lost, with a connection; patience how long a subscriber may take to be heard
+	// lost, with a connection; hearing how long a subscriber may take to be heard
 	// of.
-	stalled, patience = 10 * time.Second, 30 * time.Second
+	stalled, hearing = 10 * time.Second, 30 * time.Second
 )
 
 // listen subscribes and returns when the publisher's node knows of it. A request
@@ -49,7 +49,7 @@ func (p pair) listen(ctx context.Context, handle func()) (*nats.Subscription, er
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to %q: %w", p.subject, err)
 	}
-	hear, cancel := context.WithTimeout(ctx, patience)
+	hear, cancel := context.WithTimeout(ctx, hearing)
 	defer cancel()
 	if err := patiently(hear, func(ctx context.Context) error {
 		_, err := p.pub.RequestWithContext(ctx, p.subject, nil)

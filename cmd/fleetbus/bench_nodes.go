@@ -26,9 +26,14 @@ import (
 )
 
 const (
-	// startTimeout bounds the start of nodes.
+	// startTimeout bounds the start of nodes; dialTimeout, adminTimeout and
+	// storeTimeout a single try of what is done meanwhile.
 	startTimeout = time.Minute
-	streamName   = "BENCH"
+	dialTimeout  = 5 * time.Second
+	adminTimeout = 10 * time.Second
+	storeTimeout = 500 * time.Millisecond
+
+	streamName = "BENCH"
 	// streamSubject is the one that the stream keeps.
 	streamSubject = "stored"
 	benchAccount  = "bench"
@@ -181,9 +186,10 @@ func (s *system) died() error {
 }
 
 // eventually tries something until it succeeds, ctx is done or a process is gone.
-func (s *system) eventually(ctx context.Context, what string, do func(context.Context) error) error {
-	for patience := 100 * time.Millisecond; ; patience = min(2*patience, 4*time.Second) {
-		try, cancel := context.WithTimeout(ctx, patience)
+// A single try is given up after limit, in case it was sent when nobody listened.
+func (s *system) eventually(ctx context.Context, what string, limit time.Duration, do func(context.Context) error) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, limit)
 		err := do(try)
 		cancel()
 		if err == nil {
@@ -203,11 +209,11 @@ func (s *system) eventually(ctx context.Context, what string, do func(context.Co
 // dial connects to one of the nodes, as soon as one of them lets it.
 func (s *system) dial(ctx context.Context, urls []string, opts ...nats.Option) (nc *nats.Conn, err error) {
 	opts = append([]nats.Option{
-		nats.Secure(s.trust), nats.NoReconnect(), nats.Timeout(5 * time.Second),
+		nats.Secure(s.trust), nats.NoReconnect(), nats.Timeout(dialTimeout),
 		// Every error comes back from what it spoils; the default prints them.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
 	}, opts...)
-	err = s.eventually(ctx, "connecting to "+s.name, func(context.Context) (err error) {
+	err = s.eventually(ctx, "connecting to "+s.name, dialTimeout, func(context.Context) (err error) {
 		nc, err = nats.Connect(strings.Join(urls, ","), opts...)
 		return err
 	})
@@ -226,7 +232,7 @@ func (s *system) open(ctx context.Context) error {
 		}
 		defer nc.Close()
 		api := admin.New(nc)
-		if err := s.eventually(ctx, "making an account", func(ctx context.Context) error {
+		if err := s.eventually(ctx, "making an account", adminTimeout, func(ctx context.Context) error {
 			_, err := api.AddAccount(ctx, admin.AccountRequest{Name: benchAccount})
 			return err
 		}); err != nil {
@@ -245,12 +251,12 @@ func (s *system) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.eventually(ctx, "making a stream", func(ctx context.Context) error {
+	return errors.Join(s.eventually(ctx, "making a stream", storeTimeout, func(ctx context.Context) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
 			Name: streamName, Subjects: []string{streamSubject}, Storage: jetstream.FileStorage, Replicas: len(s.urls),
 		})
 		return err
-	}), s.eventually(ctx, "storing a message", func(ctx context.Context) error {
+	}), s.eventually(ctx, "storing a message", storeTimeout, func(ctx context.Context) error {
 		_, err := js.Publish(ctx, streamSubject, make([]byte, payloadSize))
 		return err
 	}))
@@ -263,7 +269,7 @@ func (s *system) enlist(ctx context.Context, api *admin.Client, name string) (na
 		return nil, err
 	}
 	var reply admin.UserReply
-	err = s.eventually(ctx, "making a user", func(ctx context.Context) (err error) {
+	err = s.eventually(ctx, "making a user", adminTimeout, func(ctx context.Context) (err error) {
 		reply, err = api.AddUser(ctx, admin.UserRequest{Name: benchAccount + "/" + name, Key: public})
 		return err
 	})

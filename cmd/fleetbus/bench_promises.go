@@ -65,12 +65,8 @@ func (h *house) firstMessage(ctx context.Context, n int) (time.Duration, error) 
 	return time.Since(began), nil
 }
 
-// settling is how long a process has to give memory back before it is measured;
 // handshakes are how many clients a second connect, fewer than any node refuses.
-const (
-	settling   = 3 * time.Second
-	handshakes = 300
-)
+const handshakes = 300
 
 // measureIdle takes the memory of idle clients in a fresh node.
 func (h *house) measureIdle(ctx context.Context) error {
@@ -97,14 +93,14 @@ func (h *house) measureIdle(ctx context.Context) error {
 		f.Ratio = kib / peerKiB
 	}
 	h.figures = append(h.figures, f.atMost(50))
-	h.conditions = append(h.conditions, condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, settling)})
+	h.conditions = append(h.conditions, condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
 	return nil
 }
 
 // idle is the memory, in KiB, that one idle client costs a fresh system of one
 // node.
 func (h *house) idle(ctx context.Context, s *system) (float64, error) {
-	before, err := s.resident(ctx)
+	before, err := s.resident(ctx, h.effort.settling)
 	if err != nil {
 		return 0, err
 	}
@@ -119,13 +115,13 @@ func (h *house) idle(ctx context.Context, s *system) (float64, error) {
 		}
 		defer nc.Close()
 	}
-	after, err := s.resident(ctx)
+	after, err := s.resident(ctx, h.effort.settling)
 	return (after - before) / float64(h.effort.idle), err
 }
 
-// resident is the memory of the first node's process, in KiB, once it has
-// settled.
-func (s *system) resident(ctx context.Context) (float64, error) {
+// resident is the memory of the first node's process, in KiB, after it has had
+// some time to give back what it does not need.
+func (s *system) resident(ctx context.Context, settling time.Duration) (float64, error) {
 	select {
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
@@ -217,7 +213,7 @@ func (h *house) measureAdministration(ctx context.Context) error {
 func (h *house) measureDenials(ctx context.Context, s *system, api *admin.Client) error {
 	closed := make([]chan time.Time, h.effort.denied)
 	for i := range closed {
-		user, err := s.enlist(ctx, api, name(i))
+		user, err := s.enlist(ctx, api, benchUser(i))
 		if err != nil {
 			return err
 		}
@@ -235,7 +231,7 @@ func (h *house) measureDenials(ctx context.Context, s *system, api *admin.Client
 		try, cancel := context.WithTimeout(ctx, startTimeout)
 		defer cancel()
 		began := time.Now()
-		spread, err := api.DenyUser(try, benchAccount+"/"+name(i))
+		spread, err := api.DenyUser(try, benchAccount+"/"+benchUser(i))
 		if err != nil {
 			return fmt.Errorf("denying a user: %w", err)
 		}
@@ -259,7 +255,7 @@ func (h *house) measureDenials(ctx context.Context, s *system, api *admin.Client
 	return nil
 }
 
-func name(i int) string { return "u" + strconv.Itoa(i) }
+func benchUser(i int) string { return "u" + strconv.Itoa(i) }
 
 // liveClients are connected while certificates are renewed; each is sent a
 // message every livePause.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -36,6 +38,9 @@ func (b *boot) load(cmd *cobra.Command) (*config.Config, fleetbus.Options, error
 		if dir, err = b.a.dataDir(); err != nil {
 			return nil, fleetbus.Options{}, err
 		}
+	}
+	if err := keepConfig(dir); err != nil {
+		return nil, fleetbus.Options{}, err
 	}
 	c, err := config.Load(config.Sources{
 		File: config.FindFile(b.file, b.a.getenv("FLEETBUS_CONFIG"), dir), Env: b.a.env, Flags: cmd.Flags(),
@@ -81,13 +86,43 @@ func standard(o fleetbus.Options) fleetbus.Options {
 	return o
 }
 
-// writeConfig writes what was given by flags and variables to fleetbus.yaml in
-// the data directory, so that serve needs none of them. It leaves a file alone
-// that is there, and writes none if another is in use.
+// pendingConfig is the name of a configuration while its node is being made, so
+// that one of an attempt that was cut off is neither lost nor read by the next.
+const pendingConfig = ".fleetbus.yaml"
+
+// settle makes a node in dir with create, and writes what was given by flags and
+// variables to fleetbus.yaml there, so that serve needs none of them.
+func (b *boot) settle(c *config.Config, dir string, create func() error) error {
+	if err := b.writeConfig(c, dir); err != nil {
+		return err
+	}
+	if err := create(); err != nil {
+		return err
+	}
+	return keepConfig(dir)
+}
+
+// keepConfig gives a pending configuration its name once its node is made.
+func keepConfig(dir string) error {
+	if there, err := fleetbus.Initialized(dir); err != nil || !there {
+		return nil // whoever needs the node says why it cannot be read
+	}
+	err := os.Rename(filepath.Join(dir, pendingConfig), filepath.Join(dir, "fleetbus.yaml"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("writing the configuration: %w", err)
+	}
+	return nil
+}
+
+// writeConfig writes the pending configuration, but none if a file is in use.
 func (b *boot) writeConfig(c *config.Config, dir string) error {
-	path := filepath.Join(dir, "fleetbus.yaml")
+	path := filepath.Join(dir, pendingConfig)
 	if config.FindFile(b.file, b.a.getenv("FLEETBUS_CONFIG"), dir) != "" {
 		return nil
+	}
+	lists := map[string]bool{}
+	for _, k := range config.Keys() {
+		lists[k.Path] = k.Type == config.List
 	}
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	listeners := false
@@ -96,10 +131,17 @@ func (b *boot) writeConfig(c *config.Config, dir string) error {
 			continue
 		}
 		listeners = listeners || strings.HasPrefix(s.Key, "listeners.") || s.Key == "mode"
-		put(root, strings.Split(s.Key, "."), s.Value)
+		value := scalar(s.Value)
+		if lists[s.Key] {
+			value = &yaml.Node{Kind: yaml.SequenceNode}
+			for item := range strings.SplitSeq(s.Value, ",") {
+				value.Content = append(value.Content, scalar(item))
+			}
+		}
+		put(root, strings.Split(s.Key, "."), value)
 	}
 	if !listeners {
-		put(root, []string{"listeners", "nats", "addr"}, ":4222")
+		put(root, []string{"listeners", "nats", "addr"}, scalar(":4222"))
 	}
 	var buf bytes.Buffer
 	buf.WriteString("# This node's settings. All of them, with their defaults: fleetbus config defaults\n")
@@ -108,26 +150,30 @@ func (b *boot) writeConfig(c *config.Config, dir string) error {
 	if err := enc.Encode(root); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)
 	}
-	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the data directory: %w", err)
+	}
+	if err := (secretFile{path, buf.Bytes(), 0o600}).write(true); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	return nil
 }
 
+func scalar(text string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: text} }
+
 // put sets the value at a path of nested mappings.
-func put(n *yaml.Node, path []string, value string) {
+func put(n *yaml.Node, path []string, value *yaml.Node) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		if n.Content[i].Value == path[0] {
 			put(n.Content[i+1], path[1:], value)
 			return
 		}
 	}
-	child := &yaml.Node{Kind: yaml.MappingNode}
 	if len(path) == 1 {
-		child = &yaml.Node{Kind: yaml.ScalarNode, Value: value}
+		n.Content = append(n.Content, scalar(path[0]), value)
+		return
 	}
-	n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: path[0]}, child)
-	if len(path) > 1 {
-		put(child, path[1:], value)
-	}
+	child := &yaml.Node{Kind: yaml.MappingNode}
+	n.Content = append(n.Content, scalar(path[0]), child)
+	put(child, path[1:], value)
 }

@@ -52,15 +52,11 @@ func (a *app) demonstrate(ctx context.Context, keep bool) error {
 	if err := a.show(report{value: result, text: result.conclude(keep)}); err != nil {
 		return err
 	}
-	if keep && d.ctx.Err() == nil {
+	if keep {
 		a.showDemo(d)
-		<-d.ctx.Done()
+		<-ctx.Done()
 	}
-	if n := len(result.Steps) - result.held(); n > 0 {
-		return fail(exitFailed, selfCommand()+" demo --keep leaves the nodes and their logs for a look",
-			"running the demonstration: %d of %s did not hold", n, count(len(result.Steps), "step"))
-	}
-	return nil
+	return result.failure()
 }
 
 // A demoStep is one promise and the attempt to break it.
@@ -105,6 +101,15 @@ func (r demoResult) held() (n int) {
 		}
 	}
 	return n
+}
+
+// failure is what the command ends with: nil if every step held.
+func (r demoResult) failure() error {
+	if r.Held {
+		return nil
+	}
+	return fail(exitFailed, selfCommand()+" demo --keep leaves the nodes and their logs for a look",
+		"running the demonstration: %d of %s did not hold", len(r.Steps)-r.held(), count(len(r.Steps), "step"))
 }
 
 // conclude writes the last line of the text.
@@ -182,11 +187,15 @@ func (a *app) showDemo(d *demo) {
 	if a.format != formatTable {
 		p = &page{a.stderr}
 	}
+	p.line("")
+	if d.eve == "" || d.ctx.Err() != nil {
+		p.line("the fleet is not running; its logs are in %s until you interrupt this", d.dir)
+		return
+	}
 	n1, n3 := d.nodes[0], d.nodes[2]
 	client := func(n *demoNode) string {
 		return fmt.Sprintf("nats --server tls://%s --creds %s --tlsca %s", n.clients, d.clerk, d.founded.CA)
 	}
-	p.line("")
 	p.line("the fleet runs in %s until you interrupt it:", d.dir)
 	table(p, d.nodes,
 		column[*demoNode]{"NODE", func(n *demoNode) string { return n.name }},

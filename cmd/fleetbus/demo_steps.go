@@ -52,7 +52,7 @@ func (d *demo) steps() []demoStep {
 		{name: "three nodes ready, linked by mutual TLS", vital: true, try: d.found,
 			waiting: "starting three nodes, which elect a leader (4 to 9 s)"},
 		{name: "node 1 -> node 3 over TLS, account " + demoAccount, try: d.greet,
-			waiting: "making two accounts and their users"},
+			waiting: "listening on every node"},
 		{name: "the same message in-process, embedded node 2", try: d.greetEmbedded,
 			waiting: "listening inside node 2"},
 		{name: "a client of account " + demoOtherAccount + " hears nothing of it", try: d.greetNobody,
@@ -77,8 +77,10 @@ func (d *demo) dial(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn,
 	return nc, err
 }
 
-// found makes the fleet, and waits until all of it is there.
+// found makes the fleet, waits until all of it is there, and adds the users of
+// the other steps.
 func (d *demo) found(ctx context.Context) (demoFinding, error) {
+	began := time.Now()
 	if err := d.start(); err != nil {
 		return demoFinding{}, err
 	}
@@ -94,7 +96,11 @@ func (d *demo) found(ctx context.Context) (demoFinding, error) {
 	}
 	d.api = admin.New(nc)
 	leader, err := d.whole(ctx)
-	return demoFinding{detail: fmt.Sprintf("%s leads, %s is in this process", leader, d.nodes[embeddedNode].name)}, err
+	if err != nil {
+		return demoFinding{}, err
+	}
+	took := time.Since(began)
+	return demoFinding{took: took, detail: fmt.Sprintf("%s leads, %s is in this process", leader, d.nodes[embeddedNode].name)}, d.addUsers(ctx)
 }
 
 // whole returns when every node is up, linked to every other and a voter, and
@@ -220,9 +226,6 @@ func (d *demo) addUsers(ctx context.Context) error {
 
 // greet publishes a message on node 1 and waits until it is heard on node 3.
 func (d *demo) greet(ctx context.Context) (demoFinding, error) {
-	if err := d.addUsers(ctx); err != nil {
-		return demoFinding{}, err
-	}
 	speaker, err := d.dial(d.nodes[0], d.clerk)
 	if err != nil {
 		return demoFinding{}, err

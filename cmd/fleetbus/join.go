@@ -5,14 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/nats-io/nkeys"
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
 )
@@ -101,17 +105,22 @@ func (f *joinFlags) joinNode(cmd *cobra.Command, host, token string) error {
 	o = standard(o)
 	there, err := fleetbus.Initialized(o.Dir)
 	if err != nil {
-		return err
+		return options("joining", err)
 	}
 	if there {
+		if err := forget(filepath.Join(o.Dir, sealName)); err != nil {
+			return err
+		}
 		return f.a.show(report{value: joined{DataDir: o.Dir}, text: func(p *page) {
 			p.line("already a member, nothing to do: %s holds a node", o.Dir)
 		}})
 	}
 	record := fleetbus.NodeRecord(o)
+	// If an exchange was cut off, the node of that name may be this one.
+	_, err = os.Stat(filepath.Join(o.Dir, sealName))
 	join := enroll.Join{
 		Host: host, Token: token, Name: record.Name, Advertise: record.Advertise, Clients: listenAddr(o), Cluster: clusterAddr(o),
-		Replace: f.replace, Version: fleetbus.Version(),
+		Replace: f.replace || err == nil, Version: fleetbus.Version(),
 	}
 	checks, err := f.preflight(cmd.Context(), join)
 	if err != nil {
@@ -121,13 +130,10 @@ func (f *joinFlags) joinNode(cmd *cobra.Command, host, token string) error {
 	if err != nil {
 		return err
 	}
-	if err := fleetbus.Enroll(o, reply, authority); err != nil {
-		return options(err)
+	if err := f.settle(c, o.Dir, func() error { return fleetbus.Enroll(o, reply, authority) }); err != nil {
+		return options("joining", err)
 	}
-	if err := os.Remove(filepath.Join(o.Dir, sealName)); err != nil {
-		return fmt.Errorf("removing the joiner's key: %w", err)
-	}
-	if err := f.writeConfig(c, o.Dir); err != nil {
+	if err := forget(filepath.Join(o.Dir, sealName)); err != nil {
 		return err
 	}
 	result := joined{Changed: true, Fleet: reply.Fleet, Name: reply.Node.Name, DataDir: o.Dir, Checks: checks, Warning: reply.Warning}
@@ -157,21 +163,32 @@ func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.C
 	if err == nil {
 		return checks, nil
 	}
-	code, fix := exitFailed, ""
-	var known *enroll.Error
-	if errors.As(err, &known) {
-		fix = known.Fix
+	failed := slices.DeleteFunc(slices.Clone(checks), func(c enroll.Check) bool { return c.OK })
+	if len(failed) == 0 {
+		return nil, fmt.Errorf("joining: %w", err)
 	}
-	if errors.Is(err, enroll.ErrRefused) {
-		code = exitDenied
-	}
-	failed := 0
-	for _, c := range checks {
-		if !c.OK {
-			failed++
+	return nil, fail(preflightCode(failed[0], err), failed[0].Fix, "joining: %s failed, and nothing was changed: %v", count(len(failed), "check"), err)
+}
+
+// preflightCode is the exit code of a preflight whose first failed check is c.
+func preflightCode(c enroll.Check, err error) exitCode {
+	switch c.Name {
+	case "token":
+		if errors.Is(err, enroll.ErrRefused) {
+			return exitDenied
 		}
+		return exitUsage
+	case "name":
+		return exitConflict
+	case "clients address", "cluster address":
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return exitConflict
+		}
+		return exitUnavailable
+	case "host", "port", "authority", "nodes", "routes":
+		return exitUnavailable
 	}
-	return nil, fail(code, fix, "joining: %s failed, and nothing was changed: %v", count(failed, "check"), err)
+	return exitFailed
 }
 
 // sealName is the file with the key that the authority is sealed to. It stays
@@ -179,49 +196,85 @@ func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.C
 const sealName = "join.nk"
 
 func (f *joinFlags) exchange(ctx context.Context, join enroll.Join, o fleetbus.Options, record identity.Node) (reply enroll.NodeReply, authority *identity.Authority, err error) {
-	key, err := sealKey(o.Dir)
+	client, err := dialFleet(ctx, join)
 	if err != nil {
 		return reply, nil, err
+	}
+	defer client.Close()
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return reply, nil, options("joining", fmt.Errorf("making the data directory: %w", err))
+	}
+	key, err := keptKey(filepath.Join(o.Dir, sealName), nkeys.FromCurveSeed, nkeys.CreateCurveKeys)
+	if err != nil {
+		return reply, nil, options("joining", err)
 	}
 	defer key.Wipe()
 	public, err := key.PublicKey()
 	if err != nil {
 		return reply, nil, fmt.Errorf("reading the joiner's key: %w", err)
 	}
-	client, err := enroll.Dial(ctx, join)
-	if err != nil {
-		return reply, nil, err
-	}
-	defer client.Close()
 	reply, err = client.Node(ctx, enroll.NodeRequest{
 		Name: record.Name, Replace: f.replace, Version: fleetbus.Version(), Advertise: record.Advertise,
 		Clients: record.ClientAddr, Cluster: record.ClusterAddr, Seal: public,
 	})
 	if err != nil {
-		return reply, nil, fmt.Errorf("joining: %w", err)
+		return reply, nil, refused(err, filepath.Join(o.Dir, sealName))
 	}
 	authority, err = identity.OpenAuthority(reply.Authority, reply.Sender, key)
 	return reply, authority, err
 }
 
-// sealKey reads the joiner's key, or makes it.
-func sealKey(dir string) (nkeys.KeyPair, error) {
-	path := filepath.Join(dir, sealName)
-	if seed, err := os.ReadFile(path); err == nil {
-		return nkeys.FromCurveSeed(seed)
+// dialFleet connects to exchange a token.
+func dialFleet(ctx context.Context, join enroll.Join) (*enroll.Client, error) {
+	client, err := enroll.Dial(ctx, join)
+	var known *enroll.Error
+	switch {
+	case err == nil:
+		return client, nil
+	case errors.Is(err, enroll.ErrRefused) && errors.As(err, &known):
+		return nil, fail(exitDenied, known.Fix, "joining: %v", err)
+	case errors.As(err, &known) && known.Fix != "":
+		return nil, fail(exitUnavailable, known.Fix, "joining: %v", err)
 	}
-	key, err := nkeys.CreateCurveKeys()
+	return nil, fmt.Errorf("joining: %w", err)
+}
+
+// refused is the error of an exchange. The key in path served for nothing if the
+// fleet said no; without an answer it may have been granted what was asked.
+func refused(err error, path string) error {
+	var no *admin.Error
+	if errors.As(err, &no) && no.Code != admin.Unavailable && no.Code != admin.Failed {
+		return errors.Join(fmt.Errorf("joining: %w", err), forget(path))
+	}
+	return fmt.Errorf("joining: %w", err)
+}
+
+// forget removes the key of an exchange, if it is there.
+func forget(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the joiner's key: %w", err)
+	}
+	return nil
+}
+
+// keptKey reads the key of an exchange that was cut off, or makes and keeps one.
+func keptKey(path string, parse func([]byte) (nkeys.KeyPair, error), create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, error) {
+	seed, err := os.ReadFile(path)
+	if err == nil {
+		key, err := parse(seed)
+		if err != nil {
+			return nil, fail(exitFailed, "remove that file, and ask for a new token", "reading the joiner's key %q: %v", path, err)
+		}
+		return key, nil
+	}
+	key, err := create()
 	if err != nil {
 		return nil, fmt.Errorf("making the joiner's key: %w", err)
 	}
-	seed, err := key.Seed()
-	if err != nil {
+	if seed, err = key.Seed(); err != nil {
 		return nil, fmt.Errorf("making the joiner's key: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the data directory: %w", err)
-	}
-	if err := os.WriteFile(path, seed, 0o600); err != nil {
+	if err := (secretFile{path, seed, 0o600}).write(true); err != nil {
 		return nil, fmt.Errorf("keeping the joiner's key: %w", err)
 	}
 	return key, nil
@@ -246,22 +299,23 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 	if _, err := os.Stat(f.out); err == nil {
 		return fail(exitConflict, "choose another file with --out", "joining as %s: %q exists", f.as, f.out)
 	}
-	key, err := nkeys.CreateUser()
+	client, err := dialFleet(cmd.Context(), enroll.Join{Host: host, Token: token})
 	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
+		return err
+	}
+	defer client.Close()
+	kept := f.out + ".nk"
+	key, err := keptKey(kept, nkeys.FromSeed, nkeys.CreateUser)
+	if err != nil {
+		return fail(exitFailed, "choose another file with --out", "joining: %v", err)
 	}
 	public, err := key.PublicKey()
 	if err != nil {
 		return fmt.Errorf("making a key: %w", err)
 	}
-	client, err := enroll.Dial(cmd.Context(), enroll.Join{Host: host, Token: token})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
 	reply, err := client.User(cmd.Context(), enroll.UserRequest{Name: f.user, Key: public})
 	if err != nil {
-		return fmt.Errorf("joining: %w", err)
+		return refused(err, kept)
 	}
 	seed, err := key.Seed()
 	if err != nil {
@@ -272,8 +326,13 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 		return err
 	}
 	ca := strings.TrimSuffix(f.out, ".creds") + "-ca.pem"
-	if err := errors.Join(os.WriteFile(f.out, creds, 0o600), os.WriteFile(ca, []byte(reply.CA), 0o644)); err != nil {
-		return fmt.Errorf("writing the credentials: %w", err)
+	for _, file := range []secretFile{{ca, []byte(reply.CA), 0o644}, {f.out, creds, 0o600}} {
+		if err := file.write(true); err != nil {
+			return fmt.Errorf("joining: %w", err)
+		}
+	}
+	if err := forget(kept); err != nil {
+		return err
 	}
 	return f.a.show(report{value: joined{Changed: true, Name: reply.Name, Creds: f.out}, text: func(p *page) {
 		p.line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), formatTime(reply.Expires))

@@ -33,7 +33,7 @@ func commands(a *app) []*cobra.Command {
 		newStreamCommand(a), newConfigCommand(a),
 		newInitCommand(a), newServeCommand(a), newJoinCommand(a), newLeaveCommand(a), newRescueCommand(a),
 		newStatusCommand(a), newDoctorCommand(a), newDemoCommand(a),
-		newPubCommand(a), newSubCommand(a), newRequestCommand(a), newReplyCommand(a),
+		newPubCommand(a), newSubCommand(a), newRequestCommand(a), newReplyCommand(a), newBenchCommand(a),
 		newVersionCommand(a), newExitCodesTopic(),
 	}
 }

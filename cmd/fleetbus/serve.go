@@ -50,9 +50,10 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	}
 	var level slog.LevelVar
 	o.Logger = b.logger(c.Log(), &level)
+	const what = "starting the node"
 	srv, err := fleetbus.New(o)
 	if err != nil {
-		return options(err)
+		return options(what, err)
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -65,7 +66,7 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	for {
 		select {
 		case err := <-ended:
-			return options(err)
+			return options(what, err)
 		case <-ready:
 			ready = nil
 			b.welcome(srv, o)
@@ -75,20 +76,31 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	}
 }
 
-// options turns the problems of fleetbus.Options into one failure.
-func options(err error) error {
+// options turns what fleetbus says of its options, and of the machine, into one
+// failure; what says what was being done.
+func options(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	code, fix := exitFailed, ""
 	var problem *fleetbus.OptionError
 	switch {
 	case errors.As(err, &problem):
-		return fail(exitConfig, problem.Hint, "starting the node: %v", err)
+		code, fix = exitConfig, problem.Hint
 	case errors.Is(err, fleetbus.ErrInUse):
-		return fail(exitConflict, "stop that process, or choose another directory with --data-dir", "starting the node: %v", err)
+		code, fix = exitConflict, "stop that process, or choose another directory with --data-dir"
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fail(exitConflict, "stop what listens there, or choose another port", "starting the node: %v", err)
+		code, fix = exitConflict, "stop what listens there, or choose another port"
 	case errors.Is(err, os.ErrPermission):
-		return fail(exitDenied, "run it as the owner of the data directory", "starting the node: %v", err)
+		code, fix = exitDenied, "run it as the owner of the data directory, or choose another with --data-dir"
+	case errors.Is(err, syscall.ENOSPC):
+		fix = "free space there, or choose another directory with --data-dir"
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EROFS), errors.Is(err, os.ErrNotExist):
+		fix = "choose another directory with --data-dir"
+	default:
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	return err
+	return fail(code, fix, "%s: %v", what, err)
 }
 
 // welcome says what is open, what is closed, and how to open it.
@@ -162,15 +174,19 @@ func newInitCommand(a *app) *cobra.Command {
 				return err
 			}
 			o = standard(o)
-			founded, err := fleetbus.Init(o)
-			if errors.Is(err, fleetbus.ErrInitialized) {
-				return fail(exitConflict, "fleetbus serve", "making a fleet: %v", err)
+			const what = "making a fleet"
+			if there, err := fleetbus.Initialized(o.Dir); err != nil {
+				return options(what, err)
+			} else if there {
+				return fail(exitConflict, a.serveLine(o.Dir), "%s: %v: %q", what, fleetbus.ErrInitialized, o.Dir)
 			}
-			if err != nil {
-				return options(err)
-			}
-			if err := b.writeConfig(c, o.Dir); err != nil {
+			var founded *fleetbus.Founded
+			err = b.settle(c, o.Dir, func() (err error) {
+				founded, err = fleetbus.Init(o)
 				return err
+			})
+			if err != nil {
+				return options(what, err)
 			}
 			return a.showFounded(o, founded)
 		},

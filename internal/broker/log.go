@@ -18,7 +18,7 @@ type logger struct {
 	// sentinel is the public key of the user that stands in for clients without
 	// credentials: the callout, which refuses them, says why.
 	sentinel string
-	first atomic.Pointer[string]
+	first    atomic.Pointer[string]
 }
 
 func (l *logger) Noticef(format string, v ...any) { l.line(slog.LevelDebug, format, v) }
