@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,13 +22,38 @@ const (
 	calloutsAtOnce = 64
 	// natsListenerName is the listener that the engine's clients come in by.
 	natsListenerName = "nats"
+	// kindTag begins a tag that only the tokens of sessions have.
+	kindTag = "kind:"
 	// serverKeyHeader carries the engine's public curve key.
 	serverKeyHeader = "Nats-Server-Xkey"
 )
 
-// serveCallout answers the engine, which asks who a client is that brought no
+// callout has the connections by which a node decides on the engine's clients.
+type callout struct{ service, arrivals *nats.Conn }
+
+// Close ends both.
+func (c *callout) Close() {
+	c.service.Close()
+	c.arrivals.Close()
+}
+
+// serveCallout decides on the engine's clients until it is closed.
+func (s *Server) serveCallout(ctx context.Context) (*callout, error) {
+	arrivals, err := s.watchArrivals()
+	if err != nil {
+		return nil, err
+	}
+	service, err := s.answerCallouts(ctx)
+	if err != nil {
+		arrivals.Close()
+		return nil, err
+	}
+	return &callout{service: service, arrivals: arrivals}, nil
+}
+
+// answerCallouts answers the engine, which asks who a client is that brought no
 // signed credentials of its own. It answers from memory, on every node.
-func (s *Server) serveCallout(ctx context.Context) (*nats.Conn, error) {
+func (s *Server) answerCallouts(ctx context.Context) (*nats.Conn, error) {
 	token, key, err := s.fleet.authority.CalloutService()
 	if err != nil {
 		return nil, fmt.Errorf("starting the callout: %w", err)
@@ -115,6 +142,72 @@ func (s *Server) decideCallout(ctx context.Context, req *jwt.AuthorizationReques
 		return "", fmt.Errorf("account %q is gone", p.Account)
 	}
 	return s.fleet.authority.CalloutResponse(req, account, p, time.Now())
+}
+
+// arrival is the engine's event of a client that is in its account now.
+type arrival struct {
+	Server struct {
+		ID string `json:"id"`
+	} `json:"server"`
+	Client struct {
+		ID      uint64   `json:"id"`
+		Account string   `json:"acc"`
+		Tags    []string `json:"tags"`
+	} `json:"client"`
+}
+
+// arrivalsSubject is where the engine tells of arrivals, in the system account.
+const arrivalsSubject = "$SYS.ACCOUNT.*.CONNECT"
+
+// watchArrivals closes those who came in by signed credentials although they are
+// denied. The engine looks at the revocations before it puts a client into its
+// account; a denial that acts between the two finds nobody to close.
+func (s *Server) watchArrivals() (*nats.Conn, error) {
+	self := s.nodePrincipal(identity.SystemName)
+	nc, err := s.broker.Connect(append(s.systemAuth(), nats.Name("arrivals"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(self)))...)
+	if err != nil {
+		return nil, fmt.Errorf("watching arrivals: %w", err)
+	}
+	_, err = nc.Subscribe(arrivalsSubject, func(msg *nats.Msg) {
+		var a arrival
+		if err := json.Unmarshal(msg.Data, &a); err != nil {
+			s.log.Warn("an arrival could not be read", "error", err)
+			return
+		}
+		if a.Server.ID == s.broker.ID() && s.shutOut(a) && s.broker.Close(a.Client.ID) {
+			s.log.Warn("client refused", "listener", natsListenerName, "error", "it was denied as it came in")
+		}
+	})
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("watching arrivals: %w", err)
+	}
+	return nc, nil
+}
+
+// shutOut reports whether a was let in by the engine alone, and is of a user who
+// is denied or gone.
+func (s *Server) shutOut(a arrival) bool {
+	name := ""
+	for _, tag := range a.Client.Tags {
+		if strings.HasPrefix(tag, kindTag) {
+			return false // a session: whoever opened it has looked again
+		}
+		if n, ok := strings.CutPrefix(tag, identity.NameTag); ok {
+			name = n
+		}
+	}
+	account, ok := s.fleet.directory.AccountByPublic(a.Client.Account)
+	if !ok {
+		if account, ok = s.fleet.account(identity.FleetName); !ok || account.Public != a.Client.Account {
+			return false
+		}
+	}
+	user, ok := s.fleet.directory.User(account.Name, name)
+	return name != "" && (!ok || user.Denied)
 }
 
 // calloutCredentials are what the engine's client presented.

@@ -74,8 +74,10 @@ func (s *Server) handlers() map[string]handler {
 
 // serveRequests subscribes to everything that this node answers.
 func (s *Server) serveRequests(ctx context.Context) error {
-	busy := make(chan struct{}, requestsAtOnce)
-	subscribe := func(subject, queue string, answer func(context.Context, *nats.Msg) error) error {
+	// What nodes ask one another is counted apart: it is asked by requests that are
+	// under way.
+	people, nodes := make(chan struct{}, requestsAtOnce), make(chan struct{}, requestsAtOnce)
+	subscribe := func(subject, queue string, busy chan struct{}, answer func(context.Context, *nats.Msg) error) error {
 		serve := func(msg *nats.Msg) {
 			select {
 			case busy <- struct{}{}:
@@ -103,21 +105,21 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		return nil
 	}
 	for name, h := range s.handlers() {
-		if err := subscribe(admin.Prefix+name, "admin", s.answer(h)); err != nil {
+		if err := subscribe(admin.Prefix+name, "admin", people, s.answer(h)); err != nil {
 			return err
 		}
 	}
 	err := errors.Join(
 		// A node's answer to a denial may not wait behind other requests.
 		s.subscribeSync(ctx),
-		subscribe(nodeInfoSubject, "", s.answerNodeInfo),
-		subscribe(nodeRenewSubject, "", s.answerNodeRenew),
-		subscribe(nodeConnectionsSubject, "", s.answerConnections),
-		subscribe(admin.Prefix+"node.leave", "", s.answerLeave),
-		subscribe(admin.Prefix+"rescue", "admin", s.answerRescue),
-		subscribe(enroll.PreflightSubject+".*", "", s.answerPreflight),
-		subscribe(enroll.NodeSubject+".*", "enroll", s.answer(onToken(s.enrollNode))),
-		subscribe(enroll.UserSubject+".*", "enroll", s.answer(onToken(s.enrollUser))),
+		subscribe(nodeInfoSubject, "", nodes, s.answerNodeInfo),
+		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
+		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
+		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
+		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
+		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
+		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
+		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),
 	)
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -224,10 +223,9 @@ func (f *benchFlags) conditions(p pair, messages int) []condition {
 	if d, err := p.pub.RTT(); err == nil {
 		rtt = d.Round(time.Microsecond).String()
 	}
-	node := func(nc *nats.Conn) string { return strings.TrimSpace(nc.ConnectedServerName()) }
 	return []condition{
-		{"publisher", fmt.Sprintf("on node %s (engine %s), round trip %s", node(p.pub), p.pub.ConnectedServerVersion(), rtt)},
-		{"subscriber", "on node " + node(p.sub)},
+		{"publisher", fmt.Sprintf("on node %s (engine %s), round trip %s", p.pub.ConnectedServerName(), p.pub.ConnectedServerVersion(), rtt)},
+		{"subscriber", "on node " + p.sub.ConnectedServerName()},
 		{"link", link},
 		{"messages", fmt.Sprintf("%d of %s from %s, at most %d under way for each", messages, formatSize(int64(f.size)), count(f.clients, "publisher"), chunk*chunks)},
 		{"requests", fmt.Sprintf("%d, one each %v", min(f.messages, echoMost), echoPause)},

@@ -193,7 +193,7 @@ func paced(ctx context.Context, n int, pause time.Duration, do func() error) ([]
 // storePending of them under way, and returns how many a second were
 // acknowledged.
 func storeRate(ctx context.Context, nc *nats.Conn, subject string, n, size int) (float64, error) {
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(storePending))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(storePending), jetstream.WithPublishAsyncTimeout(stalled))
 	if err != nil {
 		return 0, err
 	}

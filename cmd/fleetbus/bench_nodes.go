@@ -251,15 +251,18 @@ func (s *system) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.eventually(ctx, "making a stream", storeTimeout, func(ctx context.Context) error {
+	if err := s.eventually(ctx, "making a stream", storeTimeout, func(ctx context.Context) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
 			Name: streamName, Subjects: []string{streamSubject}, Storage: jetstream.FileStorage, Replicas: len(s.urls),
 		})
 		return err
-	}), s.eventually(ctx, "storing a message", storeTimeout, func(ctx context.Context) error {
+	}); err != nil {
+		return err
+	}
+	return s.eventually(ctx, "storing a message", storeTimeout, func(ctx context.Context) error {
 		_, err := js.Publish(ctx, streamSubject, make([]byte, payloadSize))
 		return err
-	}))
+	})
 }
 
 // enlist makes a user of that name and returns its credentials.
