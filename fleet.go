@@ -27,6 +27,8 @@ const (
 	syncSubject = "node.sync"
 	// syncTimeout is how long a node that has a route may take to answer.
 	syncTimeout = 5 * time.Second
+	// syncAgain is when the nodes are asked once more, at first.
+	syncAgain = 200 * time.Millisecond
 	// closedKept is for how many events a node remembers what it closed.
 	closedKept = 1024
 )
@@ -213,17 +215,26 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 	if u, ok := f.directory.User(account, name); ok && !u.Denied {
 		return 0, f.storeAccounts([]identity.Account{a})
 	}
-	before, err := f.connections(a.Public, name)
-	if err != nil {
-		return 0, err
+	// Who comes back before the account is stored is closed by the engine, or by
+	// whoever let them in and looks again.
+	u, _ := f.directory.User(account, name)
+	closed, err = f.closeUser(a.Public, u, name)
+	return closed, errors.Join(err, f.storeAccounts([]identity.Account{a}))
+}
+
+// closeUser ends every connection of a user on this node.
+func (f *fleet) closeUser(public string, u identity.User, name string) (closed int, err error) {
+	keys := make([]string, len(u.Keys))
+	for i, k := range u.Keys {
+		keys[i] = k.Public
 	}
-	if err := f.storeAccounts([]identity.Account{a}); err != nil {
-		return 0, err
+	ids, err := f.broker.UserConnections(public, name, keys)
+	for _, id := range ids {
+		if f.broker.Close(id) {
+			closed++
+		}
 	}
-	if _, err := f.closeConnections(a.Public, name); err != nil {
-		return 0, err
-	}
-	return len(before), nil
+	return closed, err
 }
 
 func (f *fleet) storeAccounts(accounts []identity.Account) error {
@@ -248,16 +259,6 @@ func (f *fleet) connections(public, name string) ([]broker.Connection, error) {
 	return slices.DeleteFunc(all, func(c broker.Connection) bool { return c.Name != name }), nil
 }
 
-func (f *fleet) closeConnections(public, name string) (closed int, err error) {
-	all, err := f.connections(public, name)
-	for _, c := range all {
-		if f.broker.Close(c.ID) {
-			closed++
-		}
-	}
-	return closed, err
-}
-
 // follow runs the ledger's follower over nc until ctx is done.
 func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
 	js, err := jetstream.New(nc)
@@ -267,7 +268,7 @@ func (f *fleet) follow(ctx context.Context, nc *nats.Conn, replicas int) error {
 	var l *ledger.Ledger
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		// A request that is sent before there is a leader may never be answered.
-		try, cancel := context.WithTimeout(ctx, 20*wait)
+		try, cancel := context.WithTimeout(ctx, 200*time.Millisecond+2*wait)
 		l, err = ledger.Open(try, js, ledger.Options{Stream: ledgerStream, Prefix: ledgerPrefix, Replicas: replicas})
 		cancel()
 		if err == nil {
@@ -379,12 +380,21 @@ func (f *fleet) spread(ctx context.Context, nc *nats.Conn, seq uint64, began tim
 	if seq == 0 {
 		seq = f.directory.Seq()
 	}
-	expect := f.up()
-	_, err := scatter(ctx, nc, syncSubject, syncRequest{seq}, syncTimeout, func(r syncReply) bool {
-		delete(expect, r.Node)
-		s.Nodes = append(s.Nodes, admin.Applied{Node: r.Node, Closed: r.Closed})
-		return len(expect) == 0
-	})
+	// A node that has just been linked may not hear the first question.
+	expect, deadline := f.up(), began.Add(syncTimeout)
+	var err error
+	for wait := syncAgain; err == nil && len(expect) > 0 && time.Now().Before(deadline); wait *= 2 {
+		_, err = scatter(ctx, nc, syncSubject, syncRequest{seq}, wait, func(r syncReply) bool {
+			if expect[r.Node] {
+				delete(expect, r.Node)
+				s.Nodes = append(s.Nodes, admin.Applied{Node: r.Node, Closed: r.Closed})
+			}
+			return len(expect) == 0
+		})
+		if ctx.Err() != nil {
+			break
+		}
+	}
 	s.Took = time.Since(began)
 	for _, n := range f.directory.Nodes() {
 		if !slices.ContainsFunc(s.Nodes, func(a admin.Applied) bool { return a.Node == n.Name }) {

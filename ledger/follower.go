@@ -17,7 +17,10 @@ import (
 
 const (
 	heartbeat = 500 * time.Millisecond // how often the engine tells that it still delivers
-	abandoned = 30 * time.Second       // after which the engine forgets a consumer left behind
+	// consumeTimeout bounds the requests for a consumer; who lost one asks again.
+	consumeTimeout = 500 * time.Millisecond
+
+	abandoned = 30 * time.Second // after which the engine forgets a consumer left behind
 
 	// behindTime is how long the ledger must look shorter than the state before
 	// it is: a deposed leader, which can look so too, steps down in that time.
@@ -231,7 +234,7 @@ func (f *Follower) follow(ctx context.Context, l *Ledger) (connected bool, err e
 
 // consume starts a consumer after the last event applied.
 func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesContext, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, consumeTimeout)
 	defer cancel()
 	info, err := l.stream.Info(ctx)
 	if err != nil {

@@ -49,8 +49,9 @@ var (
 )
 
 const (
-	appendTimeout  = 2 * time.Second // one attempt to append, or to read one event
-	requestTimeout = 5 * time.Second // one request about the stream itself
+	firstAttempt   = 100 * time.Millisecond // the first attempt to append, or to read one event
+	appendTimeout  = 2 * time.Second        // a later one, at most
+	requestTimeout = 5 * time.Second        // one request about the stream itself
 
 	// settleTime is how long an expected version that the ledger does not have
 	// is put down to a stale leader before it is called a conflict. Deposed
@@ -202,7 +203,7 @@ func (l *Ledger) Append(ctx context.Context, subject string, expect uint64, data
 func (l *Ledger) decide(ctx context.Context, msg *nats.Msg, id string, expect uint64) (version uint64, unknown bool, err error) {
 	var refused time.Time // since when every answer was a refusal
 	for n := 0; ; n++ {
-		version, err := l.publish(ctx, msg)
+		version, err := l.publish(ctx, msg, n)
 		conflict := isConflict(err)
 		switch {
 		case err == nil:
@@ -213,7 +214,7 @@ func (l *Ledger) decide(ctx context.Context, msg *nats.Msg, id string, expect ui
 		default:
 			unknown = true
 		}
-		if next, err := l.next(ctx, msg.Subject, expect); err == nil {
+		if next, err := l.next(ctx, msg.Subject, expect, n); err == nil {
 			if next.Header.Get(jetstream.MsgIDHeader) == id {
 				return next.Sequence, false, nil
 			}
@@ -233,9 +234,16 @@ func (l *Ledger) decide(ctx context.Context, msg *nats.Msg, id string, expect ui
 	}
 }
 
-// publish makes one attempt to store msg.
-func (l *Ledger) publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+// attemptTime bounds the nth attempt. While a leader is being elected a request
+// is lost without a trace, and the first ones should not cost much; repeating
+// one is harmless.
+func attemptTime(n int) time.Duration {
+	return min(firstAttempt<<min(n, 10), appendTimeout)
+}
+
+// publish makes the nth attempt to store msg.
+func (l *Ledger) publish(ctx context.Context, msg *nats.Msg, n int) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTime(n))
 	defer cancel()
 	ack, err := l.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
 	if err != nil {
@@ -245,8 +253,8 @@ func (l *Ledger) publish(ctx context.Context, msg *nats.Msg) (uint64, error) {
 }
 
 // next reads the first event of subject after event seq, from the stream's leader.
-func (l *Ledger) next(ctx context.Context, subject string, seq uint64) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+func (l *Ledger) next(ctx context.Context, subject string, seq uint64, n int) (*jetstream.RawStreamMsg, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTime(n))
 	defer cancel()
 	return l.stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
 }

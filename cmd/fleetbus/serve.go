@@ -59,6 +59,7 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(ctx) }()
+	go reclaim(ctx)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -287,14 +288,31 @@ func (b *Broker) accepting(ctx context.Context) error {
 	return nil
 }
 
-// Stop drains if ctx allows, then stops the engine and waits for it.
+// drainSlack is how much longer than Options.Grace a drain may take.
+const drainSlack = 4 * time.Second
+
+// Stop drains, if it is asked to, then stops the engine and waits for it.
 func (b *Broker) Stop(drain bool) {
 	b.stop()
 	b.running.Wait()
+	drained := make(chan struct{})
 	if drain && b.opts.Cluster != nil {
-		b.srv.LameDuckShutdown()
+		go func() {
+			defer close(drained)
+			b.srv.LameDuckShutdown()
+		}()
+		// A stream that is catching up holds a drain up for as long as its peers do
+		// not answer; Shutdown gets past it.
+		select {
+		case <-drained:
+		case <-time.After(b.opts.Grace + drainSlack):
+			b.log.Warnf("the drain took too long and was cut off")
+		}
+	} else {
+		close(drained)
 	}
 	b.srv.Shutdown()
+	<-drained
 	b.srv.WaitForShutdown()
 	b.resolver.Close()
 }
@@ -391,6 +409,44 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 			return all, nil
 		}
 	}
+}
+
+// UserConnections lists the ids of a user's clients in the account with that
+// public key: those that showed a JWT of one of keys, those that the callout let
+// in by name, and those inside the process, which Connect gave the name. Without
+// keys it looks at every client's JWT, which takes longer.
+func (b *Broker) UserConnections(public, name string, keys []string) ([]uint64, error) {
+	if len(keys) == 0 {
+		all, err := b.Connections(public)
+		var ids []uint64
+		for _, c := range all {
+			if c.Name == name {
+				ids = append(ids, c.ID)
+			}
+		}
+		return ids, err
+	}
+	var ids []uint64
+	list := func(o server.ConnzOptions, wanted func(*server.ConnInfo) bool) error {
+		o.Account, o.Limit = public, 1<<20
+		z, err := b.srv.Connz(&o)
+		if err != nil {
+			return fmt.Errorf("listing connections: %w", err)
+		}
+		for _, c := range z.Conns {
+			if wanted(c) {
+				ids = append(ids, c.Cid)
+			}
+		}
+		return nil
+	}
+	any := func(*server.ConnInfo) bool { return true }
+	for _, user := range append(slices.Clone(keys), name) {
+		if err := list(server.ConnzOptions{Username: true, User: user}, any); err != nil {
+			return nil, err
+		}
+	}
+	return ids, list(server.ConnzOptions{}, func(c *server.ConnInfo) bool { return c.Port == 0 && c.Name == name })
 }
 
 // userName is the name of a connection's user: in a tag of the JWT that it showed,
