@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ import (
 const (
 	// calloutsAtOnce bounds how many clients are authenticated side by side.
 	calloutsAtOnce = 64
+	// passwordsAtOnce bounds how many of them have a password to verify, which is
+	// slow by intent: who has a certificate must not wait behind who guesses.
+	passwordsAtOnce = calloutsAtOnce / 2
 	// natsListenerName is the listener that the engine's clients come in by.
 	natsListenerName = "nats"
 	// kindTag begins a tag that only the tokens of sessions have.
@@ -28,8 +32,15 @@ const (
 	serverKeyHeader = "Nats-Server-Xkey"
 )
 
-// callout has the connections by which a node decides on the engine's clients.
-type callout struct{ service, arrivals *nats.Conn }
+// callout decides on the engine's clients.
+type callout struct {
+	*Server
+	service, arrivals *nats.Conn
+	// busy and passwords hold one for each that is under way.
+	busy, passwords chan struct{}
+	// ours says of an engine's public curve key whether it is this node's.
+	ours sync.Map
+}
 
 // Close ends both.
 func (c *callout) Close() {
@@ -39,73 +50,74 @@ func (c *callout) Close() {
 
 // serveCallout decides on the engine's clients until it is closed.
 func (s *Server) serveCallout(ctx context.Context) (*callout, error) {
-	arrivals, err := s.watchArrivals()
-	if err != nil {
-		return nil, err
+	c := &callout{Server: s, busy: make(chan struct{}, calloutsAtOnce), passwords: make(chan struct{}, passwordsAtOnce)}
+	var err error
+	if c.arrivals, err = s.watchArrivals(); err != nil {
+		return nil, fmt.Errorf("watching arrivals: %w", err)
 	}
-	service, err := s.answerCallouts(ctx)
-	if err != nil {
-		arrivals.Close()
-		return nil, err
-	}
-	return &callout{service: service, arrivals: arrivals}, nil
-}
-
-// answerCallouts answers the engine, which asks who a client is that brought no
-// signed credentials of its own. It answers from memory, on every node.
-func (s *Server) answerCallouts(ctx context.Context) (*nats.Conn, error) {
-	token, key, err := s.fleet.authority.CalloutService()
-	if err != nil {
+	if err := c.serve(ctx); err != nil {
+		c.arrivals.Close()
 		return nil, fmt.Errorf("starting the callout: %w", err)
 	}
-	nc, err := s.broker.Connect(
-		nats.Name("callout"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(identity.Principal{Account: identity.CalloutName, Name: "service"})),
+	return c, nil
+}
+
+// serve answers the engine, which asks who a client is that brought no signed
+// credentials of its own. It answers from memory, on every node.
+func (c *callout) serve(ctx context.Context) error {
+	token, key, err := c.fleet.authority.CalloutService()
+	if err != nil {
+		return err
+	}
+	self := identity.Principal{Account: identity.CalloutName, Name: "service"}
+	c.service, err = c.broker.Connect(
+		nats.Name("callout"), nats.NoReconnect(), nats.ErrorHandler(c.sessionError(self)),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("starting the callout: %w", err)
+		return err
 	}
-	busy := make(chan struct{}, calloutsAtOnce)
 	// Every node hears every question, and answers those of its own engine: a
 	// queue group would hand some to a node that knows less.
-	var ours sync.Map // an engine's public curve key -> whether it is this node's
-	_, err = nc.Subscribe(identity.CalloutSubject, func(msg *nats.Msg) {
-		if known, ok := ours.Load(msg.Header.Get(serverKeyHeader)); ok && !known.(bool) {
+	_, err = c.service.Subscribe(identity.CalloutSubject, func(msg *nats.Msg) {
+		if known, ok := c.ours.Load(msg.Header.Get(serverKeyHeader)); ok && !known.(bool) {
 			return
 		}
 		select {
-		case busy <- struct{}{}:
+		case c.busy <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
-		s.group.Go(func() {
-			defer func() { <-busy }()
-			if err := s.answerCallout(ctx, nc, msg, &ours); err != nil {
-				s.log.Warn("a client could not be authenticated", "error", err)
+		c.group.Go(func() {
+			defer func() { <-c.busy }()
+			if err := c.answer(ctx, msg); err != nil {
+				c.log.Warn("a client could not be authenticated", "error", err)
 			}
 		})
 	})
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("starting the callout: %w", err)
+	if err == nil {
+		err = c.service.Flush()
 	}
-	return nc, nc.Flush()
+	if err != nil {
+		c.service.Close()
+	}
+	return err
 }
 
-func (s *Server) answerCallout(ctx context.Context, nc *nats.Conn, msg *nats.Msg, ours *sync.Map) error {
-	authority := s.fleet.authority
+func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
+	authority := c.fleet.authority
 	serverKey := msg.Header.Get(serverKeyHeader)
 	req, err := authority.OpenCallout(msg.Data, serverKey)
 	if err != nil {
 		return err
 	}
-	mine := req.Server.ID == s.broker.ID()
-	ours.Store(serverKey, mine)
+	mine := req.Server.ID == c.broker.ID()
+	c.ours.Store(serverKey, mine)
 	if !mine {
 		return nil
 	}
-	c, seq := calloutCredentials(req), s.fleet.directory.Seq()
-	answer, refused := s.decideCallout(ctx, req, c)
+	presented, seq := calloutCredentials(req), c.fleet.directory.Seq()
+	answer, refused := c.decide(ctx, req, presented)
 	if refused != nil {
 		if answer, err = authority.CalloutRefusal(req, operatorText(refused), time.Now()); err != nil {
 			return err
@@ -123,25 +135,37 @@ func (s *Server) answerCallout(ctx context.Context, nc *nats.Conn, msg *nats.Msg
 		return err
 	}
 	// The client is in its account when the engine has read the answer.
-	if err := nc.Flush(); err != nil {
+	if err := c.service.Flush(); err != nil {
 		return fmt.Errorf("answering a callout: %w", err)
 	}
-	if s.reconsider(ctx, c, seq) != nil {
-		s.broker.Close(req.ClientInformation.ID)
+	if c.reconsider(ctx, presented, seq) != nil {
+		c.broker.Close(req.ClientInformation.ID)
 	}
 	return nil
 }
 
-func (s *Server) decideCallout(ctx context.Context, req *jwt.AuthorizationRequestClaims, c identity.Credentials) (string, error) {
-	p, err := s.authenticate(ctx, c)
+// errCrowded is why a password is not even looked at.
+var errCrowded = errors.New("too many passwords are being verified")
+
+func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, error) {
+	if presented.Username != "" {
+		select {
+		case c.passwords <- struct{}{}:
+			defer func() { <-c.passwords }()
+		default:
+			c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "error", errCrowded)
+			return "", errCrowded
+		}
+	}
+	p, err := c.authenticate(ctx, presented)
 	if err != nil {
 		return "", err
 	}
-	account, ok := s.fleet.account(p.Account)
+	account, ok := c.fleet.account(p.Account)
 	if !ok {
 		return "", fmt.Errorf("account %q is gone", p.Account)
 	}
-	return s.fleet.authority.CalloutResponse(req, account, p, time.Now())
+	return c.fleet.authority.CalloutResponse(req, account, p, time.Now())
 }
 
 // arrival is the engine's event of a client that is in its account now.
@@ -166,7 +190,7 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 	self := s.nodePrincipal(identity.SystemName)
 	nc, err := s.broker.Connect(append(s.systemAuth(), nats.Name("arrivals"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(self)))...)
 	if err != nil {
-		return nil, fmt.Errorf("watching arrivals: %w", err)
+		return nil, err
 	}
 	_, err = nc.Subscribe(arrivalsSubject, func(msg *nats.Msg) {
 		var a arrival
@@ -174,8 +198,8 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 			s.log.Warn("an arrival could not be read", "error", err)
 			return
 		}
-		if a.Server.ID == s.broker.ID() && s.shutOut(a) && s.broker.Close(a.Client.ID) {
-			s.log.Warn("client refused", "listener", natsListenerName, "error", "it was denied as it came in")
+		if user, out := s.shutOut(a); out && s.broker.Close(a.Client.ID) {
+			s.log.Warn("client refused", "listener", natsListenerName, "principal", user, "error", "it was denied as it came in")
 		}
 	})
 	if err == nil {
@@ -183,31 +207,34 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 	}
 	if err != nil {
 		nc.Close()
-		return nil, fmt.Errorf("watching arrivals: %w", err)
+		return nil, err
 	}
 	return nc, nil
 }
 
-// shutOut reports whether a was let in by the engine alone, and is of a user who
-// is denied or gone.
-func (s *Server) shutOut(a arrival) bool {
+// shutOut reports whether a is this node's, was let in by the engine alone, and is
+// of a user who is denied or gone.
+func (s *Server) shutOut(a arrival) (user string, out bool) {
 	name := ""
 	for _, tag := range a.Client.Tags {
 		if strings.HasPrefix(tag, kindTag) {
-			return false // a session: whoever opened it has looked again
+			return "", false // a session: whoever opened it has looked again
 		}
 		if n, ok := strings.CutPrefix(tag, identity.NameTag); ok {
 			name = n
 		}
 	}
+	if name == "" || a.Server.ID != s.broker.ID() {
+		return "", false
+	}
 	account, ok := s.fleet.directory.AccountByPublic(a.Client.Account)
 	if !ok {
 		if account, ok = s.fleet.account(identity.FleetName); !ok || account.Public != a.Client.Account {
-			return false
+			return "", false
 		}
 	}
-	user, ok := s.fleet.directory.User(account.Name, name)
-	return name != "" && (!ok || user.Denied)
+	u, ok := s.fleet.directory.User(account.Name, name)
+	return account.Name + "/" + name, !ok || u.Denied
 }
 
 // calloutCredentials are what the engine's client presented.

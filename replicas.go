@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -35,13 +37,18 @@ func (s *Server) keepReplicas(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		members := s.broker.Members()
-		if !s.broker.IsLeader() || len(members) < replicasWanted {
+		var names []string
+		for _, m := range s.broker.Members() {
+			names = append(names, m.Name)
+		}
+		since := s.thirdNode()
+		if !s.broker.IsLeader() || len(names) < replicasWanted || since.IsZero() {
 			done = ""
 			continue
 		}
-		if now := fmt.Sprint(len(members), s.fleet.directory.Seq()); now != done {
-			if err := s.copyStreams(ctx); err != nil {
+		slices.Sort(names)
+		if now := strings.Join(names, " "); now != done {
+			if err := s.copyStreams(ctx, since); err != nil {
 				if ctx.Err() == nil {
 					s.log.Warn("streams could not be copied yet", "error", err)
 				}
@@ -52,8 +59,7 @@ func (s *Server) keepReplicas(ctx context.Context) {
 	}
 }
 
-func (s *Server) copyStreams(ctx context.Context) error {
-	since := s.thirdNode()
+func (s *Server) copyStreams(ctx context.Context, since time.Time) error {
 	var errs []error
 	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.fleetAccount()...) {
 		err := s.inAccount(a.Name, func(js jetstream.JetStream) error {
@@ -84,7 +90,7 @@ func (s *Server) copyStreamsOf(ctx context.Context, js jetstream.JetStream, a id
 	return list.Err()
 }
 
-// thirdNode is when the fleet came to have three nodes.
+// thirdNode is a moment after the fleet came to have three nodes; zero before.
 func (s *Server) thirdNode() time.Time {
 	nodes := s.fleet.directory.Nodes()
 	if len(nodes) < replicasWanted {

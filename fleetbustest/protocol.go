@@ -394,6 +394,7 @@ func (p *protocolTest) strangers(t *testing.T) {
 		"endless": strings.Repeat("A", 1<<20), "lines": strings.Repeat("\r\n", 4096),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			conn, err := (&tls.Dialer{Config: s.TLS()}).DialContext(soon(t), "tcp", s.Addr(protocolListener).String())
 			if err != nil {
 				t.Fatal(err)

@@ -201,7 +201,7 @@ func storeRate(ctx context.Context, nc *nats.Conn, subject string, n, size int) 
 	acks := make([]jetstream.PubAckFuture, n)
 	began := time.Now()
 	for i := range acks {
-		if acks[i], err = js.PublishAsync(subject, payload); err != nil {
+		if acks[i], err = js.PublishAsync(subject, payload, jetstream.WithStallWait(stalled)); err != nil {
 			return 0, fmt.Errorf("publishing to %q: %w", subject, err)
 		}
 	}

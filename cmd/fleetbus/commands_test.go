@@ -95,7 +95,7 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "role rm sensor --yes", code: exitConflict, stderr: `error: removing role "sensor": 2 users have it`},
 		{line: "role rm nobody --yes", code: exitNotFound},
 		{line: "role rm sensor --dry-run", stdout: "would remove role sensor"},
-		{line: "token add user --for acme/alice", stdout: "fb1.x.y.z", stderr: "fleetbus join n1.example.net:4222 --token fb1.x.y.z"},
+		{line: "token add user --for acme/alice", stdout: "fb1.x.y.z", stderr: "fleetbus join n1.example.net:4222 --as user --out alice.creds --token fb1.x.y.z"},
 		{line: "token add node --dry-run --life 2h", stdout: "would make a token for a node, for 2h0m"},
 		{line: "token ls", stdout: "0123  user  acme/alice  open"},
 		{line: "token rm 0123 --yes", stdout: "token 0123 is revoked on 2 of 2 nodes (12 ms)"},

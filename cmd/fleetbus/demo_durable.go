@@ -40,37 +40,44 @@ func (d *demo) survive(ctx context.Context) (demoFinding, error) {
 		return demoFinding{}, err
 	}
 	w := &writer{js: js}
-	stop := w.start(ctx)
-	defer stop()
-	if _, err := w.acked(ctx, durableMessages); err != nil {
-		return demoFinding{}, err
-	}
-	victim.kill()
-	killed := time.Now()
-	// One message may have been acknowledged before the kill and counted after it.
-	resumed, err := w.acked(ctx, w.count()+2)
-	if err != nil {
-		return demoFinding{}, err
-	}
-	if _, err := w.acked(ctx, w.count()+durableMessages); err != nil {
-		return demoFinding{}, err
-	}
-	stop()
-	if err := w.read(ctx, stream); err != nil {
-		return demoFinding{}, err
-	}
+	resumed, err := d.outlive(ctx, w, victim, stream)
+	// The node is for the next step too.
 	restarted := time.Now()
-	if err := d.rejoin(ctx, victim, stream); err != nil {
+	if err := errors.Join(err, d.rejoin(ctx, victim, stream)); err != nil {
 		return demoFinding{}, err
 	}
 	return demoFinding{detail: fmt.Sprintf("%s killed, writes went on after %s; %d acknowledged, %d read back; %s caught up in %s",
-		victim.name, formatDuration(resumed.Sub(killed)), w.count(), w.count(), victim.name, formatDuration(time.Since(restarted)))}, nil
+		victim.name, formatDuration(resumed), w.count(), w.count(), victim.name, formatDuration(time.Since(restarted)))}, nil
+}
+
+// outlive kills the node while w writes to the stream, reads what was acknowledged
+// before and after, and returns how long nothing was. The node is killed in any
+// case: the caller starts it again.
+func (d *demo) outlive(ctx context.Context, w *writer, victim *demoNode, stream jetstream.Stream) (resumed time.Duration, err error) {
+	stop := w.start(ctx)
+	defer stop()
+	err = w.acked(ctx, durableMessages)
+	victim.kill()
+	killed := time.Now()
+	if err != nil {
+		return 0, err
+	}
+	// One message may have been acknowledged before the kill and counted after it.
+	if err := w.acked(ctx, w.count()+2); err != nil {
+		return 0, err
+	}
+	resumed = time.Since(killed)
+	if err := w.acked(ctx, w.count()+durableMessages); err != nil {
+		return 0, err
+	}
+	stop()
+	return resumed, w.read(ctx, stream)
 }
 
 // lead returns the node that leads the stream. The embedded one, which cannot be
 // killed, hands over to another first.
 func (d *demo) lead(ctx context.Context, nc *nats.Conn, stream jetstream.Stream) (leader *demoNode, err error) {
-	err = retry(ctx, "waiting for a leader that can be killed", func() error {
+	err = retry(ctx, "waiting for a leader that can be killed", func(ctx context.Context) error {
 		info, err := stream.Info(ctx)
 		if err != nil {
 			return err
@@ -105,7 +112,7 @@ func (d *demo) rejoin(ctx context.Context, n *demoNode, stream jetstream.Stream)
 	if _, err := d.whole(ctx); err != nil {
 		return err
 	}
-	return retry(ctx, fmt.Sprintf("waiting for the copy of node %q", n.name), func() error {
+	return retry(ctx, fmt.Sprintf("waiting for the copy of node %q", n.name), func(ctx context.Context) error {
 		info, err := stream.Info(ctx)
 		if err != nil {
 			return err
@@ -175,9 +182,9 @@ func (w *writer) count() int {
 	return len(w.sequences)
 }
 
-// acked returns when n messages are acknowledged, and the time.
-func (w *writer) acked(ctx context.Context, n int) (time.Time, error) {
-	err := retry(ctx, "waiting for messages to be acknowledged", func() error {
+// acked returns when n messages are acknowledged.
+func (w *writer) acked(ctx context.Context, n int) error {
+	return retry(ctx, "waiting for messages to be acknowledged", func(context.Context) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if have := len(w.sequences); have < n {
@@ -185,19 +192,30 @@ func (w *writer) acked(ctx context.Context, n int) (time.Time, error) {
 		}
 		return nil
 	})
-	return time.Now(), err
 }
 
 // read reads every acknowledged message from the stream. Call it when nothing is
 // written any more.
 func (w *writer) read(ctx context.Context, stream jetstream.Stream) error {
 	for n, seq := range w.sequences {
-		msg, err := stream.GetMsg(ctx, seq)
-		if err != nil {
-			return fmt.Errorf("reading acknowledged message %d of %d: %w", n, len(w.sequences), err)
-		}
-		if string(msg.Data) != strconv.Itoa(n) {
-			return fmt.Errorf("reading acknowledged message %d of %d: message %q is in its place", n, len(w.sequences), msg.Data)
+		var got *jetstream.RawStreamMsg
+		what := fmt.Sprintf("reading acknowledged message %d of %d", n, len(w.sequences))
+		// Streams may have elected their leaders before the fleet has: it then
+		// answers that it is not available. That a message is not there is final.
+		err := retry(ctx, what, func(ctx context.Context) (err error) {
+			got, err = stream.GetMsg(ctx, seq)
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				return nil
+			}
+			return err
+		})
+		switch {
+		case err != nil:
+			return err
+		case got == nil:
+			return fmt.Errorf("%s: it is lost", what)
+		case string(got.Data) != strconv.Itoa(n):
+			return fmt.Errorf("%s: message %q is in its place", what, got.Data)
 		}
 	}
 	return nil

@@ -24,8 +24,12 @@ import (
 	"github.com/fleetbus/fleetbus/identity"
 )
 
-// demoPoll is how often something is looked at that cannot be waited for.
-const demoPoll = 20 * time.Millisecond
+const (
+	// demoPoll is how often something is looked at that cannot be waited for.
+	demoPoll = 20 * time.Millisecond
+	// demoTryTimeout bounds one look: whoever was asked may have been killed.
+	demoTryTimeout = 5 * time.Second
+)
 
 // demoFleet is a fleet of three nodes on loopback in a temporary directory.
 type demoFleet struct {
@@ -243,7 +247,7 @@ func (f *demoFleet) ready(ctx context.Context, n *demoNode) error {
 		}
 	}
 	// A node writes this file when it is ready; one that was killed left it behind.
-	return retry(ctx, fmt.Sprintf("waiting for node %q", n.name), func() error {
+	return retry(ctx, fmt.Sprintf("waiting for node %q", n.name), func(context.Context) error {
 		data, err := os.ReadFile(filepath.Join(n.dir, "run.json"))
 		if err != nil {
 			return err
@@ -263,11 +267,13 @@ func (f *demoFleet) ready(ctx context.Context, n *demoNode) error {
 
 // retry tries again and again until try succeeds or ctx is done; the error then
 // gives the last of try's.
-func retry(ctx context.Context, what string, try func() error) error {
+func retry(ctx context.Context, what string, try func(context.Context) error) error {
 	tick := time.NewTicker(demoPoll)
 	defer tick.Stop()
 	for {
-		err := try()
+		once, cancel := context.WithTimeout(ctx, demoTryTimeout)
+		err := try(once)
+		cancel()
 		if err == nil {
 			return nil
 		}

@@ -142,7 +142,7 @@ func (d *demo) newLoad(ctx context.Context) (_ *load, err error) {
 		}
 	}
 	for _, c := range l.clients {
-		err := retry(ctx, "waiting until a client is known", func() error {
+		err := retry(ctx, "waiting until a client is known", func(ctx context.Context) error {
 			_, err := c.RequestWithContext(ctx, c.asks, nil)
 			return err
 		})
@@ -217,7 +217,7 @@ func (l *load) answeredEach(ctx context.Context, n int64) error {
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	return retry(ctx, "waiting for answers", func() error {
+	return retry(ctx, "waiting for answers", func(context.Context) error {
 		if err := l.failed(); err != nil {
 			fail(err)
 			return err

@@ -106,7 +106,7 @@ func (d *demo) found(ctx context.Context) (demoFinding, error) {
 // whole returns when every node is up, linked to every other and a voter, and
 // names the one that leads them.
 func (d *demo) whole(ctx context.Context) (leader string, err error) {
-	err = retry(ctx, "waiting for the fleet to be whole", func() error {
+	err = retry(ctx, "waiting for the fleet to be whole", func(ctx context.Context) error {
 		s, err := d.api.Status(ctx)
 		if err != nil {
 			return err
@@ -154,9 +154,14 @@ type sound struct {
 	at      time.Time
 }
 
+// listen makes an ear. It does not hear what a node asks of its streams in each
+// account, and the answers.
 func listen(nc *nats.Conn, subject string) (*ear, error) {
 	e := &ear{probed: make(chan struct{}, 1), heard: make(chan sound, 16)}
 	_, err := nc.Subscribe(subject, func(msg *nats.Msg) {
+		if strings.HasPrefix(msg.Subject, "$JS.") || strings.HasPrefix(msg.Subject, "_INBOX.") {
+			return
+		}
 		if msg.Subject == probeSubject {
 			select {
 			case e.probed <- struct{}{}:
@@ -180,7 +185,7 @@ func listen(nc *nats.Conn, subject string) (*ear, error) {
 
 // probe returns when the ear hears what nc publishes.
 func (e *ear) probe(ctx context.Context, nc *nats.Conn) error {
-	return retry(ctx, "waiting until a listener is known", func() error {
+	return retry(ctx, "waiting until a listener is known", func(context.Context) error {
 		if err := nc.Publish(probeSubject, nil); err != nil {
 			return err
 		}

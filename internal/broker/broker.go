@@ -162,6 +162,14 @@ func launch(o Options) (*Broker, error) {
 		b.log.sentinel = sentinel.Subject
 	}
 	srv.SetLoggerV2(b.log, false, false, false)
+	// An account that is first looked up by a login and by a route at once can turn
+	// the login away.
+	for public := range o.Accounts {
+		if _, err := srv.LookupAccount(public); err != nil {
+			resolver.Close()
+			return nil, fmt.Errorf("loading account %q: %w", public, err)
+		}
+	}
 	srv.Start()
 	return b, nil
 }
