@@ -171,7 +171,7 @@ func diagnoseTLS(err error) (cause error, f *failure) {
 		authority    x509.UnknownAuthorityError
 		host         x509.HostnameError
 		invalid      x509.CertificateInvalidError
-		alert        tls.AlertError
+		op           *net.OpError
 	)
 	cause = err
 	if errors.As(err, &verification) {
@@ -189,9 +189,9 @@ func diagnoseTLS(err error) (cause error, f *failure) {
 			"the server's certificate has expired, or is not valid yet")
 	case errors.As(err, &invalid):
 		return cause, fail(exitUnavailable, "fleetbus node renew", "the server's certificate is not valid: %v", invalid)
-	case errors.As(err, &alert):
-		return operation(err, alert), fail(exitDenied, "show a certificate that the fleet knows, with --client-cert and --client-key",
-			"the server refused the TLS handshake: %v", strings.TrimPrefix(alert.Error(), "tls: "))
+	case errors.As(err, &op) && op.Op == "remote error": // an alert, in crypto/tls' words
+		return op, fail(exitDenied, "show a certificate that the fleet knows, with --client-cert and --client-key",
+			"the server refused the TLS handshake: %v", strings.TrimPrefix(op.Err.Error(), "tls: "))
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return nats.ErrSecureConnWanted, fail(exitUnavailable, "check that --server names a listener with TLS", "the server there does not speak TLS")
 	}
