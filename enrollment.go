@@ -2,6 +2,8 @@ package fleetbus
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -118,7 +120,7 @@ func (s *Server) spend(ctx context.Context, id string, kinds []identity.Kind, wh
 			return nil, errSame
 		}
 		if err := checkToken(token, kinds, time.Now()); err != nil {
-			return nil, admin.Errorf(admin.Denied, "ask for a new one: fleetbus token add "+string(token.Kind), "%v", err)
+			return nil, admin.Errorf(admin.Denied, "ask for a new one: fleetbus token add "+string(kinds[0]), "%v", err)
 		}
 		token.Used, token.UsedBy, token.UsedAt = true, who, time.Now()
 		return token, nil
@@ -151,6 +153,9 @@ func (s *Server) enrollNode(ctx context.Context, tokenID string, r enroll.NodeRe
 	}
 	if why := refuseVersion(r.Version); why != "" {
 		return nil, admin.Errorf(admin.Invalid, "upgrade the fleet's nodes first", "%s", why)
+	}
+	if t, ok := s.fleet.directory.Token(tokenID); ok && t.Kind == identity.KindNode && t.Name != "" && t.Name != r.Name {
+		return nil, admin.Errorf(admin.Denied, "join with --name "+t.Name, "the token is for node %q", t.Name)
 	}
 	// Asked twice: here so that a token is not spent in vain, and once more under
 	// the ledger's locking.
@@ -276,7 +281,13 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 		return nil, err
 	}
 	g.kind = token.Kind
-	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindLeaf, identity.KindBalancer}, name+" "+r.Key); err != nil {
+	// The one who may repeat the exchange is known by both keys.
+	who := name + " " + r.Key
+	if g.csr != nil {
+		sum := sha256.Sum256(g.csr.RawSubjectPublicKeyInfo)
+		who += " " + hex.EncodeToString(sum[:])
+	}
+	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindLeaf, identity.KindBalancer}, who); err != nil {
 		return nil, err
 	}
 	_, err = s.fleet.change(ctx, userSubject(account, user), func() (any, error) {

@@ -278,29 +278,39 @@ func (s *Server) rescue(ctx context.Context, _ struct{}) (any, error) {
 	return result, nil
 }
 
-// bringBack gives every stream that this node keeps one copy, here, and waits
-// until it has a leader again.
+// bringBack waits until every stream that this node keeps has a leader again. The
+// groups of those with several copies have shrunk to the nodes that are left, and
+// grow by themselves when there are others; to ask for fewer copies besides would
+// only move them once more.
 func (s *Server) bringBack(ctx context.Context) (streams int, err error) {
-	before := map[string]string{}
-	for _, st := range s.broker.Streams() {
-		if st.Replicas < 2 {
-			continue
+	ctx, cancel := context.WithTimeoutCause(ctx, bringBackTimeout,
+		admin.Errorf(admin.Unavailable, "restart this node, and run fleetbus rescue again", "a stream has no leader yet"))
+	defer cancel()
+	err = s.until(ctx, "bringing back the streams", func() bool {
+		streams = 0
+		for _, st := range s.broker.Streams() {
+			if st.Leader == "" {
+				return false
+			}
+			if st.Replicas > 1 {
+				streams++
+			}
 		}
-		if err := s.inAccount(s.accountName(st.Account), func(js jetstream.JetStream) error { return setReplicas(ctx, js, st, 1) }); err != nil {
-			return 0, fmt.Errorf("bringing back stream %q: %w", st.Name, err)
-		}
-		before[st.Account+" "+st.Name] = st.Group
-	}
-	return len(before), s.until(ctx, "bringing back the streams", func() bool {
-		return !slices.ContainsFunc(s.broker.Streams(), func(st broker.Stream) bool {
-			group, ok := before[st.Account+" "+st.Name]
-			return ok && (st.Group == group || st.Leader == "")
-		})
+		return true
 	})
+	return streams, err
 }
 
-// takeLead lowers the quorum until there is a leader.
+// bringBackTimeout bounds the wait for the streams of a rescue. A stream that was
+// being copied when the quorum was lost needs a restart.
+const bringBackTimeout = 30 * time.Second
+
+// takeLead lowers the quorum until there is a leader; a node that is alone in its
+// group, as after a rescue that was cut off, leads already.
 func (s *Server) takeLead(ctx context.Context, nc *nats.Conn) error {
+	if s.broker.IsLeader() && len(s.broker.Members()) == 1 {
+		return nil
+	}
 	for {
 		err := broker.Rescue(ctx, nc)
 		if err == nil {

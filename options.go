@@ -52,8 +52,8 @@ type Options struct {
 	Cluster Cluster
 	// Client says how Client mode reaches the bus.
 	Client ClientOptions
-	// TLS replaces the built-in authority's certificates on every listener and
-	// route. Default: the built-in authority.
+	// TLS replaces the built-in authority's certificates on every listener. Links
+	// between nodes keep the built-in authority, by which a node is known.
 	TLS TLS
 	// Monitor is the host:port of the engine's monitoring API, which has no
 	// authentication; only loopback addresses are accepted. Default: off.
@@ -132,8 +132,8 @@ type ClientOptions struct {
 type TLS struct {
 	// Cert and Key are PEM files of this node's certificate chain and key.
 	Cert, Key string
-	// CA are PEM files of the authorities that are trusted in place of the
-	// built-in ones.
+	// CA are PEM files of the authorities that are trusted besides the built-in
+	// one, which signs the certificates of users.
 	CA []string
 	// SkipHostnameVerification accepts a peer whose certificate does not carry
 	// the name that was dialed. It is a standing finding.

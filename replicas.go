@@ -42,6 +42,10 @@ func (s *Server) keepReplicas(ctx context.Context) {
 			names = append(names, m.Name)
 		}
 		since := s.thirdNode()
+		// Copies that are begun while a node goes away may never be finished.
+		if len(s.broker.Routes()) < len(names)-1 {
+			continue
+		}
 		if !s.broker.IsLeader() || len(names) < replicasWanted || since.IsZero() {
 			done = ""
 			continue

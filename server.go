@@ -90,6 +90,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return errors.New("running the server: it has been run already")
 	}
 	// What fails in the background ends everything else.
+	asked := ctx
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	s.fail = fail
@@ -97,10 +98,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() {
 		undo.run()
 		s.group.Wait()
-		if err == nil {
-			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) && !errors.Is(cause, errLeft) {
-				err = cause
-			}
+		switch cause := context.Cause(ctx); {
+		case asked.Err() != nil, errors.Is(cause, errLeft):
+			err = nil
+		case err == nil:
+			err = cause
 		}
 	}()
 	if s.opts.Mode == Client {
@@ -285,6 +287,9 @@ func (s *Server) meshOptions(o *broker.Options) error {
 		if _, ok := l.Protocol.(natsProtocol); !ok {
 			continue
 		}
+		if l.Name != natsListenerName {
+			return &OptionError{Field: "listeners." + l.Name, Problem: "a listener of protocol nats has another name", Hint: "call it " + natsListenerName}
+		}
 		if o.Clients != nil {
 			return &OptionError{Field: "listeners." + l.Name, Problem: "there is another listener of protocol nats", Hint: "keep one of them"}
 		}
@@ -293,8 +298,16 @@ func (s *Server) meshOptions(o *broker.Options) error {
 			o.Clients.TLS = s.certs.forListener(l.ClientCertificate, s.admission().admit)
 		}
 	}
+	if o.Clients == nil {
+		// The engine cannot do without a port for clients; nobody gets through here.
+		nobody := func() error { return errNoListener }
+		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.forListener(CertificateRequired, nobody)}
+	}
 	return nil
 }
+
+// errNoListener is why the engine's own port, where none was asked for, refuses.
+var errNoListener = errors.New("this node has no listener for NATS clients")
 
 // routes are the addresses of other nodes: those of the ledger, those that the
 // home was made with, and the operator's.
@@ -483,6 +496,9 @@ func (s *Server) announce(undo *cleanup) error {
 	r.Cluster, r.Monitor = r.Listeners["cluster"], r.Listeners["monitor"]
 	delete(r.Listeners, "cluster")
 	delete(r.Listeners, "monitor")
+	if err := writeFile(s.home.path("admin", "ca.pem"), s.certs.caPEM(), 0o600); err != nil {
+		return err
+	}
 	path := s.home.path("run.json")
 	undo.add(func() { os.Remove(path) })
 	return writeJSON(path, r)

@@ -47,7 +47,8 @@ type certificates struct {
 	mesh, server *tls.Certificate
 	// minted is the built-in authority's server certificate.
 	minted *tls.Certificate
-	// trust are the operator's own authorities; nil without files.
+	// trust are the operator's own authorities and the built-in one; nil without
+	// files.
 	trust *x509.CertPool
 	sum   [sha256.Size]byte
 }
@@ -65,7 +66,6 @@ func (c *certificates) renew(now time.Time) error {
 		if server, trust, sum, err = c.read(); err != nil {
 			return err
 		}
-		mesh = server
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,7 +117,7 @@ func (c *certificates) read() (*tls.Certificate, *x509.CertPool, [sha256.Size]by
 	if err != nil {
 		return nil, nil, sum, fmt.Errorf("pairing %q with %q: %w", c.files.Cert, c.files.Key, err)
 	}
-	pool := x509.NewCertPool()
+	pool := c.authority.ClientRoots()
 	for _, path := range c.files.CA {
 		data, err := load(path)
 		if err != nil {
@@ -241,7 +241,7 @@ func (c *certificates) forMesh() *tls.Config {
 		MinVersion:             minTLS,
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.meshCertificate(), nil },
 		ClientAuth:             tls.RequireAnyClientCert,
-		VerifyConnection:       func(cs tls.ConnectionState) error { return c.verifyPeer(cs, false) },
+		VerifyConnection:       c.verifyPeer,
 		SessionTicketsDisabled: true,
 	}
 	dial := accept.Clone()
@@ -250,40 +250,25 @@ func (c *certificates) forMesh() *tls.Config {
 	// Nodes are known by the name in their mesh certificate, wherever they are;
 	// verifyPeer does all that is skipped here, with roots that can change.
 	dial.InsecureSkipVerify = true
-	dial.VerifyConnection = func(cs tls.ConnectionState) error { return c.verifyPeer(cs, true) }
 	return dial
 }
 
 // verifyPeer says why the other end is no node of this fleet, or nil.
-func (c *certificates) verifyPeer(cs tls.ConnectionState, dialed bool) error {
+func (c *certificates) verifyPeer(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the peer showed no certificate")
 	}
-	c.mu.RLock()
-	roots := c.trust
-	c.mu.RUnlock()
-	own := roots != nil
-	if !own {
-		roots = c.authority.MeshRoots()
-	}
-	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
-	if own && dialed && !c.files.SkipHostnameVerification {
-		opts.DNSName = cs.ServerName
-	}
+	opts := x509.VerifyOptions{Roots: c.authority.MeshRoots(), Intermediates: x509.NewCertPool()}
 	for _, cert := range cs.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(cert)
 	}
 	leaf := cs.PeerCertificates[0]
-	// A node is both ends of links. Of an operator's own authority, users and web
-	// servers have certificates too, each good for one end.
+	// A node is both ends of links.
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
 		opts.KeyUsages = []x509.ExtKeyUsage{usage}
 		if _, err := leaf.Verify(opts); err != nil {
 			return fmt.Errorf("verifying the peer: %w", err)
 		}
-	}
-	if own {
-		return nil
 	}
 	name, ok := identity.NodeFromCertificate(leaf, c.authority.Fleet())
 	if !ok {

@@ -114,6 +114,11 @@ func TestFollowerSnapshot(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "state")
 		f := follow(t, l, FollowOptions{Snapshot: path, Every: 2, Interval: time.Hour})
 		defer f.stop()
+		select { // while it catches up it does not count
+		case <-f.CaughtUp():
+		case <-ctx.Done():
+			t.Fatal("not caught up")
+		}
 		one := mustAppend(t, l, "count", 0, "1")
 		two := mustAppend(t, l, "count", one, "2")
 		mustAppend(t, l, "count", two, "3")

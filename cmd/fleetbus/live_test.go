@@ -24,6 +24,10 @@ import (
 // allowance is how long anything that happens by itself may take.
 const allowance = 60 * time.Second
 
+// noDelay has a program that was built with the race detector end at once, and
+// not after a second.
+const noDelay = "GORACE=atexit_sleep_ms=0"
+
 // TestLive runs testdata/live: whole fleets of real processes, seen from outside,
 // by this program and by those of others.
 func TestLive(t *testing.T) {
@@ -35,6 +39,7 @@ func TestLive(t *testing.T) {
 			tools, err := filepath.Abs("../../.tools")
 			env.Setenv("PATH", env.Getenv("PATH")+string(filepath.ListSeparator)+tools)
 			env.Setenv("HOME", env.WorkDir)
+			env.Vars = append(env.Vars, noDelay)
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
 			env.Setenv("LONG", strings.Repeat("n", 300))
 			env.Setenv("BELL", "a\ab")
@@ -186,7 +191,7 @@ type process struct {
 // spawn runs a command, whose output goes to one log. Only PATH is inherited.
 func spawn(dir, path string, args ...string) (*process, error) {
 	c := &process{cmd: exec.Command(args[0], args[1:]...), log: newPipe(), ended: make(chan struct{})}
-	c.cmd.Dir, c.cmd.Env = dir, []string{"PATH=" + path, "HOME=" + dir}
+	c.cmd.Dir, c.cmd.Env = dir, []string{"PATH=" + path, "HOME=" + dir, noDelay}
 	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
 	if err := c.cmd.Start(); err != nil {
 		return nil, err

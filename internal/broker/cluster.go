@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -108,11 +109,18 @@ func (b *Broker) lead(ctx context.Context, nc *nats.Conn) error {
 // solitude is how long a member waits for another before it takes a companion.
 const solitude = 200 * time.Millisecond
 
+// consumersSettle is how much longer the groups of consumers may take.
+const consumersSettle = time.Second
+
 // accompany gives this server a companion, in the background, while it has
 // neither a route nor a leader.
 func (b *Broker) accompany(ctx context.Context) {
 	ctx, b.stop = context.WithCancel(context.WithoutCancel(ctx))
-	settled := func() bool { return b.Leader() != "" || len(b.Routes()) > 0 }
+	// Every group waits for a route when it begins, those of the streams too.
+	settled := func() bool {
+		return len(b.Routes()) > 0 || b.Leader() != "" &&
+			!slices.ContainsFunc(b.Streams(), func(st Stream) bool { return st.Leader == "" })
+	}
 	b.running.Go(func() {
 		wait, cancel := context.WithTimeout(ctx, solitude)
 		defer cancel()
@@ -125,8 +133,12 @@ func (b *Broker) accompany(ctx context.Context) {
 			return
 		}
 		defer companion.close()
-		if err := b.poll(ctx, "waiting for a leader or a route", settled); err != nil && ctx.Err() == nil {
+		if err := b.poll(ctx, "waiting for leaders or a route", settled); err != nil && ctx.Err() == nil {
 			b.log.Warnf("%v", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(consumersSettle):
 		}
 	})
 }
