@@ -267,7 +267,7 @@ func (s *Server) rescue(ctx context.Context, _ struct{}) (any, error) {
 			return nil, err
 		}
 	}
-	if result.Streams, err = s.bringBack(ctx); err != nil {
+	if result.Streams, err = s.bringBack(ctx, len(up)); err != nil {
 		return nil, err
 	}
 	for _, n := range lost {
@@ -278,18 +278,20 @@ func (s *Server) rescue(ctx context.Context, _ struct{}) (any, error) {
 	return result, nil
 }
 
-// bringBack waits until every stream that this node keeps has a leader again. The
+// bringBack waits until every stream that this node keeps has a leader again, and
+// no more servers than there are nodes. The
 // groups of those with several copies have shrunk to the nodes that are left, and
 // grow by themselves when there are others; to ask for fewer copies besides would
 // only move them once more.
-func (s *Server) bringBack(ctx context.Context) (streams int, err error) {
+func (s *Server) bringBack(ctx context.Context, nodes int) (streams int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, bringBackTimeout,
 		admin.Errorf(admin.Unavailable, "restart this node, and run fleetbus rescue again", "a stream has no leader yet"))
 	defer cancel()
 	err = s.until(ctx, "bringing back the streams", func() bool {
 		streams = 0
 		for _, st := range s.broker.Streams() {
-			if st.Leader == "" {
+			// A leader of a group that has not shrunk yet is one in name only.
+			if st.Leader == "" || st.Others >= nodes {
 				return false
 			}
 			if st.Replicas > 1 {

@@ -310,6 +310,7 @@ func TestPortInUse(t *testing.T) {
 		failing := o
 		second := fleetbus.Listener{Name: "second", Addr: taken.Addr().String(), Protocol: protocol}
 		if protocol == fleetbus.NATS() {
+			second.Name = "nats"
 			failing.Listeners = []fleetbus.Listener{second}
 		} else {
 			failing.Listeners = append(slices.Clone(o.Listeners), second)

@@ -302,9 +302,10 @@ type Stream struct {
 	Account, Name string
 	// Replicas is how many copies its configuration wants.
 	Replicas int
-	// Leader is the server that leads it, "" if none is known. Group names those
-	// that keep it; a new number of copies gives it a new one.
-	Leader, Group string
+	// Leader is the server that leads it, "" if none is known. Others counts the
+	// servers besides that keep it, those that are gone among them.
+	Leader string
+	Others int
 	// Config is its configuration as the engine's API takes it.
 	Config json.RawMessage
 }
@@ -324,7 +325,7 @@ func (b *Broker) Streams() []Stream {
 				one.Config, _ = json.Marshal(st.Config)
 			}
 			if st.Cluster != nil {
-				one.Leader, one.Group = st.Cluster.Leader, st.Cluster.RaftGroup
+				one.Leader, one.Others = st.Cluster.Leader, len(st.Cluster.Replicas)
 			}
 			all = append(all, one)
 		}
