@@ -167,7 +167,7 @@ func TestMembership(t *testing.T) {
 	if there, err := fleetbus.Initialized(n3.Options.Dir); there || err != nil {
 		t.Errorf("a node that left is still there: %v", err)
 	}
-	n3 = joinFleet(t, n1, "n3", false)
+	joinFleet(t, n1, "n3", false)
 	voters(t, n1, 3)
 	copies(t, js, 3, 110)
 }
