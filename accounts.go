@@ -198,7 +198,7 @@ type grant struct {
 	now, expires  time.Time
 	csr           *x509.CertificateRequest
 	registered    *x509.Certificate
-	chain, token  string
+	chain         string
 	certificate   identity.UserCertificate
 	roleRequested bool
 }
