@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto"
+	//lint:ignore SA1019 a key that must be refused
 	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"

@@ -165,6 +165,8 @@ func codeOf(c admin.Code) exitCode {
 }
 
 // diagnoseTLS knows the ways in which the two sides do not trust each other.
+//
+//lint:ignore ST1008 the cause is a result, not a failure
 func diagnoseTLS(err error) (cause error, f *failure) {
 	var (
 		verification *tls.CertificateVerificationError
@@ -207,6 +209,8 @@ func certificateNames(cert *x509.Certificate) string {
 }
 
 // diagnoseEngine knows the refusals of the engine.
+//
+//lint:ignore ST1008 the cause is a result, not a failure
 func diagnoseEngine(err error) (cause error, f *failure) {
 	var api *jetstream.APIError
 	switch {
@@ -249,6 +253,8 @@ func streamCode(api *jetstream.APIError) exitCode {
 }
 
 // diagnoseNetwork knows the ways of not being heard.
+//
+//lint:ignore ST1008 the cause is a result, not a failure
 func diagnoseNetwork(err error) (cause error, f *failure) {
 	var (
 		dns     *net.DNSError
