@@ -1,0 +1,124 @@
+package change
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// History is the name of the stream that keeps the last notice of every key, in
+// each account.
+const History = "CHANGES"
+
+const (
+	// window is how long the history keeps a notice: a watcher that was away longer
+	// gets a Resync.
+	window = 10 * time.Minute
+	// historyBytes bounds the history. When it is full, what is announced is not
+	// recorded, and its publisher knows.
+	historyBytes = 256 << 20
+	// requestTimeout bounds one request about the history.
+	requestTimeout = 5 * time.Second
+
+	// The engine's error codes that the client has no names for.
+	noPeers             jetstream.ErrorCode = 10005 // not enough nodes
+	replicasNeedCluster jetstream.ErrorCode = 10074 // and the engine is not in one
+)
+
+// history is an account's stream of notices.
+type history struct {
+	js     jetstream.JetStream
+	stream jetstream.Stream
+}
+
+// openHistory opens the history of nc's account, and makes it if it is missing:
+// on three nodes where there are three.
+func openHistory(ctx context.Context, nc *nats.Conn) (*history, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("opening the history of changes: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
+	defer cancel()
+	h := &history{js: js}
+	h.stream, err = js.Stream(ctx, History)
+	for _, replicas := range []int{3, 1} {
+		if !errors.Is(err, jetstream.ErrStreamNotFound) && !lacksNodes(err) {
+			break
+		}
+		h.stream, err = js.CreateStream(ctx, historyConfig(replicas))
+	}
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		h.stream, err = js.Stream(ctx, History)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the history of changes, stream %q of this account: %w", History, err)
+	}
+	return h, nil
+}
+
+func lacksNodes(err error) bool {
+	var refusal *jetstream.APIError
+	return errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == replicasNeedCluster)
+}
+
+func historyConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              History,
+		Description:       "the last notice of every key that changed",
+		Subjects:          []string{announceSubject + ">", keptSubject + ">"},
+		Storage:           jetstream.FileStorage,
+		Replicas:          replicas,
+		MaxMsgsPerSubject: 1,
+		MaxMsgSize:        2 * maxNotice,
+		MaxAge:            window,
+		MaxBytes:          historyBytes,
+		Discard:           jetstream.DiscardNew,
+		Duplicates:        time.Minute,
+		RePublish:         &jetstream.RePublish{Source: announceSubject + ">", Destination: heardSubject + ">"},
+		Metadata:          map[string]string{"fleetbus.replicas": "auto"},
+	}
+}
+
+// mark is a place in the history.
+type mark struct {
+	made time.Time // when the stream was made: another one is another history
+	seq  uint64
+}
+
+// end is where the history ends, as its leader knows.
+func (h *history) end(ctx context.Context) (mark, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := h.stream.Info(ctx)
+	if err != nil {
+		return mark{}, fmt.Errorf("asking for the end of the history: %w", err)
+	}
+	return mark{made: info.Created, seq: info.State.LastSeq}, nil
+}
+
+// errMany says that more was missed than is worth reading one by one.
+var errMany = errors.New("too much was missed")
+
+// since calls found for every notice on subject after seq, from the leader, but
+// for more than most of them.
+func (h *history) since(ctx context.Context, subject string, seq uint64, most int, found func(subject string, payload []byte)) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	for range most {
+		msg, err := h.stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading the history: %w", err)
+		}
+		found(msg.Subject, msg.Data)
+		seq = msg.Sequence
+	}
+	return errMany
+}
