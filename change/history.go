@@ -90,6 +90,9 @@ type mark struct {
 	seq  uint64
 }
 
+// is reports whether two marks are the same place.
+func (m mark) is(o mark) bool { return m.made.Equal(o.made) && m.seq == o.seq }
+
 // end is where the history ends, as its leader knows.
 func (h *history) end(ctx context.Context) (mark, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

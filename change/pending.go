@@ -6,6 +6,9 @@ import "time"
 // the whole.
 const maxPendingPrefixes = 16
 
+// smallPending is how many keys' room a watcher keeps that has nothing to tell.
+const smallPending = 16
+
 // pending is what waits for a watcher's reader: the newest notice of each key, in
 // the order in which the keys first changed, and the resyncs. It is bounded: what
 // is too much becomes a resync of all.
@@ -14,6 +17,7 @@ type pending struct {
 	not     time.Time // no resync before
 	keys    map[string]Notice
 	order   []string
+	most    int // keys at once
 }
 
 // add takes n. A resync replaces what it covers, and waits until not.
@@ -38,11 +42,12 @@ func (p *pending) add(n Notice, most int, not time.Time) {
 	}
 	p.keys[key] = n
 	p.order = append(p.order, key)
+	p.most = max(p.most, len(p.order))
 }
 
 func (p *pending) addResync(n Notice, not time.Time) {
 	if len(p.resyncs) == 0 || not.Before(p.not) {
-		p.not = not
+		p.not = not // the most urgent decides
 	}
 	for i, r := range p.resyncs {
 		if n.Key.within(r.Key) {
@@ -90,9 +95,8 @@ func (p *pending) next(now time.Time) (n Notice, wait time.Duration, ok bool) {
 	p.order = p.order[1:]
 	n = p.keys[key]
 	delete(p.keys, key)
-	if len(p.order) == 0 {
-		// What grew in a burst is given back.
-		p.order, p.keys = nil, nil
+	if len(p.order) == 0 && p.most > smallPending {
+		*p = pending{resyncs: p.resyncs, not: p.not} // what grew in a burst is given back
 	}
 	return n, 0, true
 }

@@ -1,6 +1,7 @@
 package change
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -133,7 +134,7 @@ func NewPublisher(ctx context.Context, nc *nats.Conn, source string, o Publisher
 		o.Burst = defaultBurst
 	}
 	p := &Publisher{
-		nc: nc, js: js, source: source, origin: origin(nc, o.Name), options: o, log: o.Logger,
+		nc: nc, js: js, source: source, origin: newOrigin(nc, o.Name), options: o, log: o.Logger,
 		limit: rate.NewLimiter(recordRate, recordBurst), wake: make(chan struct{}, 1), done: make(chan struct{}),
 		held: map[string]*held{}, wide: map[string]Notice{}, unrecorded: map[string]Notice{}, changed: make(chan struct{}),
 	}
@@ -147,24 +148,31 @@ func NewPublisher(ctx context.Context, nc *nats.Conn, source string, o Publisher
 // process tells the origins of this process from those of all others.
 var process = sync.OnceValue(rand.Text)
 
-// origin names whoever announces over nc: the same for one connection of one
-// process, so that its watchers know what is their own.
-func origin(nc *nats.Conn, name string) string {
-	if name == "" {
-		name = nc.Opts.Name
-	}
+// connection identifies nc among the connections of all processes.
+func connection(nc *nats.Conn) string {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s %p", process(), nc)
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
+// newOrigin names one Publisher: by a name, its connection, by which watchers know
+// what is their own, and an id, because two on one connection count apart.
+func newOrigin(nc *nats.Conn, name string) string {
+	name = cmp.Or(name, nc.Opts.Name, "publisher")
 	name = strings.Map(func(r rune) rune {
 		if r < 0x80 && unescaped(byte(r)) {
 			return r
 		}
 		return '-'
 	}, name)
-	if name == "" {
-		name = "publisher"
-	}
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s %p", process(), nc)
-	return fmt.Sprintf("%.40s:%016x", name, h.Sum64())
+	return fmt.Sprintf("%.36s:%s:%.8s", name, connection(nc), rand.Text())
+}
+
+// announcedOver reports whether an origin is a Publisher on that connection.
+func announcedOver(origin, connection string) bool {
+	_, rest, _ := strings.Cut(origin, ":")
+	id, _, _ := strings.Cut(rest, ":")
+	return id == connection
 }
 
 // Origin is the origin of this Publisher's notices.

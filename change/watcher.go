@@ -45,6 +45,8 @@ const (
 	// early is when a watcher reconciles for the first time: what was announced
 	// while the nodes learned of it is in the history by then.
 	early = 2 * time.Second
+	// remembered is of how many keys the last notice is known.
+	remembered = 256
 	// mostLate is how many missed notices are read one by one.
 	mostLate = 256
 	// startAgain is the pause after a reconciliation that failed.
@@ -81,7 +83,7 @@ type Watcher struct {
 	nc      *nats.Conn
 	source  string
 	wanted  pattern
-	origin  string
+	own     string
 	options WatcherOptions
 	log     *slog.Logger
 	history *history
@@ -94,7 +96,7 @@ type Watcher struct {
 	// Of the goroutine that hears.
 	dropped int
 	epoch   string
-	seen    map[string]Notice // since the last reconciliation, by text of the key
+	seen    map[string]last // by the subject that the history keeps it on
 	at      mark              // the history is known up to here
 	known   time.Time         // when it was
 
@@ -127,9 +129,9 @@ func NewWatcher(ctx context.Context, nc *nats.Conn, source, pattern string, o Wa
 		o.Jitter = defaultJitter
 	}
 	w := &Watcher{
-		nc: nc, source: source, wanted: wanted, origin: origin(nc, ""), options: o, log: o.Logger,
+		nc: nc, source: source, wanted: wanted, own: connection(nc), options: o, log: o.Logger,
 		heard: make(chan *nats.Msg, queued), some: make(chan struct{}, 1), ended: make(chan struct{}),
-		seen: map[string]Notice{}, known: time.Now(),
+		seen: map[string]last{}, known: time.Now(),
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -262,7 +264,7 @@ func (w *Watcher) unreadable(subject string, err error) {
 
 // take adds a notice, heard or found, if it is news.
 func (w *Watcher) take(n Notice) {
-	if !w.options.Own && n.Origin != "" && sameRun(n.Origin, w.origin) {
+	if !w.options.Own && announcedOver(n.Origin, w.own) {
 		return
 	}
 	if n.Kind == Resync {
@@ -271,35 +273,33 @@ func (w *Watcher) take(n Notice) {
 		}
 		n.Reason = Announced
 	}
-	if n.Epoch != "" {
+	if n.Epoch != "" && !n.Late {
 		if w.epoch != "" && n.Epoch != w.epoch {
 			clear(w.seen)
 			w.resync(nil, EpochChanged)
 		}
 		w.epoch = n.Epoch
 	}
-	key := n.Key.String()
-	if n.Kind == Resync {
-		key = anyKey + "." + key
-	}
-	if before, ok := w.seen[key]; ok && (n.older(&before) || n.Late && n.repeats(&before)) {
+	_, kept := n.subjects()
+	if before, ok := w.seen[kept]; ok && n.Epoch == before.epoch && before.has(&n) {
 		return
 	}
-	if len(w.seen) >= w.options.Pending {
+	if len(w.seen) >= remembered {
 		clear(w.seen)
 	}
-	w.seen[key] = n
+	w.seen[kept] = last{epoch: n.Epoch, version: n.Version, origin: n.Origin, count: n.Count}
 	w.add(n)
 }
 
-// repeats reports whether n tells nothing that before did not.
-func (n *Notice) repeats(before *Notice) bool {
-	return n.Origin == before.Origin && n.Count <= before.Count && n.Count > 0
+// last is what is remembered of the last notice of a key.
+type last struct {
+	epoch, origin  string
+	version, count uint64
 }
 
-// sameRun reports whether two origins are of one connection: they end alike.
-func sameRun(a, b string) bool {
-	return a[strings.LastIndexByte(a, ':')+1:] == b[strings.LastIndexByte(b, ':')+1:]
+// has reports whether n tells nothing new: it is older, or the same once more.
+func (l last) has(n *Notice) bool {
+	return n.Version > 0 && n.Version < l.version || n.Count > 0 && n.Origin == l.origin && n.Count <= l.count
 }
 
 func (w *Watcher) resync(key Key, reason Reason) {
@@ -319,7 +319,7 @@ type found struct {
 // compare reads what the history has after at, which was known then.
 func (w *Watcher) compare(ctx context.Context, at mark, known time.Time) found {
 	f := found{when: time.Now()}
-	if f.end, f.err = w.history.end(ctx); f.err != nil || f.end == at {
+	if f.end, f.err = w.history.end(ctx); f.err != nil || f.end.is(at) {
 		return f
 	}
 	if !f.end.made.Equal(at.made) || f.end.seq < at.seq || time.Since(known) > window-time.Minute {
@@ -357,22 +357,8 @@ func (w *Watcher) reconciled(f found) bool {
 	for _, n := range f.notices {
 		w.take(n)
 	}
-	// What was heard meanwhile may be in the history after the end that was seen,
-	// and is then found once more.
-	if f.end != w.at && len(w.heard) == 0 && len(w.seen) > 0 {
-		w.forget(f.when)
-	}
 	w.at, w.known = f.end, f.when
 	return true
-}
-
-// forget drops from seen what was recorded before the last reconciliation.
-func (w *Watcher) forget(when time.Time) {
-	for key, n := range w.seen {
-		if n.Time.Before(when.Add(-time.Minute)) {
-			delete(w.seen, key)
-		}
-	}
 }
 
 // add makes n pending.
