@@ -97,8 +97,8 @@ type Watcher struct {
 	dropped int
 	epoch   string
 	seen    map[string]last // by the subject that the history keeps it on
-	at      mark              // the history is known up to here
-	known   time.Time         // when it was
+	at      mark            // the history is known up to here
+	known   time.Time       // when it was
 
 	mu      sync.Mutex
 	pending pending
