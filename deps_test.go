@@ -29,9 +29,11 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":         {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "ledger"}},
+		"":         {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
 		"identity": {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":   {"what the fleet agrees on; of any events, so that it knows no noun", nil},
+		"lease":    {"one of many does a thing; of any things, so that it knows no noun", nil},
+		"change":   {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
 		"doctor":   {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
 		"admin":    {"the administrative API as its callers see it", []string{"doctor", "identity"}},
 		"enroll":   {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
@@ -58,7 +60,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "doctor", "cert", "change", "admin", "enroll"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "admin", "enroll"}
 }
 
 type goPackage struct {

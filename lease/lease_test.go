@@ -1,0 +1,155 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const patience = 30 * time.Second
+
+func startServer(t *testing.T) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	return s
+}
+
+func open(t *testing.T, s *server.Server, ttl time.Duration) (*Leases, *nats.Conn) {
+	t.Helper()
+	nc, err := nats.Connect(s.ClientURL(), nats.MaxReconnects(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(within(t), js, Options{TTL: ttl})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, nc
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestOneHolds has many hold a lease in turn, and never two at once.
+func TestOneHolds(t *testing.T) {
+	s := startServer(t)
+	var holders, turns atomic.Int32
+	var all sync.WaitGroup
+	for i := range 4 {
+		l, _ := open(t, s, 2*time.Second)
+		all.Go(func() {
+			err := l.Hold(within(t), "source.acme.orders", fmt.Sprint("n", i), func() any { return i }, func(ctx context.Context) error {
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d hold it", n)
+				}
+				r, err := l.Look(ctx, "source.acme.orders")
+				if err != nil || r.Holder != fmt.Sprint("n", i) || string(r.Note) != fmt.Sprint(i) || r.Since.IsZero() || r.Written.IsZero() {
+					t.Errorf("n%d sees %+v: %v", i, r, err)
+				}
+				turns.Add(1)
+				holders.Add(-1)
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if turns.Load() != 4 {
+		t.Errorf("%d had it", turns.Load())
+	}
+}
+
+// TestHolderGone has the next one take over from a holder that was cut off, which
+// learns that it was.
+func TestHolderGone(t *testing.T) {
+	s := startServer(t)
+	first, nc := open(t, s, 2*time.Second)
+	second, _ := open(t, s, 2*time.Second)
+	began, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- first.Hold(within(t), "job", "first", nil, func(ctx context.Context) error {
+			close(began)
+			<-ctx.Done()
+			return context.Cause(ctx)
+		})
+	}()
+	<-began
+	nc.Close()
+	err := second.Hold(within(t), "job", "second", nil, func(ctx context.Context) error {
+		r, err := second.Look(ctx, "job")
+		if r.Holder != "second" {
+			t.Errorf("%+v holds it", r)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, ErrLost) {
+		t.Errorf("the first ended with %v", err)
+	}
+}
+
+func TestHoldKeepsOn(t *testing.T) {
+	s := startServer(t)
+	first, _ := open(t, s, time.Second)
+	second, _ := open(t, s, time.Second)
+	ctx, stop := context.WithCancel(within(t))
+	defer stop()
+	began, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- first.Hold(ctx, "job", "first", nil, func(ctx context.Context) error {
+			close(began)
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	<-began
+	// Three lives of the lease.
+	wait, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if err := second.Hold(wait, "job", "second", nil, func(context.Context) error { return errors.New("had it") }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second: %v", err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	failed := errors.New("failed")
+	if err := second.Hold(within(t), "job", "second", nil, func(context.Context) error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("the second: %v", err)
+	}
+	for {
+		if _, err := second.Look(within(t), "job"); errors.Is(err, ErrFree) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
