@@ -35,7 +35,7 @@ func places() map[string]place {
 		"lease":    {"one of many does a thing; of any things, so that it knows no noun", nil},
 		"change":   {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
 		"doctor":   {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
-		"admin":    {"the administrative API as its callers see it", []string{"doctor", "identity"}},
+		"admin":    {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
 		"enroll":   {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},

@@ -32,7 +32,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	info := admin.NodeInfo{
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections(),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
-		Findings: s.Check(ctx),
+		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()),
 	}
 	// Travels as the clock; whoever asked takes the difference.
 	info.Clock = time.Duration(time.Now().UnixNano())
@@ -79,7 +79,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	for _, n := range d.Nodes() {
 		info, ok := up[n.Name]
 		if !ok {
-			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Findings: []doctor.Finding{}}
+			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Links: []admin.Link{}, Findings: []doctor.Finding{}}
 		} else {
 			alive++
 		}
@@ -88,9 +88,10 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 		status.Nodes = append(status.Nodes, info)
 		status.Findings = append(status.Findings, info.Findings...)
 	}
+	judgeLinks(&status)
 	status.Survives = max(0, alive-(len(members)/2+1))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return append(status.Findings, fleetFindings(status)...)
+		return slices.Concat(status.Findings, fleetFindings(status), linkFindings(status))
 	}))
 	return status, nil
 }

@@ -63,6 +63,9 @@ type Options struct {
 	Store Store
 	// Limits bound what strangers and clients can cost.
 	Limits Limits
+	// SourceTypes are the databases whose changes this node can announce, by the
+	// name of their type. Default: none.
+	SourceTypes map[string]OpenSource
 	// Services run inside the server, each on its own session.
 	Services []ServiceBinding
 	// Grace is how long sessions may drain when the server stops. Default: 10s.

@@ -67,6 +67,10 @@ func (s *Server) handlers() map[string]handler {
 		"token.add":    on(s.addToken),
 		"token.ls":     on(s.listTokens),
 		"token.rm":     on(s.revokeToken),
+		"source.setup": on(s.sourceSetup),
+		"source.add":   on(s.addSource),
+		"source.ls":    on(s.listSources),
+		"source.rm":    on(s.removeSource),
 		"node.rm":      on(s.removeNode),
 		"node.renew":   on(s.renewNodes),
 	}

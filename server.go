@@ -42,6 +42,7 @@ type Server struct {
 	conn     *nats.Conn // the fleet account, as this node
 	started  time.Time
 	failures failures
+	links    links
 
 	mu      sync.Mutex
 	running bool
@@ -192,6 +193,8 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	s.started = time.Now()
 	close(s.ready)
 	s.startServices(ctx, undo)
+	undo.background(ctx, s.runSources)
+	undo.background(ctx, s.keepLinks)
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
 }

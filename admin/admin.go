@@ -316,6 +316,14 @@ type NodeInfo struct {
 	Connections int `json:"connections"`
 	// Routes names the nodes it has a route to.
 	Routes []string `json:"routes"`
+	// Level is what its version can do on the bus.
+	Level int `json:"level"`
+	// Links are its own view of the others.
+	Links []Link `json:"links"`
+	// Bus is how it stands on the bus, judged from both ends of every link, and
+	// Unreached the nodes that it does not reach.
+	Bus       string   `json:"bus"`
+	Unreached []string `json:"unreached"`
 	// Certificates end at NotAfter, the earliest of them.
 	NotAfter time.Time `json:"not_after"`
 	// Clock is its clock less that of the node that answered.
@@ -326,6 +334,31 @@ type NodeInfo struct {
 	Findings []doctor.Finding `json:"findings"`
 }
 
+// A Link is what one node knows of another.
+type Link struct {
+	Node string `json:"node"`
+	// Heard says that the other was heard in the last seconds, Answered that it
+	// answered.
+	Heard    bool `json:"heard"`
+	Answered bool `json:"answered"`
+	// RoundTrip is how long a message took there and back, the last time.
+	RoundTrip time.Duration `json:"round_trip_ns"`
+}
+
+// How a node stands on the bus.
+const (
+	// BusConnected reaches all others.
+	BusConnected = "connected"
+	// BusCannotReachAll reaches some, and Unreached says which it does not.
+	BusCannotReachAll = "cannot_reach_all"
+	// BusBlocked reaches none: it is down, or its port is closed.
+	BusBlocked = "blocked"
+	// BusUnknown says that the node that answered hears nobody, and cannot tell.
+	BusUnknown = "unknown"
+	// BusTooOld runs a version that does not tell.
+	BusTooOld = "too_old"
+)
+
 // Status is the fleet at a glance.
 type Status struct {
 	Fleet string `json:"fleet"`
@@ -335,6 +368,9 @@ type Status struct {
 	Leader string `json:"leader"`
 	// Survives is how many nodes may fail without loss of service.
 	Survives int `json:"survives"`
+	// Answered is how many nodes did, and Quorum how many are the majority.
+	Answered int `json:"answered"`
+	Quorum   int `json:"quorum"`
 	// Sequence of the last ledger event at the node that answered.
 	Sequence uint64           `json:"sequence"`
 	Nodes    []NodeInfo       `json:"nodes"`

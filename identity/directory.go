@@ -77,6 +77,20 @@ func (d *Directory) Version(subject string) uint64 {
 	return d.state.records[subject].version
 }
 
+// Records returns the records of a noun that this package does not read, by what
+// follows the noun in their subjects.
+func (d *Directory) Records(noun string) map[string][]byte {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	all := map[string][]byte{}
+	for subject, r := range d.state.records {
+		if name, ok := strings.CutPrefix(subject, noun+"."); ok && len(r.data) > 0 {
+			all[name] = slices.Clone(r.data)
+		}
+	}
+	return all
+}
+
 // Account returns the account of that name.
 func (d *Directory) Account(name string) (Account, bool) {
 	d.mu.RLock()
