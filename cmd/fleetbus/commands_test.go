@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/jwt/v2"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
 )
@@ -25,6 +26,16 @@ func TestFleet(t *testing.T) {
 	t.Run("Refused", func(t *testing.T) { testRefused(t, f) })
 	t.Run("Messages", func(t *testing.T) { testMessages(t, f) })
 	t.Run("Streams", func(t *testing.T) { testStreams(t, f) })
+}
+
+// testSecretKey is the key that secrets are sealed to.
+func testSecretKey(t *testing.T) string {
+	t.Helper()
+	authority, _, err := identity.NewAuthority("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return must[string](t)(authority.SecretPublic())
 }
 
 func spreadOver(closed int, missing ...string) admin.Spread {
@@ -58,6 +69,12 @@ func testAdminister(t *testing.T, f *testFleet) {
 	f.answerWith(t, "token.ls", []identity.Token{token})
 	f.answerWith(t, "token.rm", spreadOver(0))
 	f.answerWith(t, "status", testFleetStatus())
+	f.answerWith(t, "source.setup", admin.SourceSetup{SecretPublic: testSecretKey(t), Types: []string{"postgres", "sqlite"}})
+	f.answerWith(t, "source.add", spreadOver(0))
+	f.answerWith(t, "source.rm", spreadOver(0))
+	f.answerWith(t, "source.ls", []admin.SourceInfo{{Source: admin.Source{Account: "acme", Name: "orders", Type: "postgres", Tables: []string{"carts"}},
+		State: admin.SourceFailed, Runner: "n2", Error: "reaching the database: it is down", Announced: 12,
+		Progress: change.Progress{Position: "0/16B3748", Version: 1, Lag: 1500 * time.Microsecond, Retained: 64 << 20}}})
 	f.answerWith(t, "node.rm", spreadOver(0))
 	f.answerWith(t, "node.renew", []admin.Renewed{{Node: "n1", NotAfter: created}, {Node: "n2", Error: "no answer"}})
 
@@ -101,11 +118,22 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "token rm 0123 --yes", stdout: "token 0123 is revoked on 2 of 2 nodes (12 ms)"},
 		{line: "token rm 0123 --dry-run", stdout: "would revoke token 0123, which is open"},
 		{line: "token rm 9", code: exitNotFound},
-		{line: "node ls", stdout: "n1    up       leader"},
+		{line: "node ls", stdout: "n1    up       cannot reach n3  leader"},
 		{line: "node rm n3 --dry-run", stdout: "would remove node n3, which is down, from fleet test"},
 		{line: "node rm n3 --yes --force", stdout: "node n3 is removed on 2 of 2 nodes (12 ms)"},
 		{line: "node rm n9 --yes", code: exitNotFound},
 		{line: "node renew", code: exitPartial, stdout: "n2    -                     -", stderr: "1 of 2 nodes failed"},
+		{line: "change source ls", stdout: "acme/orders  postgres  failed  n2    0/16B3748  1.5ms  12         carts"},
+		{line: "change source status acme/orders", stdout: "log kept for it  64MiB"},
+		{line: "change source status acme/none", code: exitNotFound, stderr: "fix: fleetbus change source ls"},
+		{line: "change source add acme/new --type postgres --file /db --dry-run", stdout: "would announce the changes of a postgres database in account acme, as new"},
+		{line: "change source add acme/new --type postgres --file /db", stdout: "source acme/new is known on 2 of 2 nodes (12 ms)"},
+		{line: "change source add acme/new --type oracle --file /db", code: exitUsage, stderr: "fix: --type postgres or sqlite"},
+		{line: "change source add acme/new --type postgres", code: exitUsage, stderr: "fix: --dsn-file FILE"},
+		{line: "change source add acme/new --type sqlite --file app.db", code: exitUsage, stderr: "not a whole path"},
+		{line: "change source add acme --type sqlite --file /db", code: exitUsage, stderr: "fix: write it like acme/orders"},
+		{line: "change source rm acme/orders --dry-run", stdout: "would end the announcements of source acme/orders, which is failed"},
+		{line: "change source rm acme/orders --yes", stdout: "source acme/orders is removed on 2 of 2 nodes (12 ms)"},
 		{line: "node renew n1 --dry-run", stdout: "would renew the certificates of n1"},
 	} {
 		t.Run(c.line, func(t *testing.T) {
@@ -236,9 +264,9 @@ func testCredentials(t *testing.T, f *testFleet) {
 func testFleetStatus() admin.Status {
 	finding := doctor.Finding{Code: "certificate_expires", Severity: doctor.Warning, Subject: "n2", Text: "soon", Fix: "fleetbus node renew n2"}
 	return admin.Status{
-		Fleet: "test", Node: "n1", Leader: "n1", Survives: 0, Sequence: 42,
+		Fleet: "test", Node: "n1", Leader: "n1", Survives: 0, Sequence: 42, Answered: 2, Quorum: 3,
 		Nodes: []admin.NodeInfo{
-			{Node: identity.Node{Name: "n1", Version: "v1"}, State: "up", Leader: true, Voter: true, Routes: []string{"n2"}},
+			{Node: identity.Node{Name: "n1", Version: "v1"}, State: "up", Bus: admin.BusCannotReachAll, Unreached: []string{"n3"}, Leader: true, Voter: true, Routes: []string{"n2"}},
 			{Node: identity.Node{Name: "n2"}, State: "up", Voter: true, Findings: []doctor.Finding{finding}},
 			{Node: identity.Node{Name: "n3"}, State: "down"},
 			{Node: identity.Node{Name: "n0"}, State: "removed"},
@@ -252,6 +280,9 @@ func testStatus(t *testing.T, f *testFleet) {
 	code, stdout, _ := f.run(t, "", nil, "status")
 	if want := "degraded: 2 of 3 nodes up, survives 0 failures\nwarning: n2: soon\n  fix: fleetbus node renew n2\n\n"; code != exitOK || !strings.HasPrefix(stdout, want) {
 		t.Errorf("exit code %d\n%s", code, stdout)
+	}
+	if code, _, stderr := f.run(t, "", nil, "status", "--check"); code != exitFailed || !strings.Contains(stderr, "2 of 4 nodes answer, and 3 are a quorum") {
+		t.Errorf("exit code %d with --check\n%s", code, stderr)
 	}
 	if code, stdout, _ = f.run(t, "", nil, "doctor"); code != exitOK || strings.Count(stdout, "soon") != 1 {
 		t.Errorf("exit code %d\n%s", code, stdout)

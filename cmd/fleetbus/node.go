@@ -47,6 +47,7 @@ func nodeTable(p *page, nodes []admin.NodeInfo) {
 	table(p, nodes,
 		column[admin.NodeInfo]{"NAME", func(n admin.NodeInfo) string { return n.Name }},
 		column[admin.NodeInfo]{"STATE", func(n admin.NodeInfo) string { return n.State }},
+		column[admin.NodeInfo]{"BUS", busWords},
 		column[admin.NodeInfo]{"VOTE", vote},
 		column[admin.NodeInfo]{"VERSION", func(n admin.NodeInfo) string { return n.Version }},
 		column[admin.NodeInfo]{"CLIENTS", func(n admin.NodeInfo) string { return formatInt(int64(n.Connections)) }},
@@ -56,6 +57,14 @@ func nodeTable(p *page, nodes []admin.NodeInfo) {
 		column[admin.NodeInfo]{"CLOCK", func(n admin.NodeInfo) string { return formatDuration(n.Clock) }},
 		column[admin.NodeInfo]{"UPTIME", func(n admin.NodeInfo) string { return formatDuration(n.Uptime) }},
 	)
+}
+
+// busWords say how a node stands on the bus.
+func busWords(n admin.NodeInfo) string {
+	if n.Bus == admin.BusCannotReachAll {
+		return "cannot reach " + strings.Join(n.Unreached, ",")
+	}
+	return strings.ReplaceAll(n.Bus, "_", " ")
 }
 
 // vote is a node's part in agreeing on streams.

@@ -11,17 +11,29 @@ import (
 )
 
 func newStatusCommand(a *app) *cobra.Command {
-	return a.onFleet(a.output(&cobra.Command{
+	check := false
+	cmd := &cobra.Command{
 		Use: "status", Args: takes(), Annotations: reads(),
 		Short: "Show the fleet at a glance: the verdict, the problems, the nodes",
+		Long: `Show the fleet at a glance: the verdict, the problems, the nodes. With --check it
+fails unless a quorum of nodes answers: for a probe that must not restart
+anything, because a bus in trouble is not mended so.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.status(cmd, "asking for the status")
 			if err != nil {
 				return err
 			}
-			return a.show(report{value: s, text: func(p *page) { statusPage(p, s) }})
+			if err := a.show(report{value: s, text: func(p *page) { statusPage(p, s) }}); err != nil {
+				return err
+			}
+			if check && s.Answered < s.Quorum {
+				return fail(exitFailed, "start more of the nodes", "checking the fleet: %d of %d nodes answer, and %d are a quorum", s.Answered, len(s.Nodes), s.Quorum)
+			}
+			return nil
 		},
-	}))
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "fail unless a quorum of nodes answers")
+	return a.onFleet(a.output(cmd))
 }
 
 func statusPage(p *page, s admin.Status) {
