@@ -30,7 +30,7 @@ func checkModes(dir string) []doctor.Finding {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return []doctor.Finding{{
-			Code: "data_dir_missing", Severity: doctor.Info, Subject: dir,
+			Code: "DATA-DIR-MISSING", Severity: doctor.Info, Subject: dir,
 			Text: "there is no node on this machine", Fix: "fleetbus init",
 		}}
 	case err != nil:
@@ -39,7 +39,7 @@ func checkModes(dir string) []doctor.Finding {
 	var found []doctor.Finding
 	if info.Mode().Perm()&0o077 != 0 {
 		found = append(found, doctor.Finding{
-			Code: "data_dir_open", Severity: doctor.Problem, Subject: dir,
+			Code: "DATA-DIR-OPEN", Severity: doctor.Problem, Subject: dir,
 			Text: fmt.Sprintf("others may enter the data directory (mode %04o)", info.Mode().Perm()), Fix: "chmod 700 " + dir,
 		})
 	}
@@ -52,7 +52,7 @@ func checkModes(dir string) []doctor.Finding {
 				found = append(found, unreadable(path, err))
 			} else if info.Mode().Perm()&0o077 != 0 && !info.IsDir() {
 				found = append(found, doctor.Finding{
-					Code: "secret_open", Severity: doctor.Problem, Subject: path,
+					Code: "SECRET-OPEN", Severity: doctor.Problem, Subject: path,
 					Text: fmt.Sprintf("others may read a secret (mode %04o)", info.Mode().Perm()), Fix: "chmod 600 " + path,
 				})
 			}
@@ -63,7 +63,7 @@ func checkModes(dir string) []doctor.Finding {
 
 func unreadable(path string, err error) doctor.Finding {
 	return doctor.Finding{
-		Code: "data_dir_unreadable", Severity: doctor.Warning, Subject: path,
+		Code: "DATA-DIR-UNREADABLE", Severity: doctor.Warning, Subject: path,
 		Text: fmt.Sprintf("it cannot be looked at: %v", err), Fix: "run it as the user that the server runs as",
 	}
 }
@@ -87,14 +87,14 @@ func checkDisk(dir string) []doctor.Finding {
 // diskFindings judges the free bytes of a disk.
 func diskFindings(dir string, free int64) []doctor.Finding {
 	f := doctor.Finding{
-		Code: "disk_low", Severity: doctor.Warning, Subject: dir,
+		Code: "DISK-LOW", Severity: doctor.Warning, Subject: dir,
 		Text: formatSize(free) + " of disk are free", Fix: "free some, or set store.max_file",
 	}
 	switch {
 	case free >= lowDisk:
 		return nil
 	case free < fullDisk:
-		f.Code, f.Severity = "disk_full", doctor.Problem
+		f.Code, f.Severity = "DISK-FULL", doctor.Problem
 	}
 	return []doctor.Finding{f}
 }
@@ -113,17 +113,17 @@ func checkClock(dir string, now time.Time) []doctor.Finding {
 		switch {
 		case err != nil:
 			found = append(found, doctor.Finding{
-				Code: "authority_unreadable", Severity: doctor.Problem, Subject: path,
+				Code: "AUTHORITY-UNREADABLE", Severity: doctor.Problem, Subject: path,
 				Text: fmt.Sprintf("the authority cannot be read: %v", err), Fix: "copy the file from another node",
 			})
 		case now.Before(cert.NotBefore):
 			found = append(found, doctor.Finding{
-				Code: "clock_behind", Severity: doctor.Problem, Subject: "clock",
+				Code: "CLOCK-BEHIND", Severity: doctor.Problem, Subject: "clock",
 				Text: fmt.Sprintf("this machine's clock says %s, before the fleet was made", formatTime(now)), Fix: "timedatectl set-ntp true",
 			})
 		case now.After(cert.NotAfter):
 			found = append(found, doctor.Finding{
-				Code: "authority_expired", Severity: doctor.Problem, Subject: path,
+				Code: "AUTHORITY-EXPIRED", Severity: doctor.Problem, Subject: path,
 				Text: fmt.Sprintf("the authority ended at %s, or this machine's clock is ahead", formatTime(cert.NotAfter)), Fix: "timedatectl set-ntp true",
 			})
 		}

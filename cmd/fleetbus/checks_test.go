@@ -29,15 +29,15 @@ func TestCheckClock(t *testing.T) {
 	path := writeFile(t, filepath.Join(dir, "admin", "ca.pem"), authority.ClientsPEM())
 	for want, at := range map[string]time.Time{
 		"":                   now,
-		"clock_behind ":      now.AddDate(-1, 0, 0),
-		"authority_expired ": now.AddDate(11, 0, 0),
+		"CLOCK-BEHIND ":      now.AddDate(-1, 0, 0),
+		"AUTHORITY-EXPIRED ": now.AddDate(11, 0, 0),
 	} {
 		if got := codes(checkClock(dir, at)); got != want {
 			t.Errorf("at %v: %q, not %q", at, got, want)
 		}
 	}
 	writeFile(t, path, []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
-	if got := codes(checkClock(dir, now)); got != "authority_unreadable " {
+	if got := codes(checkClock(dir, now)); got != "AUTHORITY-UNREADABLE " {
 		t.Errorf("of a bad file: %q", got)
 	}
 }
@@ -46,7 +46,7 @@ func TestCheckDisk(t *testing.T) {
 	if got := diskFindings("/data", lowDisk); got != nil {
 		t.Errorf("enough is free: %+v", got)
 	}
-	for want, free := range map[string]int64{"disk_low ": lowDisk - 1, "disk_full ": fullDisk - 1} {
+	for want, free := range map[string]int64{"DISK-LOW ": lowDisk - 1, "DISK-FULL ": fullDisk - 1} {
 		if got := codes(diskFindings("/data", free)); got != want {
 			t.Errorf("%d bytes are free: %q, not %q", free, got, want)
 		}

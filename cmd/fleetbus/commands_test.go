@@ -262,7 +262,7 @@ func testCredentials(t *testing.T, f *testFleet) {
 }
 
 func testFleetStatus() admin.Status {
-	finding := doctor.Finding{Code: "certificate_expires", Severity: doctor.Warning, Subject: "n2", Text: "soon", Fix: "fleetbus node renew n2"}
+	finding := doctor.Finding{Code: "CERTIFICATE-EXPIRES", Severity: doctor.Warning, Subject: "n2", Text: "soon", Fix: "fleetbus node renew n2"}
 	return admin.Status{
 		Fleet: "test", Node: "n1", Leader: "n1", Survives: 0, Sequence: 42, Answered: 2, Quorum: 3,
 		Nodes: []admin.NodeInfo{

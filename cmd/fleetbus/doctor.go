@@ -57,7 +57,7 @@ func (a *app) fleetFindings(cmd *cobra.Command) []doctor.Finding {
 	s, err := a.status(cmd, "asking the fleet")
 	if err != nil {
 		f := explain(cmd.Context(), err)
-		return []doctor.Finding{{Code: "fleet_unreachable", Severity: doctor.Problem, Subject: "fleet", Text: f.text, Fix: f.fix}}
+		return []doctor.Finding{{Code: "FLEET-UNREACHABLE", Severity: doctor.Problem, Subject: "fleet", Text: f.text, Fix: f.fix}}
 	}
 	return allFindings(s)
 }
