@@ -279,14 +279,20 @@ func (s *Server) rescue(ctx context.Context, _ struct{}) (any, error) {
 }
 
 // bringBack waits until every stream that this node keeps has a leader again, and
-// no more servers than there are nodes. The
-// groups of those with several copies have shrunk to the nodes that are left, and
-// grow by themselves when there are others; to ask for fewer copies besides would
-// only move them once more.
+// no more servers than there are nodes. The groups of those with several copies
+// have shrunk to the nodes that are left, and grow by themselves when there are
+// others; to ask for fewer copies besides would only move them once more. A stream
+// that was to be copied when the quorum was lost is agreed on only now, and begins
+// a group, which waits for a route.
 func (s *Server) bringBack(ctx context.Context, nodes int) (streams int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, bringBackTimeout,
 		admin.Errorf(admin.Unavailable, "restart this node, and run fleetbus rescue again", "a stream has no leader yet"))
 	defer cancel()
+	end, err := s.broker.Accompany()
+	if err != nil {
+		return 0, err
+	}
+	defer end()
 	err = s.until(ctx, "bringing back the streams", func() bool {
 		streams = 0
 		for _, st := range s.broker.Streams() {
@@ -303,8 +309,7 @@ func (s *Server) bringBack(ctx context.Context, nodes int) (streams int, err err
 	return streams, err
 }
 
-// bringBackTimeout bounds the wait for the streams of a rescue. A stream that was
-// being copied when the quorum was lost needs a restart.
+// bringBackTimeout bounds the wait for the streams of a rescue.
 const bringBackTimeout = 30 * time.Second
 
 // takeLead lowers the quorum until there is a leader; a node that is alone in its

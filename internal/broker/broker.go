@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -97,9 +98,13 @@ type Broker struct {
 	srv      *server.Server
 	resolver *server.DirAccResolver
 	log      *logger
-	// stop ends the companion, running is done when it is gone.
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	// background lasts until stop is called; running is done when what runs in it
+	// is gone.
+	background context.Context
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	// accompanied says that there is a companion.
+	accompanied atomic.Bool
 }
 
 // errStopped is returned when the engine goes away during its start.
@@ -122,8 +127,10 @@ func Start(ctx context.Context, o Options) (_ *Broker, err error) {
 	if err != nil {
 		return nil, err
 	}
+	b.background, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
+			b.stop()
 			b.srv.Shutdown()
 			b.srv.WaitForShutdown()
 		}
@@ -136,7 +143,7 @@ func Start(ctx context.Context, o Options) (_ *Broker, err error) {
 			return nil, fmt.Errorf("founding a cluster of one: %w", err)
 		}
 	} else if o.Cluster != nil {
-		b.accompany(ctx)
+		b.accompany()
 	}
 	return b, nil
 }
@@ -157,7 +164,7 @@ func launch(o Options) (*Broker, error) {
 		resolver.Close()
 		return nil, fmt.Errorf("configuring the engine: %w", err)
 	}
-	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}, stop: func() {}}
+	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}}
 	if sentinel, err := jwt.DecodeUserClaims(o.Sentinel); err == nil {
 		b.log.sentinel = sentinel.Subject
 	}

@@ -114,33 +114,53 @@ const consumersSettle = time.Second
 
 // accompany gives this server a companion, in the background, while it has
 // neither a route nor a leader.
-func (b *Broker) accompany(ctx context.Context) {
-	ctx, b.stop = context.WithCancel(context.WithoutCancel(ctx))
-	// Every group waits for a route when it begins, those of the streams too.
-	settled := func() bool {
-		return len(b.Routes()) > 0 || b.Leader() != "" &&
-			!slices.ContainsFunc(b.Streams(), func(st Stream) bool { return st.Leader == "" })
-	}
+func (b *Broker) accompany() {
+	ctx := b.background
 	b.running.Go(func() {
 		wait, cancel := context.WithTimeout(ctx, solitude)
 		defer cancel()
-		if b.poll(wait, "waiting for a route", settled) == nil || ctx.Err() != nil {
+		if b.poll(wait, "waiting for a route", b.settled) == nil || ctx.Err() != nil {
 			return
 		}
-		companion, err := b.beside(false)
+		end, err := b.Accompany()
 		if err != nil {
-			b.log.Warnf("starting a companion: %v", err)
+			b.log.Warnf("%v", err)
 			return
 		}
-		defer companion.close()
-		if err := b.poll(ctx, "waiting for leaders or a route", settled); err != nil && ctx.Err() == nil {
+		defer end()
+		if err := b.poll(ctx, "waiting for leaders or a route", b.settled); err != nil && ctx.Err() == nil {
 			b.log.Warnf("%v", err)
 		}
+	})
+}
+
+// settled reports that no group waits for a route. Every one does when it begins,
+// those of the streams too.
+func (b *Broker) settled() bool {
+	return len(b.Routes()) > 0 || b.Leader() != "" &&
+		!slices.ContainsFunc(b.Streams(), func(st Stream) bool { return st.Leader == "" })
+}
+
+// Accompany gives this server a companion, if it has neither one nor a route, so
+// that a group that begins now can elect its leader. Call end when all of them
+// have; it returns when the companion is gone.
+func (b *Broker) Accompany() (end func(), err error) {
+	if b.background.Err() != nil || len(b.Routes()) > 0 || !b.accompanied.CompareAndSwap(false, true) {
+		return func() {}, nil
+	}
+	companion, err := b.beside(false)
+	if err != nil {
+		b.accompanied.Store(false)
+		return nil, fmt.Errorf("starting a companion: %w", err)
+	}
+	return func() {
+		defer b.accompanied.Store(false)
+		defer companion.close()
 		select {
-		case <-ctx.Done():
+		case <-b.background.Done():
 		case <-time.After(consumersSettle):
 		}
-	})
+	}, nil
 }
 
 // neighborSuffix follows this server's name in its neighbor's. No node's name has
