@@ -362,7 +362,7 @@ func (b *Broker) ID() string { return b.srv.ID() }
 // Connect opens a connection inside the process. It needs credentials as any
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.srv)}, opts...)...)
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(inside{b.srv})}, opts...)...)
 }
 
 // StoreAccount makes token the JWT of the account with that public key, on this
