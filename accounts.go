@@ -1,8 +1,10 @@
 package fleetbus
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"slices"
@@ -424,11 +426,24 @@ func (s *Server) addRole(ctx context.Context, r identity.Role) (any, error) {
 		return nil, admin.Errorf(admin.Conflict, "choose another name", "role %q is built in", r.Name)
 	}
 	r.Builtin = false
-	seq, err := s.fleet.change(ctx, "role."+r.Name, func() (any, error) { return r, nil })
+	seq, err := s.fleet.change(ctx, "role."+r.Name, func() (any, error) {
+		// A change closes sessions.
+		if known, ok := s.fleet.directory.Role(r.Name); ok && sameRecord(known, r) {
+			return nil, errSame
+		}
+		return r, nil
+	})
 	if err != nil {
 		return nil, err
 	}
 	return s.fleet.spread(ctx, s.conn, seq, began)
+}
+
+// sameRecord reports whether two records are one in the ledger.
+func sameRecord(a, b any) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 func (s *Server) listRoles(context.Context, struct{}) (any, error) {

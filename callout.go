@@ -26,8 +26,6 @@ const (
 	passwordsAtOnce = calloutsAtOnce / 2
 	// natsListenerName is the listener that the engine's clients come in by.
 	natsListenerName = "nats"
-	// kindTag begins a tag that only the tokens of sessions have.
-	kindTag = "kind:"
 	// serverKeyHeader carries the engine's public curve key.
 	serverKeyHeader = "Nats-Server-Xkey"
 )
@@ -117,7 +115,7 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 		return nil
 	}
 	presented, seq := calloutCredentials(req), c.fleet.directory.Seq()
-	answer, refused := c.decide(ctx, req, presented)
+	answer, p, refused := c.decide(ctx, req, presented)
 	if refused != nil {
 		if answer, err = authority.CalloutRefusal(req, operatorText(refused), time.Now()); err != nil {
 			return err
@@ -138,34 +136,45 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 	if err := c.service.Flush(); err != nil {
 		return fmt.Errorf("answering a callout: %w", err)
 	}
-	if c.reconsider(ctx, presented, seq) != nil {
+	if c.reconsider(ctx, presented, seq, p) != nil {
 		c.broker.Close(req.ClientInformation.ID)
 	}
 	return nil
 }
 
-// errCrowded is why a password is not even looked at.
-var errCrowded = errors.New("too many passwords are being verified")
+var (
+	// errCrowded is why a password is not even looked at.
+	errCrowded = errors.New("too many passwords are being verified")
+	// errLimits is why a principal with limits is refused: the engine forgets
+	// those of whom the callout lets in.
+	errLimits = errors.New("its role has limits, which this listener keeps for creds files alone")
+)
 
-func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, error) {
+// decide lets the principal in or says why not.
+func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, identity.Principal, error) {
 	if presented.Username != "" {
 		select {
 		case c.passwords <- struct{}{}:
 			defer func() { <-c.passwords }()
 		default:
 			c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "error", errCrowded)
-			return "", errCrowded
+			return "", identity.Principal{}, errCrowded
 		}
 	}
 	p, err := c.authenticate(ctx, presented)
 	if err != nil {
-		return "", err
+		return "", p, err
+	}
+	if p.Limits != (identity.Limits{}) {
+		c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "principal", p, "error", errLimits)
+		return "", p, errLimits
 	}
 	account, ok := c.fleet.account(p.Account)
 	if !ok {
-		return "", fmt.Errorf("account %q is gone", p.Account)
+		return "", p, fmt.Errorf("account %q is gone", p.Account)
 	}
-	return c.fleet.authority.CalloutResponse(req, account, p, time.Now())
+	answer, err := c.fleet.authority.CalloutResponse(req, account, p, time.Now())
+	return answer, p, err
 }
 
 // arrival is the engine's event of a client that is in its account now.
@@ -217,7 +226,7 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 func (s *Server) shutOut(a arrival) (user string, out bool) {
 	name := ""
 	for _, tag := range a.Client.Tags {
-		if strings.HasPrefix(tag, kindTag) {
+		if strings.HasPrefix(tag, identity.KindTag) {
 			return "", false // a session: whoever opened it has looked again
 		}
 		if n, ok := strings.CutPrefix(tag, identity.NameTag); ok {

@@ -145,7 +145,7 @@ func (f *fleet) act(ev ledger.Event) {
 	case "account":
 		closed, err = f.actAccount(name)
 	case "role":
-		err = f.storeAccounts(append(f.directory.Accounts(), f.fleetAccount()...))
+		closed, err = f.actRole(name)
 	case "user":
 		account, user, _ := strings.Cut(name, ".")
 		closed, err = f.actUser(account, user)
@@ -220,6 +220,33 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 	u, _ := f.directory.User(account, name)
 	closed, err = f.closeUser(a.Public, u, name)
 	return closed, errors.Join(err, f.storeAccounts([]identity.Account{a}))
+}
+
+// actRole gives everybody on this node what the role allows now. The engine does
+// so for who showed a creds file. What the others may do was settled when they
+// came in, so that they have to come in again.
+func (f *fleet) actRole(name string) (closed int, err error) {
+	accounts := append(f.directory.Accounts(), f.fleetAccount()...)
+	err = f.storeAccounts(accounts)
+	for _, a := range accounts {
+		holders := map[string]bool{}
+		for _, u := range f.directory.Users(a.Name) {
+			if u.Role == name {
+				holders[u.Name] = true
+			}
+		}
+		if len(holders) == 0 {
+			continue
+		}
+		all, e := f.broker.Connections(a.Public)
+		err = errors.Join(err, e)
+		for _, c := range all {
+			if c.Session && holders[c.Name] && f.broker.Close(c.ID) {
+				closed++
+			}
+		}
+	}
+	return closed, err
 }
 
 // closeUser ends every connection of a user on this node.

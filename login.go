@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -87,7 +88,7 @@ func (s *Server) login(listener string) Login {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.reconsider(ctx, c, seq); err != nil {
+		if err := s.reconsider(ctx, c, seq, p); err != nil {
 			session.Close()
 			return nil, err
 		}
@@ -95,15 +96,25 @@ func (s *Server) login(listener string) Login {
 	}
 }
 
-// reconsider authenticates again who was let in by the state after event seq, if
-// there is a newer one: a denial that came between was acted on before the
-// connection was there to be closed. A later one finds it.
-func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uint64) error {
+// errChanged is why who was just let in has to come in again.
+var errChanged = errors.New("what the principal may do has changed meanwhile")
+
+// reconsider authenticates p again, who was let in by the state after event seq, if
+// there is a newer one: a denial or a change of the role that came between was
+// acted on before the connection was there to be closed. A later one finds it.
+func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uint64, p identity.Principal) error {
 	if s.fleet.directory.Seq() == seq {
 		return nil
 	}
-	_, err := s.authenticate(ctx, c)
-	return err
+	again, err := s.authenticate(ctx, c)
+	if err != nil {
+		return err
+	}
+	again.Expires = p.Expires
+	if !reflect.DeepEqual(again, p) {
+		return errChanged
+	}
+	return nil
 }
 
 // authenticate asks the directory and logs a refusal.

@@ -193,9 +193,16 @@ func connectionTypes(listeners []string) jwt.StringList {
 	return types
 }
 
-// NameTag begins the tag of a user JWT that holds the principal's name, by which
-// the engine's connections are told apart. TagList.Add would change its case.
-const NameTag = "name:"
+// What begins the tags of a user JWT, by which the engine's connections are told
+// apart.
+const (
+	// NameTag is before the principal's name. TagList.Add would change its case.
+	NameTag = "name:"
+	// KindTag is before its kind. Only the JWTs of sessions have it.
+	KindTag = "kind:"
+	// RoleTag is before the name of its role, in lower case in a session.
+	RoleTag = "role:"
+)
 
 // UserJWT signs the JWT of a creds file: for the user of that name, who holds
 // the private half of the nkey userPublic, under role. The engine looks the
@@ -224,7 +231,7 @@ func (a *Authority) UserJWT(account Account, role Role, name, userPublic string,
 	claims.SetScoped(true)
 	claims.Name = name
 	claims.IssuerAccount = key.public
-	claims.Tags = jwt.TagList{NameTag + name, "role:" + role.Name}
+	claims.Tags = jwt.TagList{NameTag + name, RoleTag + role.Name}
 	claims.Expires = unix(expires)
 	token, err := encode(claims, signer, time.Now())
 	if err != nil {
@@ -256,9 +263,9 @@ func (a *Authority) SessionJWT(account Account, p Principal, userPublic string, 
 	claims.Name = p.Name
 	claims.Permissions = enginePermissions(p.Permissions.Expand(p.Account, p.Name))
 	claims.NatsLimits = natsLimits(p.Limits)
-	claims.Tags = jwt.TagList{NameTag + p.Name, "kind:" + string(p.Kind)}
+	claims.Tags = jwt.TagList{NameTag + p.Name, KindTag + string(p.Kind)}
 	if p.Role != "" {
-		claims.Tags.Add("role:" + p.Role)
+		claims.Tags.Add(RoleTag + p.Role)
 	}
 	if inProcess {
 		claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeInProcess}

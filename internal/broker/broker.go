@@ -393,6 +393,9 @@ type Connection struct {
 	ID uint64
 	// Account is the public key of its account, Name its user's name.
 	Account, Name string
+	// Session says that what it may do was settled when it came in: by a session's
+	// JWT under a role, or by the callout.
+	Session bool
 	// Kind is the engine's word for its protocol.
 	Kind string
 	// Remote is its address.
@@ -415,7 +418,7 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 		}
 		for _, c := range z.Conns {
 			all = append(all, Connection{
-				ID: c.Cid, Account: c.Account, Name: userName(c), Kind: c.Kind + "/" + c.Type,
+				ID: c.Cid, Account: c.Account, Name: userName(c), Session: isSession(c), Kind: c.Kind + "/" + c.Type,
 				Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
 				InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
 			})
@@ -473,6 +476,15 @@ func userName(c *server.ConnInfo) string {
 		}
 	}
 	return c.AuthorizedUser
+}
+
+// isSession reports Connection.Session. The engine drops the JWT of whom the
+// callout lets in.
+func isSession(c *server.ConnInfo) bool {
+	tagged := func(prefix string) bool {
+		return slices.ContainsFunc(c.Tags, func(tag string) bool { return strings.HasPrefix(tag, prefix) })
+	}
+	return c.JWT == "" || tagged(identity.KindTag) && tagged(identity.RoleTag)
 }
 
 // Close ends the connection with that id; it reports whether there was one.
