@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -119,8 +120,8 @@ func (s *Server) spend(ctx context.Context, id string, kinds []identity.Kind, wh
 		if token.Used && token.UsedBy == who {
 			return nil, errSame
 		}
-		if err := checkToken(token, kinds, time.Now()); err != nil {
-			return nil, admin.Errorf(admin.Denied, "ask for a new one: fleetbus token add "+string(kinds[0]), "%v", err)
+		if err := refuseToken(checkToken(token, kinds, time.Now()), kinds[0]); err != nil {
+			return nil, err
 		}
 		token.Used, token.UsedBy, token.UsedAt = true, who, time.Now()
 		return token, nil
@@ -154,8 +155,8 @@ func (s *Server) enrollNode(ctx context.Context, tokenID string, r enroll.NodeRe
 	if why := refuseVersion(r.Version); why != "" {
 		return nil, admin.Errorf(admin.Invalid, "upgrade the fleet's nodes first", "%s", why)
 	}
-	if t, ok := s.fleet.directory.Token(tokenID); ok && t.Kind == identity.KindNode && t.Name != "" && t.Name != r.Name {
-		return nil, admin.Errorf(admin.Denied, "join with --name "+t.Name, "the token is for node %q", t.Name)
+	if err := s.unfit(tokenID, r.Name); err != nil {
+		return nil, err
 	}
 	// Asked twice: here so that a token is not spent in vain, and once more under
 	// the ledger's locking.
@@ -176,6 +177,30 @@ func (s *Server) enrollNode(ctx context.Context, tokenID string, r enroll.NodeRe
 		return nil, err
 	}
 	return s.welcome(r, node)
+}
+
+// unfit says why a token does not make a node of that name, or nil. A token that
+// was used for the name may be the joiner's own, which spend finds out.
+func (s *Server) unfit(id, name string) *admin.Error {
+	t, ok := s.fleet.directory.Token(id)
+	if !ok {
+		return admin.Errorf(admin.Denied, "fleetbus token add", "the token is not known")
+	}
+	if t.Kind == identity.KindNode && t.Name != "" && t.Name != name {
+		return admin.Errorf(admin.Denied, "join with --name "+t.Name, "the token is for node %q", t.Name)
+	}
+	if t.Used && strings.HasPrefix(t.UsedBy, name+" ") {
+		return nil
+	}
+	return refuseToken(checkToken(t, []identity.Kind{identity.KindNode}, time.Now()), identity.KindNode)
+}
+
+// refuseToken tells the holder of a token what checkToken says; nil if nothing.
+func refuseToken(err error, kind identity.Kind) *admin.Error {
+	if err == nil {
+		return nil
+	}
+	return admin.Errorf(admin.Denied, "ask for a new one: fleetbus token add "+string(kind), "%v", err)
 }
 
 // rival is the node whose name the joiner wants, if there is another. It is an

@@ -182,6 +182,7 @@ func (s *Server) answerPreflight(ctx context.Context, msg *nats.Msg) error {
 		Node: s.fleet.node, Version: Version(), Time: time.Now(), Nodes: len(s.fleet.up()),
 		Unreachable: map[string]string{}, Refused: refuseVersion(req.Version),
 	}
+	reply.Token = s.unfit(msg.Subject[strings.LastIndexByte(msg.Subject, '.')+1:], req.Name)
 	n, _ := s.fleet.directory.Node(s.fleet.node)
 	reply.Cluster, reply.Clients = n.ClusterAddr, n.ClientAddr
 	if n, ok := s.fleet.directory.Node(req.Name); ok && !n.Removed && !req.Replace {

@@ -11,6 +11,7 @@ package enroll
 import (
 	"time"
 
+	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
@@ -66,6 +67,8 @@ type PreflightReply struct {
 	NameTaken string `json:"name_taken,omitempty"`
 	// Refused says why a joiner of that version may not join.
 	Refused string `json:"refused,omitempty"`
+	// Token says why the token does not make a node of that name; nil if it does.
+	Token *admin.Error `json:"token,omitempty"`
 }
 
 // NodeRequest exchanges a token of kind node.

@@ -223,6 +223,7 @@ func (p *preflight) ask(ctx context.Context, nc *nats.Conn) {
 	default:
 		p.pass("nodes", "", "%s answered", p.names())
 	}
+	p.token()
 	p.clocks(question.Time)
 	p.version()
 	p.name()
@@ -282,6 +283,16 @@ func (p *preflight) names() string {
 		names = append(names, r.Node)
 	}
 	return strings.Join(names, ", ")
+}
+
+// token adds a check only if the token is good for something else than this.
+func (p *preflight) token() {
+	for _, r := range p.replies {
+		if r.Token != nil {
+			p.fail("token", r.Token.Fix, r.Token)
+			return
+		}
+	}
 }
 
 func (p *preflight) clocks(asked time.Time) {

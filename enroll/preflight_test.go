@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
 )
 
 // node answers preflights as a node does, and then as change wants it.
@@ -261,6 +263,21 @@ func TestPreflightRefused(t *testing.T) {
 	checks, err := j.Preflight(testContext(t))
 	if !errors.Is(err, ErrRefused) || !strings.Contains(lines(checks), "authority true: ") {
 		t.Errorf("got %v\n%s", err, lines(checks))
+	}
+}
+
+func TestPreflightUnfitToken(t *testing.T) {
+	f := newFleet(t)
+	f.node(t, "n1", 1, func(r *PreflightReply) {
+		r.Token = admin.Errorf(admin.Denied, "join with --name n7", `the token is for node "n7"`)
+	})
+	checks, err := f.nodeJoin().Preflight(testContext(t))
+	var why *Error
+	if !errors.Is(err, &admin.Error{Code: admin.Denied}) || !errors.As(err, &why) || why.Fix != "join with --name n7" {
+		t.Errorf("got %v", err)
+	}
+	if !strings.Contains(lines(checks), `token false: the token is for node "n7" (join with --name n7)`) {
+		t.Errorf("the checks are:\n%s", lines(checks))
 	}
 }
 

@@ -174,7 +174,7 @@ func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.C
 func preflightCode(c enroll.Check, err error) exitCode {
 	switch c.Name {
 	case "token":
-		if errors.Is(err, enroll.ErrRefused) {
+		if errors.Is(err, enroll.ErrRefused) || errors.Is(err, &admin.Error{Code: admin.Denied}) {
 			return exitDenied
 		}
 		return exitUsage
