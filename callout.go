@@ -152,6 +152,9 @@ var (
 
 // decide lets the principal in or says why not.
 func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, identity.Principal, error) {
+	if !c.fleet.admits() {
+		return "", identity.Principal{}, errStarting
+	}
 	if presented.Username != "" {
 		select {
 		case c.passwords <- struct{}{}:

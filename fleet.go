@@ -49,6 +49,11 @@ type fleet struct {
 	// publics are the accounts' public keys by name; for act alone.
 	publics map[string]string
 
+	// storing is held while accounts are handed to the engine, admitting changes
+	// under it.
+	storing   sync.Mutex
+	admitting bool
+
 	mu     sync.Mutex
 	ledger *ledger.Ledger
 	// closed counts the connections that an event ended here; recent are its keys
@@ -113,6 +118,8 @@ func (f *fleet) account(name string) (identity.Account, bool) {
 
 // accountTokens are the engine's tokens of all accounts, by public key.
 func (f *fleet) accountTokens() (map[string]string, error) {
+	f.storing.Lock()
+	defer f.storing.Unlock()
 	all, err := f.reserved()
 	if err != nil {
 		return nil, err
@@ -127,9 +134,15 @@ func (f *fleet) accountTokens() (map[string]string, error) {
 }
 
 // accountToken is the account as the engine wants it. It is a function of the
-// fleet's state alone, so that every node derives the same one.
+// fleet's state alone, so that every node derives the same one. Until the node
+// admits users it knows no role, so that no creds file is good: this token is
+// older than any that another node has, and so never taken for news.
 func (f *fleet) accountToken(a identity.Account) (string, error) {
-	token, err := f.authority.AccountJWT(a, f.directory.Roles(), f.directory.Revocations(a.Name), f.directory.Issued(a))
+	roles, issued := f.directory.Roles(), f.directory.Issued(a)
+	if !f.admitting && slices.ContainsFunc(roles, func(r identity.Role) bool { return r.AllowedIn(a.Name) }) {
+		roles, issued = nil, a.Created
+	}
+	token, err := f.authority.AccountJWT(a, roles, f.directory.Revocations(a.Name), issued)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", a.Name, err)
 	}
@@ -264,7 +277,25 @@ func (f *fleet) closeUser(public string, u identity.User, name string) (closed i
 	return closed, err
 }
 
+// admit lets users in from now on: the denials are known, as far as they can be.
+// A listener with TLS has a gate of its own.
+func (f *fleet) admit() error {
+	f.storing.Lock()
+	f.admitting = true
+	f.storing.Unlock()
+	return f.storeAccounts(append(f.directory.Accounts(), f.fleetAccount()...))
+}
+
+// admits reports whether users are let in.
+func (f *fleet) admits() bool {
+	f.storing.Lock()
+	defer f.storing.Unlock()
+	return f.admitting
+}
+
 func (f *fleet) storeAccounts(accounts []identity.Account) error {
+	f.storing.Lock()
+	defer f.storing.Unlock()
 	for _, a := range accounts {
 		token, err := f.accountToken(a)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -187,6 +188,50 @@ func TestDeniedWhileDown(t *testing.T) {
 	if _, err := again.Connect(alice); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("a user that was denied while the node was down: %v", err)
 	}
+}
+
+// A listener without TLS has no gate of its own.
+func TestDeniedWhileDownInPlainText(t *testing.T) {
+	nodes := fleetbustest.StartCluster(t, 3, func(o *fleetbus.Options) {
+		if o.Name == "n3" {
+			o.Listeners[0].Plaintext = true
+		}
+	})
+	alice, bob := nodes[0].Creds("acme", "alice"), nodes[0].Creds("acme", "bob")
+	password := nodes[0].Password(admin.UserRequest{Name: "acme/alice"})
+	nodes[2].Stop()
+	fleetbustest.Eventually(t, "the denial is written", func() error {
+		_, err := nodes[0].Admin().DenyUser(limited(t, 10*time.Second), "acme/alice")
+		return err
+	})
+	url := "nats://" + nodes[2].Options.Listeners[0].Addr
+	stop := make(chan struct{})
+	var knocking sync.WaitGroup
+	for _, how := range []nats.Option{nats.UserCredentials(alice), nats.UserInfo("acme/alice", password)} {
+		knocking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if nc, err := nats.Connect(url, how); err == nil {
+					t.Error("a user that was denied while the node was down came in")
+					nc.Close()
+					return
+				}
+			}
+		})
+	}
+	nodes[2].Restart()
+	nc, err := nats.Connect(url, nats.UserCredentials(bob))
+	if err != nil {
+		t.Errorf("a user that is not denied: %v", err)
+	} else {
+		nc.Close()
+	}
+	close(stop)
+	knocking.Wait()
 }
 
 func TestStartsWithoutQuorum(t *testing.T) {

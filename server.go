@@ -456,6 +456,9 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 	}
 	s.bound("cluster", s.broker.RouteAddr())
 	s.bound("monitor", s.broker.MonitorAddr())
+	if err := s.fleet.admit(); err != nil {
+		return fmt.Errorf("admitting users: %w", err)
+	}
 	for _, a := range s.admissions {
 		a.open.Store(true)
 	}
