@@ -14,6 +14,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 const (
@@ -121,6 +122,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
 		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
 		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
+		subscribe(identity.RenewRequests, "renew", people, s.answer(s.renewUser)),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
 		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),

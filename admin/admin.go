@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -73,12 +74,17 @@ func New(nc *nats.Conn) *Client { return &Client{nc: nc} }
 // method below is one call: its error is an *Error, or wraps
 // context.DeadlineExceeded or nats.ErrNoResponders when nobody answered.
 func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
+	return ask[Out](ctx, c.nc, Prefix+name, in)
+}
+
+func ask[Out any](ctx context.Context, nc *nats.Conn, subject string, in any) (Out, error) {
 	var out Out
+	name := strings.TrimPrefix(subject, Prefix)
 	body, err := json.Marshal(in)
 	if err != nil {
 		return out, fmt.Errorf("encoding request %q: %w", name, err)
 	}
-	msg, err := c.nc.RequestWithContext(ctx, Prefix+name, body)
+	msg, err := nc.RequestWithContext(ctx, subject, body)
 	if err != nil {
 		return out, fmt.Errorf("asking the fleet for %q: %w", name, err)
 	}
@@ -222,6 +228,13 @@ type Connection struct {
 // AddUser makes a user or gives one another credential.
 func (c *Client) AddUser(ctx context.Context, r UserRequest) (UserReply, error) {
 	return call[UserReply](ctx, c, "user.add", r)
+}
+
+// Renew gives the creds file that the connection was made with a new life: the
+// reply has a JWT of the same key. It needs no administrator. The connection lives
+// on, until the old JWT ends.
+func Renew(ctx context.Context, nc *nats.Conn) (UserReply, error) {
+	return ask[UserReply](ctx, nc, identity.RenewSubject, struct{}{})
 }
 
 // Users lists the users of an account, or of all accounts if account is empty.

@@ -89,11 +89,20 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 	switch account.ID {
 	case systemID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
+	case fleetID:
+		claims.Exports.Add(renewExport())
 	case calloutID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 		if claims.Authorization, err = a.calloutAuthorization(); err != nil {
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 		}
+	}
+	if !isSpecialAccount(account.Name) {
+		renewal, err := a.renewImport(key.public)
+		if err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+		claims.Imports.Add(renewal)
 	}
 	token, err := encode(claims, a.signing, issued)
 	if err != nil {
@@ -150,6 +159,9 @@ func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error
 	scope.Key = key.public
 	scope.Role = role.Name
 	scope.Template.Permissions = enginePermissions(role.Permissions)
+	if !isSpecialAccount(account.Name) {
+		allowRenewal(&scope.Template.Permissions)
+	}
 	scope.Template.NatsLimits = natsLimits(role.Limits)
 	scope.Template.Src = jwt.CIDRList(role.Networks)
 	scope.Template.AllowedConnectionTypes = connectionTypes(role.Listeners)

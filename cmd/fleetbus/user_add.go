@@ -231,9 +231,13 @@ func (f *userFlags) write(a *app, keys userKeys, reply admin.UserReply) error {
 		return nil
 	}
 	reply.User.Password = ""
+	live := nodes(reply.Spread)
+	if len(reply.Nodes)+len(reply.Missing) == 0 {
+		live = "every node" // nothing had to be spread
+	}
 	return a.show(report{value: reply, text: func(p *page) {
 		fields(p, []field{{"user", reply.User.String()}, {"role", reply.User.Role}, {"state", userState(reply.User)},
-			{"live on", nodes(reply.Spread)}, {"credential expires", or(formatTime(reply.Expires), "never")}})
+			{"live on", live}, {"credential expires", or(formatTime(reply.Expires), "never")}})
 	}})
 }
 

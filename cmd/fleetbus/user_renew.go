@@ -13,11 +13,18 @@ import (
 func newUserRenew(a *app) *cobra.Command {
 	var f userFlags
 	cmd := &cobra.Command{
-		Use: "renew ACCOUNT/NAME", Args: takes("ACCOUNT/NAME"), Annotations: writes(),
+		Use: "renew [ACCOUNT/NAME]", Args: takes("[ACCOUNT/NAME]"), Annotations: writes(),
 		Short: "Renew a credentials file or a client certificate, with the key it has",
-		Example: `  fleetbus user renew acme/alice --out alice.creds
+		Long: `Renew a credentials file or a client certificate, with the key it has. Without a
+name it is the credentials file of --creds that is renewed, by its own right: that
+takes no administrator, as long as the file is good.`,
+		Example: `  fleetbus user renew --creds alice.creds
+  fleetbus user renew acme/alice --out alice.creds
   fleetbus user renew acme/press --cert press --expires 30d`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return f.renewOwn(cmd, a)
+			}
 			name := args[0]
 			what := fmt.Sprintf("renewing the credentials of %q", name)
 			if f.out == "" && f.certOut == "" {
@@ -64,4 +71,44 @@ func newUserRenew(a *app) *cobra.Command {
 	flags.Var(&f.expires, "expires", "life of the credentials, such as 24h or 30d, or never (default: the role's)")
 	f.g.drying(cmd)
 	return a.output(cmd)
+}
+
+// renewOwn renews the credentials file that it connects with.
+func (f *userFlags) renewOwn(cmd *cobra.Command, a *app) error {
+	const what = "renewing the credentials"
+	t, err := a.target(false)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	switch {
+	case t.creds == "":
+		return fail(exitUsage, "--creds FILE", "%s: which file is not said", what)
+	case f.out != "" || f.certOut != "" || f.expires != 0:
+		return fail(exitUsage, "name the user: fleetbus user renew ACCOUNT/NAME", "%s: --out, --cert and --expires are an administrator's", what)
+	}
+	f.out = t.creds
+	var keys userKeys
+	if err := keys.loadCreds(f.out, new(admin.UserRequest)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if f.g.dryRun {
+		return a.showPlan("renew the credentials in %s", f.out)
+	}
+	nc, err := a.asUser(cmd.Context(), what)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.fleet.timeout)
+	defer cancel()
+	reply, err := admin.Renew(ctx, nc)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, violation(nc, err))
+	}
+	f.g.yes = true // it is the same file, with the same key
+	if err := f.write(a, keys, reply); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	a.hint("wrote %s", f.out)
+	return nil
 }

@@ -1,0 +1,66 @@
+package fleetbus
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// renewUser gives the holder of a creds file a new JWT of the same key. Who it is
+// is the engine's word: of the account by the subject, of the user by its key.
+func (s *Server) renewUser(ctx context.Context, msg *nats.Msg) (any, error) {
+	public, key, err := identity.RenewalFrom(msg.Subject, msg.Header.Get(identity.RenewInfoHeader))
+	if err != nil {
+		return nil, err
+	}
+	holds := func(u identity.User) bool {
+		return slices.ContainsFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
+	}
+	account, ok := s.fleet.directory.AccountByPublic(public)
+	users := s.fleet.directory.Users(account.Name)
+	i := slices.IndexFunc(users, holds)
+	if !ok || i < 0 {
+		return nil, admin.Errorf(admin.Denied, "connect with the creds file that is to be renewed", "only the key of a creds file can be renewed")
+	}
+	name := users[i].String()
+	g, err := s.newGrant(account.Name, users[i].Name, admin.UserRequest{Name: name, Key: key})
+	if err != nil {
+		return nil, err
+	}
+	seq, err := s.fleet.change(ctx, userSubject(account.Name, users[i].Name), func() (any, error) {
+		u, ok := s.fleet.directory.User(account.Name, users[i].Name)
+		if !ok || u.Denied || !holds(u) {
+			return nil, admin.Errorf(admin.Denied, "", "user %q may not be renewed", name)
+		}
+		if g.fresh(u, key) {
+			return nil, errSame
+		}
+		return g.user(s.fleet.directory)
+	})
+	if err != nil {
+		return nil, err
+	}
+	reply := admin.UserReply{
+		Spread: admin.Spread{Nodes: []admin.Applied{}, Missing: []string{}, Changed: seq > 0, Took: time.Since(g.now)},
+		User:   identity.User{Account: account.Name, Name: users[i].Name, Role: g.role.Name},
+		CA:     string(s.certs.caPEM()), Servers: s.clientAddrs(),
+	}
+	return reply, g.issue(&reply)
+}
+
+// fresh reports whether the recorded life of a key has most of it left, and takes
+// that: a client that asks again and again writes nothing to the ledger.
+func (g *grant) fresh(u identity.User, key string) bool {
+	i := slices.IndexFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
+	end := u.Keys[i].Expires
+	fresh := end.IsZero() || !g.expires.IsZero() && end.Sub(g.now) > g.expires.Sub(g.now)*2/3
+	if fresh {
+		g.expires = end
+	}
+	return fresh
+}
