@@ -29,14 +29,16 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":         {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
-		"identity": {"who may connect and as whom; pure, because every decision about access is in it", nil},
-		"ledger":   {"what the fleet agrees on; of any events, so that it knows no noun", nil},
-		"lease":    {"one of many does a thing; of any things, so that it knows no noun", nil},
-		"change":   {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
-		"doctor":   {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
-		"admin":    {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
-		"enroll":   {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
+		"":                  {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
+		"identity":          {"who may connect and as whom; pure, because every decision about access is in it", nil},
+		"ledger":            {"what the fleet agrees on; of any events, so that it knows no noun", nil},
+		"lease":             {"one of many does a thing; of any things, so that it knows no noun", nil},
+		"change":            {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
+		"change/sqlite":     {"a source, and a database engine that only its users link", []string{"change"}},
+		"change/changetest": {"a bus and a watcher for the tests of sources", []string{"change"}},
+		"doctor":            {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
+		"admin":             {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
+		"enroll":            {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "identity"}},
@@ -50,7 +52,7 @@ func places() map[string]place {
 // heavy has the dependencies that few may import, and the reason.
 func heavy() map[string]place {
 	return map[string]place{
-		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker"}},
+		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker", "change/changetest"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
 		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
 		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},
@@ -60,7 +62,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "admin", "enroll"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/sqlite", "admin", "enroll"}
 }
 
 type goPackage struct {

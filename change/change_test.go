@@ -428,7 +428,7 @@ func TestWatchIterator(t *testing.T) {
 func TestManyWatchers(t *testing.T) {
 	s := startServer(t, server.Options{})
 	nc := connect(t, s.ClientURL())
-	p := publisher(t, connect(t, s.ClientURL()), "orders", PublisherOptions{})
+	p := publisher(t, connect(t, s.ClientURL()), "orders", PublisherOptions{Window: -1})
 	const many = 200
 	var heard atomic.Int32
 	for i := range many {
@@ -441,9 +441,6 @@ func TestManyWatchers(t *testing.T) {
 		}()
 	}
 	for i := range many {
-		if i%50 == 0 {
-			flush(t, p)
-		}
 		announce(t, p, Update, 1, "k", fmt.Sprint(i))
 	}
 	if !eventually(patience, func() bool { return heard.Load() == many }) {

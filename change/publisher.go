@@ -284,31 +284,31 @@ func widen(wide map[string]Notice, n Notice) {
 func (p *Publisher) endWindow() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.settle()
-}
-
-func (p *Publisher) settle() {
-	if p.ends != nil {
-		p.ends.Stop()
-		p.ends = nil
-	}
+	p.ends = nil
 	if p.closed {
 		return
 	}
-	next := map[string]*held{}
+	if p.held = p.settle(); len(p.held) > 0 {
+		p.ends = time.AfterFunc(p.options.Window, p.endWindow)
+	}
+}
+
+// settle announces what is held now, and returns those keys. The window goes on:
+// who flushes often must not announce more.
+func (p *Publisher) settle() map[string]*held {
+	told := map[string]*held{}
 	for kept, h := range p.held {
 		if h.again {
+			h.again = false
 			p.send(h.notice)
-			next[kept] = &held{notice: h.notice}
+			told[kept] = h
 		}
 	}
 	for _, n := range p.wide {
 		p.send(n)
 	}
 	clear(p.wide)
-	if p.held = next; len(next) > 0 {
-		p.ends = time.AfterFunc(p.options.Window, p.endWindow)
-	}
+	return told
 }
 
 // send gives n to the watchers, and to the recorder.
@@ -480,15 +480,15 @@ func (p *Publisher) store(batch map[string]Notice) (failed map[string]Notice, er
 }
 
 // Flush returns when everything that was announced before is recorded: no watcher
-// will miss it, but for a loss of the history itself, of which they are told. It
-// ends the window early, and returns ctx's error if ctx ends first.
+// will miss it, but for a loss of the history itself, of which they are told. What
+// is held is announced at once. It returns ctx's error if ctx ends first.
 func (p *Publisher) Flush(ctx context.Context) error {
 	p.mu.Lock()
-	p.settle()
 	if p.closed {
 		p.mu.Unlock()
 		return fmt.Errorf("recording changes of %q: %w", p.source, ErrClosed)
 	}
+	p.settle()
 	need := p.begun + 1
 	if len(p.unrecorded) == 0 {
 		need = p.begun // what is under way, or nothing
