@@ -29,16 +29,18 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                  {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
-		"identity":          {"who may connect and as whom; pure, because every decision about access is in it", nil},
-		"ledger":            {"what the fleet agrees on; of any events, so that it knows no noun", nil},
-		"lease":             {"one of many does a thing; of any things, so that it knows no noun", nil},
-		"change":            {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
-		"change/sqlite":     {"a source, and a database engine that only its users link", []string{"change"}},
-		"change/changetest": {"a bus and a watcher for the tests of sources", []string{"change"}},
-		"doctor":            {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
-		"admin":             {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
-		"enroll":            {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
+		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
+		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
+		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
+		"change":                       {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
+		"change/postgres":              {"a source, and a client that only its users link", []string{"change"}},
+		"change/postgres/postgrestest": {"a server of a test's own, for all tests that need one", nil},
+		"change/sqlite":                {"a source, and a database engine that only its users link", []string{"change"}},
+		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
+		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
+		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
+		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "identity"}},
@@ -62,7 +64,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/sqlite", "admin", "enroll"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/postgres", "change/sqlite", "admin", "enroll"}
 }
 
 type goPackage struct {

@@ -1,0 +1,418 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/fleetbus/fleetbus/change"
+)
+
+const (
+	// statusEvery is how often the server is told how far the Source has come.
+	statusEvery = time.Second
+	// silent is how long the server may say nothing. It is asked each statusEvery.
+	silent = 30 * time.Second
+	// checkEvery is how often tables and the log kept are looked at.
+	checkEvery = 5 * time.Second
+	// flushTimeout bounds the wait for the bus, so that the server goes on hearing
+	// of the Source.
+	flushTimeout = 5 * time.Second
+	// retainedWarning is how much log may be kept if the server sets no limit.
+	retainedWarning = 1 << 30
+)
+
+// relation is a table as the log describes it: its name in keys, and where its
+// primary key is.
+type relation struct {
+	table   string
+	columns []string
+	key     []int
+}
+
+// reader is one Run.
+type reader struct {
+	options   Options
+	setup     *setup
+	conn      *pgconn.PgConn
+	publisher *change.Publisher
+
+	epoch     string
+	relations map[uint32]*relation
+	// begun and committed are of the transaction that is being read.
+	begun     pglogrepl.LSN
+	committed time.Time
+	open      bool
+	// read is how far everything was announced, safe how far it is recorded, and
+	// announced says that something was since.
+	read, safe pglogrepl.LSN
+	announced  bool
+	heard      time.Time
+	progress   change.Progress
+}
+
+func (r *reader) run(ctx context.Context) error {
+	system, err := pglogrepl.IdentifySystem(ctx, r.conn)
+	if err != nil {
+		return fmt.Errorf("asking which system it is: %w", err)
+	}
+	r.epoch = fmt.Sprintf("%s.%d", system.SystemID, system.Timeline)
+	slot, start, fresh, err := r.slot(ctx)
+	if err != nil {
+		return err
+	}
+	err = pglogrepl.StartReplication(ctx, r.conn, slot, start, pglogrepl.StartReplicationOptions{
+		Mode:       pglogrepl.LogicalReplication,
+		PluginArgs: []string{"proto_version '1'", "publication_names '" + strings.ReplaceAll(quote(r.options.Publication), "'", "''") + "'", "messages 'true'"},
+	})
+	if err != nil {
+		return fmt.Errorf("starting to read the log from slot %q: %w", slot, err)
+	}
+	r.read, r.safe, r.heard = start, start, time.Now()
+	if fresh {
+		if err := r.resync(nil); err != nil {
+			return err
+		}
+	}
+	return r.follow(ctx)
+}
+
+// slot makes a slot, or finds the permanent one. fresh says that changes before
+// it are not known.
+func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fresh bool, err error) {
+	name = r.options.Slot
+	if name == "" {
+		name = "fleetbus_" + strings.ToLower(rand.Text()[:16])
+	} else if there, err := r.permanent(ctx); err != nil || there {
+		return name, 0, false, err
+	}
+	made, err := pglogrepl.CreateReplicationSlot(ctx, r.conn, name, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+		Temporary: r.options.Slot == "", Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
+	})
+	if err != nil {
+		return "", 0, false, fmt.Errorf("making replication slot %q: %w", name, err)
+	}
+	start, err = pglogrepl.ParseLSN(made.ConsistentPoint)
+	return name, start, true, err
+}
+
+// permanent reports whether the permanent slot is there and whole. One that lost
+// its log is dropped.
+func (r *reader) permanent(ctx context.Context) (bool, error) {
+	var active *int32
+	var status, plugin string
+	err := r.setup.conn.QueryRow(ctx, "SELECT active_pid, coalesce(wal_status, ''), coalesce(plugin, '') FROM pg_replication_slots WHERE slot_name = $1", r.options.Slot).
+		Scan(&active, &status, &plugin)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for replication slot %q: %w", r.options.Slot, err)
+	}
+	if active != nil {
+		return false, fmt.Errorf("replication slot %q is in use, by process %d of the server", r.options.Slot, *active)
+	}
+	if status != "lost" && plugin == "pgoutput" {
+		return true, nil
+	}
+	if _, err := r.setup.conn.Exec(ctx, "SELECT pg_drop_replication_slot($1)", r.options.Slot); err != nil {
+		return false, fmt.Errorf("dropping replication slot %q, which lost its log: %w", r.options.Slot, err)
+	}
+	return false, nil
+}
+
+func (r *reader) resync(key change.Key) error {
+	r.announced = true
+	return r.publisher.Announce(change.Notice{Kind: change.Resync, Key: key, Version: uint64(r.read), Epoch: r.epoch})
+}
+
+// follow reads the log until ctx is done.
+func (r *reader) follow(ctx context.Context) error {
+	var checked time.Time
+	for {
+		if time.Since(checked) >= checkEvery {
+			if err := r.check(ctx); err != nil {
+				return err
+			}
+			checked = time.Now()
+		}
+		if err := r.status(ctx); err != nil {
+			return err
+		}
+		if time.Since(r.heard) > silent {
+			return fmt.Errorf("the server has been silent for %v", silent)
+		}
+		if err := r.receive(ctx, time.Now().Add(statusEvery)); err != nil {
+			return err
+		}
+	}
+}
+
+// receive takes messages until then.
+func (r *reader) receive(ctx context.Context, until time.Time) error {
+	wait, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	for time.Now().Before(until) {
+		msg, err := r.conn.ReceiveMessage(wait)
+		if err != nil {
+			if pgconn.Timeout(err) && ctx.Err() == nil {
+				return nil
+			}
+			return fmt.Errorf("reading the log: %w", err)
+		}
+		r.heard = time.Now()
+		switch msg := msg.(type) {
+		case *pgproto3.ErrorResponse:
+			return fmt.Errorf("reading the log: %s (%s)", msg.Message, msg.Code)
+		case *pgproto3.CopyData:
+			if err := r.take(ctx, msg.Data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *reader) take(ctx context.Context, data []byte) error {
+	switch data[0] {
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		alive, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
+		if err != nil {
+			return fmt.Errorf("reading the log: %w", err)
+		}
+		// All that was in the log until there, and concerned us, was sent.
+		if !r.open {
+			r.read = max(r.read, alive.ServerWALEnd)
+		}
+		if alive.ReplyRequested {
+			return r.status(ctx)
+		}
+	case pglogrepl.XLogDataByteID:
+		x, err := pglogrepl.ParseXLogData(data[1:])
+		if err != nil {
+			return fmt.Errorf("reading the log: %w", err)
+		}
+		msg, err := pglogrepl.Parse(x.WALData)
+		if err != nil {
+			return fmt.Errorf("reading the log: %w", err)
+		}
+		return r.message(ctx, msg)
+	}
+	return nil
+}
+
+// message is one message of the log. Of a row nothing but its key goes on.
+func (r *reader) message(ctx context.Context, msg pglogrepl.Message) error {
+	switch msg := msg.(type) {
+	case *pglogrepl.BeginMessage:
+		r.begun, r.committed, r.open = msg.FinalLSN, msg.CommitTime, true
+	case *pglogrepl.CommitMessage:
+		r.open, r.read = false, msg.TransactionEndLSN
+		r.progress.Version, r.progress.Lag = uint64(r.begun), time.Since(r.committed)
+	case *pglogrepl.RelationMessage:
+		return r.relation(ctx, msg)
+	case *pglogrepl.InsertMessage:
+		return r.row(msg.RelationID, change.Insert, msg.Tuple)
+	case *pglogrepl.DeleteMessage:
+		return r.row(msg.RelationID, change.Delete, msg.OldTuple)
+	case *pglogrepl.UpdateMessage:
+		return r.update(msg)
+	case *pglogrepl.TruncateMessage:
+		for _, id := range msg.RelationIDs {
+			if err := r.all(id); err != nil {
+				return err
+			}
+		}
+	case *pglogrepl.LogicalDecodingMessage:
+		return r.emitted(msg)
+	}
+	return nil
+}
+
+func (r *reader) announce(key change.Key, kind change.Kind) error {
+	r.announced = true
+	return r.publisher.Announce(change.Notice{Key: key, Kind: kind, Version: uint64(r.begun), Epoch: r.epoch, Time: r.committed})
+}
+
+// all says that everything in a table may have changed.
+func (r *reader) all(id uint32) error {
+	rel := r.relations[id]
+	if rel == nil {
+		return r.announce(nil, change.Resync)
+	}
+	return r.announce(change.Key{rel.table}, change.Resync)
+}
+
+// row announces the row whose key tuple holds.
+func (r *reader) row(id uint32, kind change.Kind, tuple *pglogrepl.TupleData) error {
+	key, ok := r.key(id, tuple)
+	if !ok {
+		return r.all(id)
+	}
+	return r.announce(key, kind)
+}
+
+// key is the key in tuple; false if it is not known.
+func (r *reader) key(id uint32, tuple *pglogrepl.TupleData) (change.Key, bool) {
+	rel := r.relations[id]
+	if rel == nil || tuple == nil || len(rel.key) == 0 {
+		return nil, false
+	}
+	key := change.Key{rel.table}
+	for _, i := range rel.key {
+		if i >= len(tuple.Columns) {
+			return nil, false
+		}
+		switch c := tuple.Columns[i]; c.DataType {
+		case pglogrepl.TupleDataTypeNull:
+			key = append(key, "")
+		case pglogrepl.TupleDataTypeText:
+			key = append(key, string(c.Data))
+		default:
+			return nil, false
+		}
+	}
+	return key, true
+}
+
+// update announces a row, or two if its key changed.
+func (r *reader) update(msg *pglogrepl.UpdateMessage) error {
+	if msg.OldTuple == nil {
+		return r.row(msg.RelationID, change.Update, msg.NewTuple)
+	}
+	before, ok := r.key(msg.RelationID, msg.OldTuple)
+	after, also := r.key(msg.RelationID, msg.NewTuple)
+	if !ok || !also {
+		return r.all(msg.RelationID)
+	}
+	if slices.Equal(before, after) {
+		return r.announce(after, change.Update)
+	}
+	return errors.Join(r.announce(before, change.Delete), r.announce(after, change.Insert))
+}
+
+// emitted announces what Emit wrote.
+func (r *reader) emitted(msg *pglogrepl.LogicalDecodingMessage) error {
+	if msg.Prefix != MessagePrefix {
+		return nil
+	}
+	if !msg.Transactional {
+		r.begun, r.committed = msg.LSN, time.Now()
+	}
+	kind, text, _ := bytes.Cut(msg.Content, []byte(" "))
+	key, err := change.ParseKey(string(text))
+	if err == nil {
+		err = r.announce(key, change.Kind(kind))
+	}
+	if errors.Is(err, change.ErrClosed) {
+		return err
+	}
+	if err != nil { // somebody wrote it by hand; something changed
+		return r.announce(nil, change.Resync)
+	}
+	return nil
+}
+
+// relation learns of a table, or that it is another than before.
+func (r *reader) relation(ctx context.Context, msg *pglogrepl.RelationMessage) error {
+	rel := &relation{table: tableName(msg.Namespace, msg.RelationName)}
+	for _, c := range msg.Columns {
+		rel.columns = append(rel.columns, c.Name)
+	}
+	primary, err := r.setup.primaryKey(ctx, msg.RelationID)
+	if err != nil {
+		return fmt.Errorf("looking for the primary key of table %q: %w", rel.table, err)
+	}
+	for _, column := range primary {
+		if i := slices.Index(rel.columns, column); i >= 0 {
+			rel.key = append(rel.key, i)
+		}
+	}
+	// The catalog is of today, and the log may be older; a table may have another
+	// identity than its primary key.
+	identity := 0
+	for _, i := range rel.key {
+		if msg.Columns[i].Flags&1 != 0 {
+			identity++
+		}
+	}
+	if len(rel.key) == 0 || len(rel.key) != len(primary) || identity < len(primary) {
+		rel.key = nil
+		for i, c := range msg.Columns {
+			if c.Flags&1 != 0 && msg.ReplicaIdentity != 'f' {
+				rel.key = append(rel.key, i)
+			}
+		}
+	}
+	before := r.relations[msg.RelationID]
+	r.relations[msg.RelationID] = rel
+	if before == nil || before.table == rel.table && slices.Equal(before.columns, rel.columns) && slices.Equal(before.key, rel.key) {
+		return nil
+	}
+	return errors.Join(r.announce(change.Key{before.table}, change.Resync), r.announce(change.Key{rel.table}, change.Resync))
+}
+
+// status tells the server how far the Source has come: as far as it is recorded.
+func (r *reader) status(ctx context.Context) error {
+	if !r.open && r.read > r.safe {
+		if !r.announced || r.flush(ctx) {
+			r.safe, r.announced = r.read, false
+		}
+	}
+	err := pglogrepl.SendStandbyStatusUpdate(ctx, r.conn, pglogrepl.StandbyStatusUpdate{WALWritePosition: r.safe, ReplyRequested: true})
+	if err != nil {
+		return fmt.Errorf("telling the server how far it was read: %w", err)
+	}
+	r.progress.Position, r.progress.Epoch, r.progress.Seen = r.read.String(), r.epoch, r.heard
+	r.publisher.Report(r.progress)
+	return nil
+}
+
+func (r *reader) flush(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	return r.publisher.Flush(ctx) == nil
+}
+
+// check looks at what the log does not tell: tables that came, went or were
+// renamed, and how much log is kept.
+func (r *reader) check(ctx context.Context) error {
+	changed, err := r.setup.publish(ctx)
+	if err != nil {
+		return err
+	}
+	for _, table := range changed {
+		if err := r.resync(change.Key{table}); err != nil {
+			return err
+		}
+	}
+	r.progress.Warning = r.setup.warning()
+	if r.options.Slot == "" {
+		return nil
+	}
+	var retained, limit int64
+	err = r.setup.conn.QueryRow(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+		(SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size') FROM pg_replication_slots WHERE slot_name = $1`, r.options.Slot).Scan(&retained, &limit)
+	if err != nil {
+		return fmt.Errorf("looking at replication slot %q: %w", r.options.Slot, err)
+	}
+	r.progress.Retained = uint64(max(retained, 0))
+	most := int64(retainedWarning)
+	if limit > 0 {
+		most = limit / 2
+	}
+	if retained > most {
+		r.progress.Warning = fmt.Sprintf("the server keeps %d MiB of log for slot %q; fix: look why the source is behind, or set max_slot_wal_keep_size", retained>>20, r.options.Slot)
+	}
+	return nil
+}
