@@ -80,6 +80,7 @@ func (b *boot) logger(l config.Log, level *slog.LevelVar) *slog.Logger {
 // standard are the settings of a node that nothing was said about: in the mesh,
 // with a listener for NATS clients.
 func standard(o fleetbus.Options) fleetbus.Options {
+	o.SourceTypes = sourceTypes()
 	if o.Mode == "" && len(o.Listeners) == 0 {
 		o.Listeners = []fleetbus.Listener{{Name: "nats", Addr: ":4222", Protocol: fleetbus.NATS()}}
 	}

@@ -104,7 +104,7 @@ func (f *demoFleet) start() error {
 			Listeners: []fleetbus.Listener{{Name: "nats", Addr: n.clients, Protocol: fleetbus.NATS()}},
 			Cluster:   fleetbus.Cluster{Addr: n.cluster},
 			Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 64 << 20, Reserve: 1 << 20},
-			Mode:      fleetbus.Mesh, Grace: time.Second,
+			Mode:      fleetbus.Mesh, Grace: time.Second, SourceTypes: sourceTypes(),
 		}
 	}
 	if f.founded, err = fleetbus.InitCluster(options); err != nil {

@@ -59,6 +59,8 @@ func (d *demo) steps() []demoStep {
 			waiting: "listening in the other account"},
 		{name: "strangers are refused", try: d.refuse,
 			waiting: "knocking at every port"},
+		{name: "a SQLite row changes, a server on node 3 acts", try: d.follow,
+			waiting: "having node 1 announce the changes of a database"},
 		{name: "a user is denied, its live connections close", try: d.deny,
 			waiting: "denying a user"},
 		{name: "durable messages survive kill -9 of the leader", try: d.survive,
