@@ -146,9 +146,17 @@ func (w *world) listen(i int) *listener {
 func (w *world) startSource() {
 	nc := w.connect(0)
 	w.sourceConn = nc
-	p, err := change.NewPublisher(within(w.t), nc, "db", change.PublisherOptions{Widen: true, Window: 20 * time.Millisecond, Burst: 20})
-	if err != nil {
-		w.t.Fatal(err)
+	var p *change.Publisher
+	for {
+		// There may be no leader now.
+		var err error
+		p, err = change.NewPublisher(w.t.Context(), nc, "db", change.PublisherOptions{Widen: true, Window: 20 * time.Millisecond, Burst: 20})
+		if err == nil {
+			break
+		}
+		if w.t.Context().Err() != nil {
+			w.t.Fatal(err)
+		}
 	}
 	ctx, stop := context.WithCancel(w.t.Context())
 	done := make(chan struct{})
