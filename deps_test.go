@@ -37,6 +37,7 @@ func places() map[string]place {
 		"change/outbox":                {"a source for any database, without a driver", []string{"change"}},
 		"change/postgres":              {"a source, and a client that only its users link", []string{"change"}},
 		"change/postgres/postgrestest": {"a server of a test's own, for all tests that need one", nil},
+		"change/sse":                   {"a protocol: changes for everything that speaks HTTPS", []string{"", "change", "identity"}},
 		"change/sqlite":                {"a source, and a database engine that only its users link", []string{"change"}},
 		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
@@ -44,7 +45,7 @@ func places() map[string]place {
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
-		"internal/config":    {"file, environment and flags into Options", []string{"", "identity"}},
+		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "identity"}},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},

@@ -134,6 +134,9 @@ func (k Key) within(prefix Key) bool {
 // for one part and a last ">" for one or more.
 type pattern []string
 
+// ErrPattern says that a pattern cannot be read.
+var ErrPattern = errors.New("not a pattern")
+
 // parsePattern reads a pattern; the empty one is ">".
 func parsePattern(s string) (pattern, error) {
 	if s == "" {
@@ -145,7 +148,7 @@ func parsePattern(s string) (pattern, error) {
 			continue
 		}
 		if _, err := ParseKey(token); err != nil || token == "" {
-			return nil, fmt.Errorf("reading pattern %q: %q is neither a part of a key, nor *, nor a last >", clip(s), clip(token))
+			return nil, fmt.Errorf("reading pattern %q: %w: %q is neither a part of a key, nor *, nor a last >", clip(s), ErrPattern, clip(token))
 		}
 	}
 	return tokens, nil

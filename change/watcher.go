@@ -113,11 +113,11 @@ type Watcher struct {
 // be heard or found. nc stays the caller's. ctx bounds the call only.
 func NewWatcher(ctx context.Context, nc *nats.Conn, source, pattern string, o WatcherOptions) (*Watcher, error) {
 	wanted, err := parsePattern(pattern)
-	if err == nil {
-		err = identity.CheckName(source)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("watching changes: %w", err)
+	}
+	if err := identity.CheckName(source); err != nil {
+		return nil, fmt.Errorf("watching changes: %w: its source: %w", ErrInvalid, err)
 	}
 	if o.Pending <= 0 {
 		o.Pending = defaultPending

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/change/sse"
 )
 
 // A protocol is what a listener may speak.
@@ -19,6 +20,7 @@ type protocol struct {
 func protocols() map[string]protocol {
 	return map[string]protocol{
 		"nats": {fleetbus.NATS(), ":4222"},
+		"sse":  {&sse.Protocol{}, ":8443"},
 	}
 }
 

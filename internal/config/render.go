@@ -78,7 +78,7 @@ func commented(live func(Key) bool) []byte {
 func written(values map[string]string) []byte {
 	var b bytes.Buffer
 	var open []string // the sections that the last line is in
-	for _, k := range settings([]string{"nats"}) {
+	for _, k := range settings(protocolNames()) {
 		text, ok := values[k.Path]
 		if !ok {
 			continue
