@@ -30,7 +30,7 @@ const (
 	maxPrefixes   = 64
 	// recordRate and recordBurst bound the keys that are recorded, a second and at
 	// once; what is more is recorded as the prefix of it.
-	recordRate, recordBurst = 100, 2000
+	recordRate, recordBurst = 50, 200
 	// recordTimeout bounds the wait for the history, and recordAgain the pause after
 	// it did not take a notice.
 	recordTimeout, recordAgain = 5 * time.Second, 500 * time.Millisecond
@@ -321,6 +321,12 @@ func (p *Publisher) send(n Notice) {
 	if len(p.unrecorded) > maxUnrecorded {
 		p.unrecorded = collapse(p.unrecorded)
 	}
+	if len(p.unrecorded) == 1 { // the recorder knows of the others
+		p.wakeRecorder()
+	}
+}
+
+func (p *Publisher) wakeRecorder() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -391,10 +397,7 @@ func (p *Publisher) record() {
 		}
 		if !p.pass() {
 			rest = recordAgain
-			select {
-			case p.wake <- struct{}{}:
-			default:
-			}
+			p.wakeRecorder()
 		}
 	}
 }
@@ -495,10 +498,7 @@ func (p *Publisher) Flush(ctx context.Context) error {
 	}
 	p.hurry = true
 	p.mu.Unlock()
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	p.wakeRecorder()
 	for {
 		p.mu.Lock()
 		done, changed := p.whole >= need, p.changed

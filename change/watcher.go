@@ -40,13 +40,14 @@ const (
 	defaultPending   = 1024
 	defaultReconcile = time.Minute
 	defaultJitter    = time.Second
-	// queued is how many messages wait until the watcher has looked at them.
-	queued = 512
+	// leastQueued is how many messages may wait, at least, until the watcher has
+	// looked at them; else it is half of Pending.
+	leastQueued = 64
 	// early is when a watcher reconciles for the first time: what was announced
 	// while the nodes learned of it is in the history by then.
 	early = 2 * time.Second
 	// remembered is of how many keys the last notice is known.
-	remembered = 256
+	remembered = 1024
 	// mostLate is how many missed notices are read one by one.
 	mostLate = 256
 	// startAgain is the pause after a reconciliation that failed.
@@ -56,7 +57,8 @@ const (
 // WatcherOptions say how a Watcher hears. The zero value is right for most.
 type WatcherOptions struct {
 	// Pending is how many changed keys wait for the reader; when there are more,
-	// they become one Resync. Default 1024.
+	// they become one Resync. Default 1024. Half as many messages may arrive in one
+	// burst.
 	Pending int
 	// Reconcile is how often the watcher compares what it heard with the history.
 	// Default one minute, and at once after a reconnect.
@@ -130,7 +132,7 @@ func NewWatcher(ctx context.Context, nc *nats.Conn, source, pattern string, o Wa
 	}
 	w := &Watcher{
 		nc: nc, source: source, wanted: wanted, own: connection(nc), options: o, log: o.Logger,
-		heard: make(chan *nats.Msg, queued), some: make(chan struct{}, 1), ended: make(chan struct{}),
+		heard: make(chan *nats.Msg, max(leastQueued, o.Pending/2)), some: make(chan struct{}, 1), ended: make(chan struct{}),
 		seen: map[string]last{}, known: time.Now(),
 	}
 	if w.log == nil {

@@ -28,6 +28,10 @@ const (
 	// flushTimeout bounds the wait for the bus, so that the server goes on hearing
 	// of the Source.
 	flushTimeout = 5 * time.Second
+	// busy is how many messages in busyTime make a busy server. Then the Source
+	// reads in steps, because to wake for each message would take from the writers
+	// what they need.
+	busy, busyTime, step = 100, 50 * time.Millisecond, 10 * time.Millisecond
 	// retainedWarning is how much log may be kept if the server sets no limit.
 	retainedWarning = 1 << 30
 )
@@ -54,9 +58,10 @@ type reader struct {
 	committed time.Time
 	open      bool
 	// read is how far everything was announced, safe how far it is recorded, and
-	// announced says that something was since.
+	// announced says that something was since. flushing has what is being recorded.
 	read, safe pglogrepl.LSN
 	announced  bool
+	flushing   chan pglogrepl.LSN
 	heard      time.Time
 	progress   change.Progress
 }
@@ -162,7 +167,21 @@ func (r *reader) follow(ctx context.Context) error {
 func (r *reader) receive(ctx context.Context, until time.Time) error {
 	wait, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
-	for time.Now().Before(until) {
+	count, since := 0, time.Now()
+	for {
+		if count++; count == busy {
+			now := time.Now()
+			if now.After(until) {
+				return nil
+			}
+			if now.Sub(since) < busyTime {
+				select {
+				case <-wait.Done():
+				case <-time.After(step):
+				}
+			}
+			count, since = 0, now
+		}
 		msg, err := r.conn.ReceiveMessage(wait)
 		if err != nil {
 			if pgconn.Timeout(err) && ctx.Err() == nil {
@@ -180,7 +199,6 @@ func (r *reader) receive(ctx context.Context, until time.Time) error {
 			}
 		}
 	}
-	return nil
 }
 
 func (r *reader) take(ctx context.Context, data []byte) error {
@@ -364,11 +382,7 @@ func (r *reader) relation(ctx context.Context, msg *pglogrepl.RelationMessage) e
 
 // status tells the server how far the Source has come: as far as it is recorded.
 func (r *reader) status(ctx context.Context) error {
-	if !r.open && r.read > r.safe {
-		if !r.announced || r.flush(ctx) {
-			r.safe, r.announced = r.read, false
-		}
-	}
+	r.settle(ctx)
 	err := pglogrepl.SendStandbyStatusUpdate(ctx, r.conn, pglogrepl.StandbyStatusUpdate{WALWritePosition: r.safe, ReplyRequested: true})
 	if err != nil {
 		return fmt.Errorf("telling the server how far it was read: %w", err)
@@ -378,10 +392,34 @@ func (r *reader) status(ctx context.Context) error {
 	return nil
 }
 
-func (r *reader) flush(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-	defer cancel()
-	return r.publisher.Flush(ctx) == nil
+// settle moves safe to what is recorded, and has what was announced since
+// recorded, while the log is read on.
+func (r *reader) settle(ctx context.Context) {
+	if r.flushing != nil {
+		select {
+		case at := <-r.flushing:
+			r.safe, r.flushing = max(r.safe, at), nil
+		default:
+			return
+		}
+	}
+	switch {
+	case r.open || r.read <= r.safe:
+	case !r.announced:
+		r.safe = r.read
+	default:
+		r.announced = false
+		at, was, done := r.read, r.safe, make(chan pglogrepl.LSN, 1)
+		r.flushing = done
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+			defer cancel()
+			if r.publisher.Flush(ctx) != nil {
+				at = was
+			}
+			done <- at
+		}()
+	}
 }
 
 // check looks at what the log does not tell: tables that came, went or were
