@@ -34,6 +34,7 @@ func places() map[string]place {
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
 		"change":                       {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
+		"change/mysql":                 {"a source, and clients that only its users link", []string{"change"}},
 		"change/outbox":                {"a source for any database, without a driver", []string{"change"}},
 		"change/postgres":              {"a source, and a client that only its users link", []string{"change"}},
 		"change/postgres/postgrestest": {"a server of a test's own, for all tests that need one", nil},
@@ -66,7 +67,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll"}
 }
 
 type goPackage struct {
