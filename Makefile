@@ -11,3 +11,4 @@ lint:
 
 bench:
 	go run ./cmd/fleetbus bench house
+	go test -run '^$$' -bench . -benchtime 1x ./change/postgres

@@ -50,7 +50,7 @@ func places() map[string]place {
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger"}},
 	}
 }
 

@@ -20,8 +20,8 @@ type Source struct {
 	Secret string `json:"secret,omitempty"`
 	// Tables to tell of. Empty: all.
 	Tables []string `json:"tables,omitempty"`
-	// Place is what the database keeps for this source: the name of a permanent
-	// replication slot, or of an outbox table. Empty: nothing, or the usual one.
+	// Place is where the source keeps how far it has come: the name of a permanent
+	// replication slot, or of a file on the node. Empty: nowhere.
 	Place string `json:"place,omitempty"`
 	// Node that alone may run it. Empty: any.
 	Node string `json:"node,omitempty"`

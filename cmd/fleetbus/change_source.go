@@ -73,11 +73,11 @@ connection string is read from a file, sealed to the fleet here, and kept so.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&s.Type, "type", "", "`type` of the database: postgres, mysql, sqlite, outbox")
+	flags.StringVar(&s.Type, "type", "", "`type` of the database: postgres, mysql, sqlite")
 	flags.StringVar(&dsnFile, "dsn-file", "", "`file` with the connection string, - for standard input")
 	flags.StringVar(&file, "file", "", "database `file`, on the node's machine, of a type that needs no connection string")
 	flags.StringSliceVar(&s.Tables, "tables", nil, "tables to tell of (default: all)")
-	flags.StringVar(&s.Place, "place", "", "`name` of a permanent replication slot or position, or of the outbox table (default: a temporary slot, and a resync at start)")
+	flags.StringVar(&s.Place, "place", "", "`name` of a permanent replication slot, or of a file for the position in a binary log (default: a resync at start)")
 	flags.StringVar(&s.Node, "node", "", "`node` that alone may run it (default: any)")
 	flags.BoolVar(&s.Opaque, "opaque", false, "keys are random by design, such as digests")
 	g.drying(cmd)
