@@ -10,5 +10,4 @@ lint:
 	.ci/lint
 
 bench:
-	go run ./cmd/fleetbus bench house
-	go test -run '^$$' -bench . -benchtime 1x ./change/postgres
+	.ci/bench
