@@ -39,7 +39,7 @@ func places() map[string]place {
 		"change/postgres":              {"a source, and a client that only its users link", []string{"change"}},
 		"change/postgres/postgrestest": {"a server of a test's own, for all tests that need one", nil},
 		"change/sse":                   {"a protocol: changes for everything that speaks HTTPS", []string{"", "change", "identity"}},
-		"change/sqlite":                {"a source, and a database engine that only its users link", []string{"change"}},
+		"change/sqlite":                {"a source, and a database engine of 4 MB that only its users link", []string{"change"}},
 		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
