@@ -63,7 +63,7 @@ func New(o Options) (*Source, error) {
 		return nil, fmt.Errorf("reading an outbox: %w", err)
 	}
 	if !epochShape.MatchString(o.Epoch) {
-		return nil, fmt.Errorf("reading outbox %q: an epoch has 64 bytes at most, of letters, digits and - _ : .", o.Table.name())
+		return nil, fmt.Errorf("reading outbox %q: an epoch has 64 bytes at most, of letters, digits and any of -_:. only", o.Table.name())
 	}
 	if o.Poll < 0 || o.Batch < 0 {
 		return nil, fmt.Errorf("reading outbox %q: a poll interval and a batch are not negative", o.Table.name())
