@@ -273,6 +273,7 @@ func (c *catalog) learnCascades(ctx context.Context) error {
 		cascade
 	}
 	edges := map[string]*edge{}
+	// The rules are hidden from a user who may only select.
 	changes := func(rule string) bool { return rule != "RESTRICT" && rule != "NO ACTION" }
 	err := c.query(ctx, func(m map[string]string) {
 		id := m["child_schema"] + "\x00" + m["child"] + "\x00" + m["name"]
@@ -285,7 +286,7 @@ func (c *catalog) learnCascades(ctx context.Context) error {
 		e.referred = append(e.referred, m["referred"])
 	}, `SELECT k.table_schema AS child_schema, k.table_name AS child, k.constraint_name AS name, k.referenced_table_schema AS parent_schema, k.referenced_table_name AS parent,
 		k.referenced_column_name AS referred, r.delete_rule AS on_delete, r.update_rule AS on_update
-		FROM information_schema.key_column_usage k JOIN information_schema.referential_constraints r
+		FROM information_schema.key_column_usage k LEFT JOIN information_schema.referential_constraints r
 		ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name AND r.table_name = k.table_name WHERE k.referenced_table_name IS NOT NULL`)
 	if err != nil {
 		return err
@@ -360,6 +361,8 @@ func (col *column) text(value any) (string, bool) {
 	case "binary":
 		// The log leaves out the zeros at the end.
 		return padded(col.length), true
+	case "uuid":
+		return uuidText(padded(16))
 	case "inet4", "inet6":
 		n := 4
 		if col.kind == "inet6" {
@@ -371,6 +374,14 @@ func (col *column) text(value any) (string, bool) {
 		return raw, col.readable(raw)
 	}
 	return "", false
+}
+
+// uuidText is a UUID of MariaDB; false if it is none of the known versions, because
+// the server has two orders of the bytes, and the log the other one in some
+// releases.
+func uuidText(raw string) (string, bool) {
+	id, err := uuid.FromBytes([]byte(raw))
+	return id.String(), err == nil && id.Variant() == uuid.RFC4122 && id.Version() >= 1 && id.Version() <= 8
 }
 
 // readable reports whether the bytes of a text are UTF-8.

@@ -3,7 +3,16 @@ package mysql
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"database/sql"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -179,11 +188,89 @@ func (s *mariaDB) conn() *sql.Conn {
 	}
 	if _, err := conn.ExecContext(s.t.Context(), "USE app"); err != nil {
 		var refused *driver.MySQLError
-		if !asError(err, &refused) || refused.Number != unknownDatabase {
+		if !errors.As(err, &refused) || refused.Number != unknownDatabase {
 			s.t.Fatal(err)
 		}
 	}
 	return conn
+}
+
+// value is that of an expression.
+func (s *mariaDB) value(expression string) (value string) {
+	s.t.Helper()
+	if err := s.db.QueryRowContext(s.t.Context(), "SELECT "+expression).Scan(&value); err != nil {
+		s.t.Fatal(err)
+	}
+	return value
+}
+
+// relay gives a socket an address on the loopback interface.
+func relay(t testing.TB, socket string) (host string, port int) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("unix", socket)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
+				go func() {
+					_, _ = io.Copy(pair[0], pair[1])
+					pair[0].Close()
+					pair[1].Close()
+				}()
+			}
+		}
+	}()
+	address := ln.Addr().(*net.TCPAddr)
+	return address.IP.String(), address.Port
+}
+
+// certificate is one for a server of that name, in files that anybody can read.
+func certificate(t testing.TB, name string) (cert, key string, pool *x509.CertPool) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "maria-tls-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644),
+		os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool = x509.NewCertPool()
+	pool.AddCert(parsed)
+	return cert, key, pool
 }
 
 func within(t testing.TB) context.Context {

@@ -15,9 +15,10 @@
 //
 //	CREATE USER 'fleetbus'@'%' IDENTIFIED BY '…';
 //	GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'fleetbus'@'%';
-//	GRANT SELECT ON orders.* TO 'fleetbus'@'%';
+//	GRANT SELECT, REFERENCES ON orders.* TO 'fleetbus'@'%';
 //
-// What is missing is said in a change.SetupError, with the statements that add it.
+// Without REFERENCES it cannot see which foreign keys change rows, and takes all
+// of them for such. What is missing is said in a change.SetupError, with the statements that add it.
 //
 // A notice's version is the number in the GTID of its transaction, and its epoch
 // the rest of it: the UUID of the server on MySQL, domain and server as in "0-1"

@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -15,8 +16,6 @@ import (
 	"github.com/fleetbus/fleetbus/change/changetest"
 )
 
-func asError[T error](err error, to *T) bool { return errors.As(err, to) }
-
 func TestRows(t *testing.T) {
 	db := startMariaDB(t)
 	db.exec(`CREATE TABLE customers (id bigint unsigned PRIMARY KEY, name text, secret text)`,
@@ -25,7 +24,7 @@ func TestRows(t *testing.T) {
 		`CREATE TABLE small (a tinyint unsigned, b smallint unsigned, c mediumint unsigned, d int unsigned, e mediumint, PRIMARY KEY (a, b, c, d, e))`,
 		`CREATE TABLE odd (a decimal(10,2), b enum('x','it''s'), c date, d datetime(3), e timestamp(3) DEFAULT '2020-01-01', f binary(4), g varbinary(9), h year, i bit(9), j inet6, PRIMARY KEY (a, b, c, d, e, f, g, h, i, j))`,
 		`CREATE TABLE latin (a varchar(20) CHARACTER SET latin1 PRIMARY KEY)`,
-		`CREATE TABLE floats (a double PRIMARY KEY)`,
+		`CREATE TABLE uuids (a uuid PRIMARY KEY)`, `CREATE TABLE floats (a double PRIMARY KEY)`,
 		`CREATE TABLE keyless (v text)`, `CREATE TABLE zipped (id int PRIMARY KEY, v text COMPRESSED)`,
 		`CREATE TABLE old (id int PRIMARY KEY, v text) ENGINE=MyISAM`)
 	bus := changetest.Start(t)
@@ -49,6 +48,10 @@ func TestRows(t *testing.T) {
 		{`INSERT INTO small VALUES (255, 65535, 16777215, 4294967295, -8388608)`, change.Insert, change.Key{"small", "255", "65535", "16777215", "4294967295", "-8388608"}, nil},
 		{`SET time_zone = '+05:00'; INSERT INTO odd VALUES (-1.5, 'it''s', '2024-02-29', '2024-02-29 01:02:03.5', '2024-02-29 05:02:03.5', 'a\0', x'00ff', 2024, 257, '::1')`, change.Insert,
 			change.Key{"odd", "-1.50", "it's", "2024-02-29", "2024-02-29 01:02:03.500", "2024-02-29 00:02:03.500", "a\x00\x00\x00", "\x00\xff", "2024", "257", "::1"}, nil},
+		{`INSERT INTO uuids VALUES ('550e8400-e29b-41d4-a716-446655440000')`, change.Insert, change.Key{"uuids", "550e8400-e29b-41d4-a716-446655440000"}, nil},
+		{`INSERT INTO uuids VALUES ('00000000-0000-1000-8000-000000000000')`, change.Insert, change.Key{"uuids", "00000000-0000-1000-8000-000000000000"}, nil},
+		{`INSERT INTO uuids VALUES ('018fdb6b-7c3e-7000-8000-000000000000')`, change.Insert, change.Key{"uuids", "018fdb6b-7c3e-7000-8000-000000000000"}, nil},
+		{`INSERT INTO uuids VALUES ('00000000-0000-0000-0000-000000000001')`, change.Resync, change.Key{"uuids"}, nil},
 		{`INSERT INTO latin VALUES ('plain')`, change.Insert, change.Key{"latin", "plain"}, nil},
 		{`INSERT INTO latin VALUES ('köln')`, change.Resync, change.Key{"latin"}, nil},
 		{`INSERT INTO floats VALUES (0.1)`, change.Resync, change.Key{"floats"}, nil},
@@ -186,6 +189,112 @@ func TestKilled(t *testing.T) {
 		if strings.Contains(err.Error(), password) {
 			t.Errorf("the password is in %q", err)
 		}
+	}
+}
+
+// TestForeignKeys has rows changed that are not in the log.
+func TestForeignKeys(t *testing.T) {
+	db := startMariaDB(t)
+	db.exec(`GRANT REFERENCES ON app.* TO reader@localhost`, `CREATE TABLE parent (id int PRIMARY KEY, code int UNIQUE, v text)`,
+		`CREATE TABLE child (id int PRIMARY KEY, parent int, FOREIGN KEY (parent) REFERENCES parent (code) ON DELETE CASCADE ON UPDATE CASCADE)`,
+		`CREATE TABLE restricted (id int PRIMARY KEY, parent int, FOREIGN KEY (parent) REFERENCES parent (id))`,
+		`INSERT INTO parent VALUES (1, 1, ''), (2, 2, ''), (3, 3, '')`, `INSERT INTO child VALUES (1, 1), (2, 2)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	bus.Run(source(t, Options{DSN: db.dsn, Tables: []string{"child", "restricted"}}))
+	begun(w)
+	for _, statement := range []string{`DELETE FROM parent WHERE id = 1`, `UPDATE parent SET code = 7 WHERE id = 2`} {
+		w.Forget()
+		db.exec(statement)
+		w.Key(change.Resync, "child")
+	}
+	w.Forget()
+	db.exec(`UPDATE parent SET v = 'x'`, `INSERT INTO child VALUES (9, 3)`)
+	w.Key(change.Insert, "child", "9")
+	for _, n := range w.Notices() {
+		if n.Kind == change.Resync || n.Key[0] == "parent" {
+			t.Errorf("told of %s %s, which no foreign key changes", n.Kind, n.Key)
+		}
+	}
+}
+
+// TestSemiSync has a server that sends a transaction to its replicas, and waits,
+// before it commits it: nobody is told before it is there.
+func TestSemiSync(t *testing.T) {
+	db := startMariaDB(t, "--rpl-semi-sync-master-enabled=ON", "--rpl-semi-sync-master-wait-point=AFTER_SYNC", "--rpl-semi-sync-master-timeout=1000")
+	db.exec(`CREATE TABLE a (id int PRIMARY KEY)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	bus.Run(source(t, Options{DSN: db.dsn}))
+	begun(w)
+	for id := range 3 {
+		// After a wait in vain the server waits no more.
+		db.exec(`SET GLOBAL rpl_semi_sync_master_enabled = OFF`, `SET GLOBAL rpl_semi_sync_master_enabled = ON`)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			db.exec(fmt.Sprintf(`INSERT INTO a VALUES (%d)`, id))
+		}()
+		w.Key(change.Insert, "a", fmt.Sprint(id))
+		var n int
+		if err := db.db.QueryRowContext(within(t), `SELECT count(*) FROM app.a WHERE id = ?`, id).Scan(&n); err != nil || n != 1 {
+			t.Errorf("told of row %d, and %d are there: %v", id, n, err)
+		}
+		<-done
+	}
+}
+
+// TestReplica has WaitFor wait on a replica for what happens on the primary.
+func TestReplica(t *testing.T) {
+	primary, replica := startMariaDB(t), startMariaDB(t, "--server-id=8")
+	primary.exec(`CREATE TABLE a (id int PRIMARY KEY)`)
+	host, port := relay(t, filepath.Join(primary.dir, "s"))
+	replica.exec(`CREATE TABLE a (id int PRIMARY KEY)`, `RESET MASTER`, `SET GLOBAL gtid_slave_pos = '`+primary.value("@@global.gtid_binlog_pos")+`'`,
+		fmt.Sprintf(`CHANGE MASTER TO MASTER_HOST = '%s', MASTER_PORT = %d, MASTER_USER = 'reader', MASTER_PASSWORD = '%s', MASTER_USE_GTID = slave_pos`, host, port, password))
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	bus.Run(source(t, Options{DSN: primary.dsn}))
+	begun(w)
+	for id := range 3 {
+		primary.exec(fmt.Sprintf(`INSERT INTO a VALUES (%d)`, id))
+		n := w.Key(change.Insert, "a", fmt.Sprint(id))
+		if id == 0 {
+			short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			if err := WaitFor(short, replica.db, n.Epoch, n.Version); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("a replica that does not run has it: %v", err)
+			}
+			cancel()
+			replica.exec(`START SLAVE`)
+		}
+		if err := WaitFor(within(t), replica.db, n.Epoch, n.Version); err != nil {
+			t.Fatalf("%v; it says %s", err, replica.log.String())
+		}
+		var there int
+		if err := replica.db.QueryRowContext(within(t), `SELECT count(*) FROM app.a WHERE id = ?`, id).Scan(&there); err != nil || there != 1 {
+			t.Errorf("the replica has waited, and row %d is not there: %v", id, err)
+		}
+	}
+}
+
+// TestTLS has connections that are secured, and one that would not be.
+func TestTLS(t *testing.T) {
+	cert, key, pool := certificate(t, "db.test")
+	db := startMariaDB(t, "--ssl-cert="+cert, "--ssl-key="+key)
+	db.exec(`ALTER USER reader@localhost REQUIRE SSL`, `CREATE TABLE a (id int PRIMARY KEY)`)
+	bus := changetest.Start(t)
+	refused := bus.Run(source(t, Options{DSN: db.dsn, TLS: &tls.Config{RootCAs: pool, ServerName: "other.test"}}))
+	eventually(t, "it refuses the server", func() bool { return len(refused.Errors()) > 0 })
+	if err := refused.Errors()[0]; !strings.Contains(err.Error(), "db.test") {
+		t.Error(err)
+	}
+	refused.Stop()
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.dsn, TLS: &tls.Config{RootCAs: pool, ServerName: "db.test"}}))
+	begun(w)
+	db.exec(`INSERT INTO a VALUES (1)`)
+	w.Key(change.Insert, "a", "1")
+	if errs := running.Errors(); len(errs) > 0 {
+		t.Error(errs)
 	}
 }
 

@@ -2,8 +2,11 @@ package mysql
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/uuid"
 )
 
 func TestStatements(t *testing.T) {
@@ -63,4 +66,40 @@ func FuzzStatement(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) { _ = fmt.Sprint(read(s, "app")) })
+}
+
+// TestPositionOfMySQL has sets of GTIDs, in which there may be holes.
+func TestPositionOfMySQL(t *testing.T) {
+	const server = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
+	p, err := parsePosition(false, server+":1-5:7,\n00000000-0000-0000-0000-000000000001:1-3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.MustParse(server)
+	for number, there := range map[uint64]bool{1: true, 5: true, 6: false, 7: true, 8: false} {
+		if got := p.has(gtid{server: id, number: number}); got != there {
+			t.Errorf("transaction %d: %v", number, got)
+		}
+	}
+	p.add(gtid{server: id, number: 6})
+	p.add(gtid{server: id, number: 8})
+	if g := p.last(id); g.number != 8 || g.text(false) != server+":8" || g.epoch(false) != server {
+		t.Errorf("the last is %+v", g)
+	}
+	if !strings.Contains(p.String(), server+":1-8") {
+		t.Errorf("the set is %s", p)
+	}
+	if _, err := parsePosition(false, server+":tag:1-5"); err == nil {
+		t.Error("a tag was taken")
+	}
+	path := filepath.Join(t.TempDir(), "p")
+	if err := save(path, false, p.String()); err != nil {
+		t.Fatal(err)
+	}
+	if back, err := load(path, false); err != nil || back.String() != p.String() {
+		t.Errorf("%v, %v", back, err)
+	}
+	if back, err := load(path, true); back != nil || err != nil {
+		t.Errorf("the position of another kind of server was taken: %v, %v", back, err)
+	}
 }
