@@ -127,6 +127,14 @@ func (s *Server) removeAccount(ctx context.Context, r admin.Name) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, src := range s.fleet.sources() {
+		if src.Account != a.Name {
+			continue
+		}
+		if _, err := s.fleet.change(ctx, sourceSubject(src.Account, src.Name), func() (any, error) { return nil, nil }); err != nil {
+			return nil, err
+		}
+	}
 	for _, u := range s.fleet.directory.Users(a.Name) {
 		if _, err := s.fleet.change(ctx, userSubject(u.Account, u.Name), func() (any, error) { return nil, nil }); err != nil {
 			return nil, err

@@ -227,6 +227,39 @@ func TestSourceFails(t *testing.T) {
 	})
 }
 
+// TestSmallAccount has changes told in an account that may store little, and its
+// sources go with it.
+func TestSmallAccount(t *testing.T) {
+	db := &database{rows: make(chan string)}
+	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
+		o.SourceTypes = map[string]fleetbus.OpenSource{"test": db.open}
+	})
+	ctx, c := limited(t, 60*time.Second), s.Admin()
+	if _, err := c.AddAccount(ctx, admin.AccountRequest{Name: "small", Limits: identity.Limits{Storage: 16 << 20}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := change.Announce(ctx, s.Dial("small", "app"), "orders", change.Notice{Key: change.Key{"k"}, Kind: change.Update}); err != nil {
+		t.Error(err)
+	}
+	setup, err := c.SourceSetup(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := identity.SealSecret(setup.SecretPublic, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AddSource(ctx, admin.Source{Account: "small", Name: "orders", Type: "test", Secret: secret}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RemoveAccount(ctx, "small"); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := c.Sources(ctx, ""); err != nil || len(all) != 0 {
+		t.Errorf("left are %+v: %v", all, err)
+	}
+}
+
 // TestLinks has every node judged by both ends of its links.
 func TestLinks(t *testing.T) {
 	nodes := fleetbustest.StartCluster(t, 3)

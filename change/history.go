@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,15 +19,18 @@ const (
 	// window is how long the history keeps a notice: a watcher that was away longer
 	// gets a Resync.
 	window = 10 * time.Minute
-	// historyBytes bounds the history. When it is full, what is announced is not
+	// historyBytes bounds the history, and smallHistoryBytes that of an account whose
+	// own limit leaves no room for it. When it is full, what is announced is not
 	// recorded, and its publisher knows.
-	historyBytes = 256 << 20
+	historyBytes, smallHistoryBytes = 64 << 20, 4 << 20
 	// requestTimeout bounds one request about the history.
 	requestTimeout = 5 * time.Second
 
 	// The engine's error codes that the client has no names for.
 	noPeers             jetstream.ErrorCode = 10005 // not enough nodes
 	replicasNeedCluster jetstream.ErrorCode = 10074 // and the engine is not in one
+	noResources         jetstream.ErrorCode = 10023 // not enough of anything
+	noStorage           jetstream.ErrorCode = 10047 // the account's limit
 )
 
 // history is an account's stream of notices.
@@ -46,11 +50,12 @@ func openHistory(ctx context.Context, nc *nats.Conn) (*history, error) {
 	defer cancel()
 	h := &history{js: js}
 	h.stream, err = js.Stream(ctx, History)
-	for _, replicas := range []int{3, 1} {
-		if !errors.Is(err, jetstream.ErrStreamNotFound) && !lacksNodes(err) {
-			break
+	for _, size := range []int64{historyBytes, smallHistoryBytes} {
+		for _, replicas := range []int{3, 1} {
+			if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, noPeers, replicasNeedCluster, noResources, noStorage) {
+				h.stream, err = js.CreateStream(ctx, historyConfig(replicas, size))
+			}
 		}
-		h.stream, err = js.CreateStream(ctx, historyConfig(replicas))
 	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		h.stream, err = js.Stream(ctx, History)
@@ -61,12 +66,13 @@ func openHistory(ctx context.Context, nc *nats.Conn) (*history, error) {
 	return h, nil
 }
 
-func lacksNodes(err error) bool {
+// refused reports whether the engine refused something for one of reasons.
+func refused(err error, reasons ...jetstream.ErrorCode) bool {
 	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == replicasNeedCluster)
+	return errors.As(err, &refusal) && slices.Contains(reasons, refusal.ErrorCode)
 }
 
-func historyConfig(replicas int) jetstream.StreamConfig {
+func historyConfig(replicas int, size int64) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:              History,
 		Description:       "the last notice of every key that changed",
@@ -76,7 +82,7 @@ func historyConfig(replicas int) jetstream.StreamConfig {
 		MaxMsgsPerSubject: 1,
 		MaxMsgSize:        2 * maxNotice,
 		MaxAge:            window,
-		MaxBytes:          historyBytes,
+		MaxBytes:          size,
 		Discard:           jetstream.DiscardNew,
 		Duplicates:        time.Minute,
 		RePublish:         &jetstream.RePublish{Source: announceSubject + ">", Destination: heardSubject + ">"},
