@@ -89,6 +89,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 		status.Findings = append(status.Findings, info.Findings...)
 	}
 	judgeLinks(&status)
+	status.Sources = s.knownSources(ctx)
 	status.Survives = max(0, alive-(len(members)/2+1))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
 		return slices.Concat(status.Findings, fleetFindings(status), linkFindings(status))

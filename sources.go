@@ -325,6 +325,21 @@ func (s *Server) listSources(ctx context.Context, r admin.Name) (any, error) {
 	return all, nil
 }
 
+// knownSources are the sources for a glance, which must not wait for a quorum.
+func (s *Server) knownSources(ctx context.Context) []admin.SourceInfo {
+	if len(s.fleet.sources()) == 0 {
+		return []admin.SourceInfo{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	all, err := s.listSources(ctx, admin.Name{})
+	if err != nil {
+		s.log.Debug("sources cannot be listed now", "error", err)
+		return []admin.SourceInfo{}
+	}
+	return all.([]admin.SourceInfo)
+}
+
 func (s *Server) removeSource(ctx context.Context, r admin.Name) (any, error) {
 	began := time.Now()
 	account, name, _ := strings.Cut(r.Name, "/")

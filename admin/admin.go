@@ -385,10 +385,12 @@ type Status struct {
 	Answered int `json:"answered"`
 	Quorum   int `json:"quorum"`
 	// Sequence of the last ledger event at the node that answered.
-	Sequence uint64           `json:"sequence"`
-	Nodes    []NodeInfo       `json:"nodes"`
-	Accounts int              `json:"accounts"`
-	Users    int              `json:"users"`
+	Sequence uint64     `json:"sequence"`
+	Nodes    []NodeInfo `json:"nodes"`
+	Accounts int        `json:"accounts"`
+	Users    int        `json:"users"`
+	// Sources are those of all accounts; none without a quorum.
+	Sources  []SourceInfo     `json:"sources"`
 	Findings []doctor.Finding `json:"findings"`
 }
 

@@ -133,18 +133,22 @@ func newSourceList(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(list(all,
-				column[admin.SourceInfo]{"SOURCE", func(s admin.SourceInfo) string { return s.Account + "/" + s.Name }},
-				column[admin.SourceInfo]{"TYPE", func(s admin.SourceInfo) string { return s.Type }},
-				column[admin.SourceInfo]{"STATE", func(s admin.SourceInfo) string { return s.State }},
-				column[admin.SourceInfo]{"NODE", func(s admin.SourceInfo) string { return s.Runner }},
-				column[admin.SourceInfo]{"POSITION", func(s admin.SourceInfo) string { return s.Progress.Position }},
-				column[admin.SourceInfo]{"LAG", func(s admin.SourceInfo) string { return lag(s) }},
-				column[admin.SourceInfo]{"ANNOUNCED", func(s admin.SourceInfo) string { return fmt.Sprint(s.Announced) }},
-				column[admin.SourceInfo]{"TABLES", func(s admin.SourceInfo) string { return or(strings.Join(s.Tables, ","), "all") }},
-			))
+			return a.show(report{value: all, text: func(p *page) { sourceTable(p, all) }})
 		},
 	})
+}
+
+func sourceTable(p *page, all []admin.SourceInfo) {
+	table(p, all,
+		column[admin.SourceInfo]{"SOURCE", func(s admin.SourceInfo) string { return s.Account + "/" + s.Name }},
+		column[admin.SourceInfo]{"TYPE", func(s admin.SourceInfo) string { return s.Type }},
+		column[admin.SourceInfo]{"STATE", func(s admin.SourceInfo) string { return s.State }},
+		column[admin.SourceInfo]{"NODE", func(s admin.SourceInfo) string { return s.Runner }},
+		column[admin.SourceInfo]{"POSITION", func(s admin.SourceInfo) string { return s.Progress.Position }},
+		column[admin.SourceInfo]{"LAG", func(s admin.SourceInfo) string { return lag(s) }},
+		column[admin.SourceInfo]{"ANNOUNCED", func(s admin.SourceInfo) string { return fmt.Sprint(s.Announced) }},
+		column[admin.SourceInfo]{"TABLES", func(s admin.SourceInfo) string { return or(strings.Join(s.Tables, ","), "all") }},
+	)
 }
 
 // lag is how late the last change was announced, if any was.

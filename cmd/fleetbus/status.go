@@ -51,6 +51,10 @@ func statusPage(p *page, s admin.Status) {
 		{"accounts", formatInt(int64(s.Accounts))}, {"users", formatInt(int64(s.Users))}})
 	p.line("")
 	nodeTable(p, s.Nodes)
+	if len(s.Sources) > 0 {
+		p.line("")
+		sourceTable(p, s.Sources)
+	}
 }
 
 // verdict is the state of a fleet in one line. A fleet is ok while all its nodes
