@@ -40,10 +40,6 @@ func (d *demo) follow(ctx context.Context) (finding demoFinding, err error) {
 	if err != nil {
 		return finding, err
 	}
-	source := admin.Source{Account: demoAccount, Name: demoSource, Type: "sqlite", Secret: secret, Node: d.nodes[0].name}
-	if _, err := d.api.AddSource(ctx, source); err != nil {
-		return finding, err
-	}
 	nc, err := d.dial(d.nodes[2], d.clerk)
 	if err != nil {
 		return finding, err
@@ -53,6 +49,10 @@ func (d *demo) follow(ctx context.Context) (finding demoFinding, err error) {
 		return finding, err
 	}
 	defer w.Close()
+	source := admin.Source{Account: demoAccount, Name: demoSource, Type: "sqlite", Secret: secret, Node: d.nodes[0].name}
+	if _, err := d.api.AddSource(ctx, source); err != nil {
+		return finding, err
+	}
 	// The source has begun when it has told everybody to look.
 	for n := (change.Notice{}); n.Reason != change.Announced; {
 		if n, err = w.Next(ctx); err != nil {
