@@ -372,6 +372,45 @@ func TestPosition(t *testing.T) {
 	}
 }
 
+// TestBusAway has the position stay where it is while the bus records nothing.
+func TestBusAway(t *testing.T) {
+	db := startMariaDB(t)
+	db.exec(`CREATE TABLE a (id int PRIMARY KEY)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	o := Options{DSN: db.dsn, PositionFile: filepath.Join(t.TempDir(), "position")}
+	nc := bus.Connect()
+	p, err := change.NewPublisher(within(t), nc, "db", change.PublisherOptions{Widen: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	s := source(t, o)
+	go func() { done <- s.Run(ctx, p) }()
+	begun(w)
+	eventually(t, "the position is kept", func() bool { _, err := os.Stat(o.PositionFile); return err == nil })
+	before, err := os.ReadFile(o.PositionFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	db.exec(`INSERT INTO a VALUES (1)`)
+	at := db.value("@@global.gtid_binlog_pos")
+	eventually(t, "it is read", func() bool { return p.Progress().Position == at })
+	if now, err := os.ReadFile(o.PositionFile); err != nil || string(now) != string(before) {
+		t.Errorf("the position was %s, and is %s, though nothing was recorded: %v", before, now, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	p.Close()
+	w.Forget()
+	bus.Run(s)
+	w.Key(change.Insert, "a", "1")
+}
+
 // TestManyRows has a transaction of very many rows told of in few notices.
 func TestManyRows(t *testing.T) {
 	db := startMariaDB(t)

@@ -212,7 +212,10 @@ func (r *reader) follow(ctx context.Context, fresh bool) error {
 	}
 	r.heard = time.Now()
 	last := r.position.last(r.catalog.server)
-	r.progress.Version, r.progress.Epoch = last.number, last.epoch(r.catalog.mariadb)
+	r.progress.Version, r.progress.Epoch = last.number, ""
+	if last.number > 0 {
+		r.progress.Epoch = last.epoch(r.catalog.mariadb)
+	}
 	if fresh {
 		if err := r.publisher.Announce(change.Notice{Kind: change.Resync, Version: last.number, Epoch: r.progress.Epoch}); err != nil {
 			return err
