@@ -20,7 +20,7 @@ import (
 )
 
 // Patience is how long a slow machine may need for anything.
-const Patience = 30 * time.Second
+const Patience = 90 * time.Second
 
 // Bus is an engine of its own, and what was said on it.
 type Bus struct {
