@@ -424,7 +424,7 @@ func TestManyRows(t *testing.T) {
 	db.exec(fmt.Sprintf(`INSERT INTO a SELECT seq, 0 FROM seq_1_to_%d`, rows), `INSERT INTO a VALUES (0, 0)`)
 	w.Covered(change.Key{"a", "0"}, change.Key{"a", fmt.Sprint(rows)})
 	w.Await("all rows", func(change.Notice) bool { return running.Publisher.Stats().Announced >= uint64(rows) })
-	if sent := running.Publisher.Stats().Sent; sent > uint64(rows/2) {
+	if sent := running.Publisher.Stats().Sent; sent > uint64(rows*9/10) {
 		t.Errorf("%d rows became %d notices", rows, sent)
 	}
 }
