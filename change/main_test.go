@@ -3,7 +3,6 @@ package change
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"os"
 	"runtime"
 	"runtime/pprof"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
@@ -76,45 +74,6 @@ func startServer(t testing.TB, o server.Options) *server.Server {
 func stopServer(s *server.Server) {
 	s.Shutdown()
 	s.WaitForShutdown()
-}
-
-// startCluster starts three servers that share their streams, and returns when
-// they do. The routes can be cut: see cut.
-func startCluster(t testing.TB) []*server.Server {
-	t.Helper()
-	var all []*server.Server
-	var routes []*url.URL
-	for i := range 3 {
-		o := server.Options{ServerName: fmt.Sprintf("s%d", i), Routes: routes}
-		o.Cluster.Name, o.Cluster.Host, o.Cluster.Port = "test", "127.0.0.1", server.RANDOM_PORT
-		if i == 0 {
-			// It has to have a route before it knows one.
-			o.Routes = []*url.URL{{Scheme: "nats-route", Host: "127.0.0.1:1"}}
-		}
-		s := startServer(t, o)
-		all = append(all, s)
-		routes = append(routes, &url.URL{Scheme: "nats-route", Host: s.ClusterAddr().String()})
-	}
-	nc := connect(t, all[0].ClientURL())
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !eventually(patience, func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		_, err := js.AccountInfo(ctx)
-		peers := 0
-		for _, s := range all {
-			if s.JetStreamIsLeader() {
-				peers = len(s.JetStreamClusterPeers())
-			}
-		}
-		return err == nil && peers == 3
-	}) {
-		t.Fatal("the cluster has no leader")
-	}
-	return all
 }
 
 func connect(t testing.TB, url string, o ...nats.Option) *nats.Conn {

@@ -148,7 +148,7 @@ func (n *Notice) check() error {
 		return fmt.Errorf("%w: its kind is not insert, update, delete or resync", ErrInvalid)
 	}
 	if !isWord(n.Epoch) || !isWord(n.Origin) {
-		return fmt.Errorf("%w: epoch and origin are words of 64 bytes at most, of letters, digits and - _ : .", ErrInvalid)
+		return fmt.Errorf("%w: epoch and origin are at most 64 bytes of letters, digits, -, _, : and dots", ErrInvalid)
 	}
 	return nil
 }

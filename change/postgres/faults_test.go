@@ -128,8 +128,10 @@ func (w *world) listen(i int) *listener {
 	w.t.Cleanup(watcher.Close)
 	go func() {
 		for {
-			l.asleep.Lock()
-			l.asleep.Unlock()
+			func() {
+				l.asleep.Lock()
+				defer l.asleep.Unlock()
+			}()
 			n, err := watcher.Next(w.t.Context())
 			if err != nil {
 				return
