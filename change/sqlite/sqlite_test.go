@@ -36,8 +36,10 @@ func TestRowChanges(t *testing.T) {
 			h.expect("insert carts.7.it%27s%20%C3%A9")
 			h.exec(`UPDATE carts SET customer = 'x.*.>'`)
 			h.expect("delete carts.7.it%27s%20%C3%A9", "insert carts.7.x%2E%2A%2E%3E")
-			h.exec(`INSERT INTO plain VALUES (1)`, `UPDATE plain SET a = 2`)
+			h.exec(`INSERT INTO plain VALUES (1)`)
 			h.expect("insert plain.1")
+			h.exec(`UPDATE plain SET a = 2`)
+			h.expect("update plain.1")
 			h.exec(`INSERT INTO "odd ""table"".x" VALUES (x'00ff'), ('a' || char(0) || 'b'), (1.5), ('')`)
 			odd := "odd%20%22table%22%2Ex."
 			h.expect("insert "+odd+"%00%FF", "insert "+odd+"a%00b", "insert "+odd+"1%2E5", "insert "+odd+"%")
