@@ -23,8 +23,12 @@ const (
 	// own limit leaves no room for it. When it is full, what is announced is not
 	// recorded, and its publisher knows.
 	historyBytes, smallHistoryBytes = 64 << 20, 4 << 20
-	// requestTimeout bounds one request about the history.
+	// requestTimeout bounds one request about the history. While a leader is being
+	// elected, or a link is new, a request is lost without a trace: the first
+	// attempts to open it are short. openTimeout bounds all of them.
 	requestTimeout = 5 * time.Second
+	firstAttempt   = 250 * time.Millisecond
+	openTimeout    = 30 * time.Second
 
 	// The engine's error codes that the client has no names for.
 	noPeers             jetstream.ErrorCode = 10005 // not enough nodes
@@ -46,24 +50,53 @@ func openHistory(ctx context.Context, nc *nats.Conn) (*history, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the history of changes: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	h := &history{js: js}
-	h.stream, err = js.Stream(ctx, History)
+	for n := 0; ; n++ {
+		attempt, cancel := context.WithTimeout(ctx, min(firstAttempt<<min(n, 10), requestTimeout))
+		err = h.open(attempt)
+		cancel()
+		if err == nil {
+			return h, nil
+		}
+		// An account that is new to a node seems to have no streams, for a moment.
+		early := n < 20 && errors.Is(err, jetstream.ErrJetStreamNotEnabled)
+		if early {
+			select {
+			case <-ctx.Done():
+			case <-time.After(firstAttempt / 5):
+			}
+		}
+		if ctx.Err() != nil || !early && !passing(err) {
+			return nil, fmt.Errorf("opening the history of changes, stream %q of this account: %w", History, err)
+		}
+	}
+}
+
+// passing reports whether an error may be over at the next attempt.
+func passing(err error) bool {
+	var refusal *jetstream.APIError
+	if errors.As(err, &refusal) {
+		return refusal.Code >= 500 && !refused(err, noResources, noStorage)
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+}
+
+// open tries once.
+func (h *history) open(ctx context.Context) (err error) {
+	h.stream, err = h.js.Stream(ctx, History)
 	for _, size := range []int64{historyBytes, smallHistoryBytes} {
 		for _, replicas := range []int{3, 1} {
 			if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, noPeers, replicasNeedCluster, noResources, noStorage) {
-				h.stream, err = js.CreateStream(ctx, historyConfig(replicas, size))
+				h.stream, err = h.js.CreateStream(ctx, historyConfig(replicas, size))
 			}
 		}
 	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		h.stream, err = js.Stream(ctx, History)
+		h.stream, err = h.js.Stream(ctx, History)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("opening the history of changes, stream %q of this account: %w", History, err)
-	}
-	return h, nil
+	return err
 }
 
 // refused reports whether the engine refused something for one of reasons.
@@ -101,13 +134,20 @@ func (m mark) is(o mark) bool { return m.made.Equal(o.made) && m.seq == o.seq }
 
 // end is where the history ends, as its leader knows.
 func (h *history) end(ctx context.Context) (mark, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	info, err := h.stream.Info(ctx)
+	info, err := h.info(ctx, 2*firstAttempt)
+	if err != nil && passing(err) && ctx.Err() == nil {
+		info, err = h.info(ctx, requestTimeout)
+	}
 	if err != nil {
 		return mark{}, fmt.Errorf("asking for the end of the history: %w", err)
 	}
 	return mark{made: info.Created, seq: info.State.LastSeq}, nil
+}
+
+func (h *history) info(ctx context.Context, patience time.Duration) (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return h.stream.Info(ctx)
 }
 
 // errMany says that more was missed than is worth reading one by one.
