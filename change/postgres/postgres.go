@@ -107,7 +107,7 @@ func (s *Source) run(ctx context.Context, p *change.Publisher) error {
 	}
 	replication, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return connecting(err)
+		return set.noSender(ctx, err)
 	}
 	defer closeConn(ctx, replication.Close)
 	r := &reader{options: s.options, setup: set, conn: replication, publisher: p, relations: map[uint32]*relation{}}

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -89,7 +90,13 @@ func (r *reader) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return r.follow(ctx)
+	err = r.follow(ctx)
+	if code(err) == missingCode && r.options.Slot != "" {
+		// The slot's place in the log is older than the publication, which somebody
+		// dropped: the server cannot read on from there.
+		return errors.Join(err, r.drop(ctx))
+	}
+	return err
 }
 
 // slot makes a slot, or finds the permanent one. fresh says that changes before
@@ -98,12 +105,23 @@ func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fr
 	name = r.options.Slot
 	if name == "" {
 		name = "fleetbus_" + strings.ToLower(rand.Text()[:16])
-	} else if there, err := r.permanent(ctx); err != nil || there {
+	} else if start, there, err := r.permanent(ctx); err != nil {
 		return name, 0, false, err
+	} else if there {
+		if r.setup.marked(r.setup.mark(r.epoch)) {
+			return name, start, false, nil
+		}
+		return name, start, true, r.setup.unsure(ctx, []change.Key{nil})
 	}
 	made, err := pglogrepl.CreateReplicationSlot(ctx, r.conn, name, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
 		Temporary: r.options.Slot == "", Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
 	})
+	if code(err) == noSlotCode { // somebody was faster
+		var slots int
+		if r.setup.conn.QueryRow(ctx, "SELECT current_setting('max_replication_slots')::int").Scan(&slots) == nil {
+			err = noSlot(slots)
+		}
+	}
 	if err != nil {
 		return "", 0, false, fmt.Errorf("making replication slot %q: %w", name, err)
 	}
@@ -111,29 +129,37 @@ func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fr
 	return name, start, true, err
 }
 
-// permanent reports whether the permanent slot is there and whole. One that lost
-// its log is dropped.
-func (r *reader) permanent(ctx context.Context) (bool, error) {
+// permanent reports whether the permanent slot is there and whole, and how far it
+// was read. One that lost its log is dropped.
+func (r *reader) permanent(ctx context.Context) (start pglogrepl.LSN, there bool, err error) {
 	var active *int32
-	var status, plugin string
-	err := r.setup.conn.QueryRow(ctx, "SELECT active_pid, coalesce(wal_status, ''), coalesce(plugin, '') FROM pg_replication_slots WHERE slot_name = $1", r.options.Slot).
-		Scan(&active, &status, &plugin)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
+	var status, plugin, confirmed string
+	var here bool
+	err = r.setup.conn.QueryRow(ctx, `SELECT active_pid, coalesce(wal_status, ''), coalesce(plugin, 'physical'), coalesce(confirmed_flush_lsn, '0/0')::text,
+		coalesce(database = current_database(), false) FROM pg_replication_slots WHERE slot_name = $1`, r.options.Slot).
+		Scan(&active, &status, &plugin, &confirmed, &here)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, false, nil
+	case err != nil:
+		return 0, false, fmt.Errorf("looking for replication slot %q: %w", r.options.Slot, err)
+	case plugin != "pgoutput" || !here:
+		return 0, false, &change.SetupError{Problem: fmt.Sprintf("replication slot %q is another's: it is of plugin %s, or of another database", r.options.Slot, plugin),
+			Fix: "choose another name for the slot, or, if nobody needs it, SELECT pg_drop_replication_slot('" + r.options.Slot + "');"}
+	case active != nil:
+		return 0, false, fmt.Errorf("replication slot %q is in use, by process %d of the server", r.options.Slot, *active)
+	case status == "lost":
+		return 0, false, r.drop(ctx)
 	}
-	if err != nil {
-		return false, fmt.Errorf("looking for replication slot %q: %w", r.options.Slot, err)
-	}
-	if active != nil {
-		return false, fmt.Errorf("replication slot %q is in use, by process %d of the server", r.options.Slot, *active)
-	}
-	if status != "lost" && plugin == "pgoutput" {
-		return true, nil
-	}
+	start, err = pglogrepl.ParseLSN(confirmed)
+	return start, true, err
+}
+
+func (r *reader) drop(ctx context.Context) error {
 	if _, err := r.setup.conn.Exec(ctx, "SELECT pg_drop_replication_slot($1)", r.options.Slot); err != nil {
-		return false, fmt.Errorf("dropping replication slot %q, which lost its log: %w", r.options.Slot, err)
+		return fmt.Errorf("dropping replication slot %q, which lost its log: %w", r.options.Slot, err)
 	}
-	return false, nil
+	return nil
 }
 
 func (r *reader) resync(key change.Key) error {
@@ -192,7 +218,7 @@ func (r *reader) receive(ctx context.Context, until time.Time) error {
 		r.heard = time.Now()
 		switch msg := msg.(type) {
 		case *pgproto3.ErrorResponse:
-			return fmt.Errorf("reading the log: %s (%s)", msg.Message, msg.Code)
+			return fmt.Errorf("reading the log: %w", pgconn.ErrorResponseToPgError(msg))
 		case *pgproto3.CopyData:
 			if err := r.take(ctx, msg.Data); err != nil {
 				return err
@@ -347,6 +373,14 @@ func (r *reader) relation(ctx context.Context, msg *pglogrepl.RelationMessage) e
 	for _, c := range msg.Columns {
 		rel.columns = append(rel.columns, c.Name)
 	}
+	// The connection to the catalog may have gone silent.
+	ctx, cancel := context.WithTimeout(ctx, silent)
+	defer cancel()
+	whole, err := r.setup.whole(ctx, msg.RelationID)
+	if err != nil {
+		return fmt.Errorf("looking for the table of %q: %w", rel.table, err)
+	}
+	rel.table = cmp.Or(whole, rel.table)
 	primary, err := r.setup.primaryKey(ctx, msg.RelationID)
 	if err != nil {
 		return fmt.Errorf("looking for the primary key of table %q: %w", rel.table, err)
@@ -422,21 +456,26 @@ func (r *reader) settle(ctx context.Context) {
 	}
 }
 
-// check looks at what the log does not tell: tables that came, went or were
-// renamed, and how much log is kept.
+// check looks at what the log does not tell: tables that came, went or became
+// others, and how much log is kept.
 func (r *reader) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, silent)
+	defer cancel()
 	changed, err := r.setup.publish(ctx)
 	if err != nil {
 		return err
 	}
-	for _, table := range changed {
-		if err := r.resync(change.Key{table}); err != nil {
+	for _, key := range changed {
+		if err := r.resync(key); err != nil {
 			return err
 		}
 	}
 	r.progress.Warning = r.setup.warning()
 	if r.options.Slot == "" {
 		return nil
+	}
+	if err := r.mark(ctx); err != nil {
+		return err
 	}
 	var retained, limit int64
 	err = r.setup.conn.QueryRow(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
@@ -451,6 +490,30 @@ func (r *reader) check(ctx context.Context) error {
 	}
 	if retained > most {
 		r.progress.Warning = fmt.Sprintf("the server keeps %d MiB of log for slot %q; fix: look why the source is behind, or set max_slot_wal_keep_size", retained>>20, r.options.Slot)
+	}
+	return nil
+}
+
+// mark notes with which tables the slot was read, once nothing that concerns them
+// waits to be recorded.
+func (r *reader) mark(ctx context.Context) error {
+	mark := r.setup.mark(r.epoch)
+	if r.setup.marked(mark) || len(r.setup.late) > 0 {
+		return nil
+	}
+	flush, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if r.publisher.Flush(flush) != nil {
+		return nil // at the next check
+	}
+	err := r.setup.keep(ctx, mark)
+	if code(err) == refusedCode {
+		publication := quote(r.options.Publication)
+		r.progress.Warning = fmt.Sprintf("the source may not comment on publication %s, and begins with a resync each time; fix: ALTER PUBLICATION %s OWNER TO %s;", publication, publication, quote(r.setup.role))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("commenting on publication %q: %w", r.options.Publication, err)
 	}
 	return nil
 }

@@ -1,0 +1,231 @@
+package postgres
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/change/changetest"
+	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
+)
+
+// transaction begins one in which statement was run, and is not committed.
+func transaction(t *testing.T, db *postgrestest.Server, statement string) pgx.Tx {
+	t.Helper()
+	conn := db.Connect()
+	t.Cleanup(func() { conn.Close(within(t)) })
+	tx, err := conn.Begin(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(within(t), statement); err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+// TestTablesReplaced has tables become others, of which the log says nothing.
+func TestTablesReplaced(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY, v int)`, `CREATE TABLE b (id int PRIMARY KEY, v int)`,
+		`CREATE TABLE c (id int PRIMARY KEY, v int)`, `INSERT INTO c VALUES (1, 1)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.DSN}))
+	begun(w)
+	for _, c := range []struct {
+		what       string
+		statements []string
+		covered    []change.Key
+	}{
+		{"another of the same name", []string{`DROP TABLE a`, `CREATE TABLE a (id int PRIMARY KEY, v int)`, `INSERT INTO a VALUES (1, 1)`}, []change.Key{{"a", "1"}}},
+		{"two that change names", []string{`ALTER TABLE a RENAME TO x`, `ALTER TABLE b RENAME TO a`, `ALTER TABLE x RENAME TO b`}, []change.Key{{"a", "1"}, {"b", "1"}}},
+		{"values computed anew", []string{`ALTER TABLE c ALTER COLUMN v TYPE int USING v + 1`}, []change.Key{{"c", "1"}}},
+		{"a column with a default", []string{`ALTER TABLE c ADD COLUMN w int DEFAULT 7`}, []change.Key{{"c", "1"}}},
+	} {
+		w.Forget()
+		db.Exec(c.statements...)
+		t.Log(c.what)
+		w.Covered(c.covered...)
+	}
+	if errs := running.Errors(); len(errs) > 0 {
+		t.Error(errs)
+	}
+}
+
+// TestTableAdded has a transaction begin before its table is published, and end
+// long after: the server does not tell of what it did.
+func TestTableAdded(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE PUBLICATION chosen FOR TABLE a`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	bus.Run(source(t, Options{DSN: db.DSN, Tables: []string{"a"}, Publication: "chosen"}))
+	begun(w)
+	w.Forget()
+	db.Exec(`CREATE TABLE b (id int PRIMARY KEY)`)
+	tx := transaction(t, db, `INSERT INTO b VALUES (1)`)
+	db.Exec(`ALTER PUBLICATION chosen ADD TABLE b`)
+	w.Key(change.Resync, "b")
+	w.Forget()
+	if err := tx.Commit(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	w.Covered(change.Key{"b", "1"})
+}
+
+// TestPartitions has the rows of a partitioned table named by the table, however
+// it is published.
+func TestPartitions(t *testing.T) {
+	for _, root := range []string{"false", "true"} {
+		t.Run("root "+root, func(t *testing.T) {
+			db := postgrestest.Start(t, "wal_level=logical")
+			db.Exec(`CREATE TABLE p (id int, part int, PRIMARY KEY (part, id)) PARTITION BY LIST (part)`,
+				`CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)`, `CREATE TABLE p2 (id int NOT NULL, x int, part int NOT NULL, PRIMARY KEY (part, id))`,
+				`ALTER TABLE p2 DROP COLUMN x`, `ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)`,
+				`CREATE PUBLICATION fleetbus FOR TABLE p WITH (publish_via_partition_root = `+root+`)`)
+			bus := changetest.Start(t)
+			w := bus.Watch("")
+			running := bus.Run(source(t, Options{DSN: db.DSN}))
+			begun(w)
+			w.Forget()
+			db.Exec(`INSERT INTO p VALUES (7, 1), (8, 2)`)
+			w.Key(change.Insert, "p", "1", "7")
+			w.Key(change.Insert, "p", "2", "8")
+			db.Exec(`UPDATE p SET part = 2 WHERE id = 7`)
+			w.Key(change.Delete, "p", "1", "7")
+			w.Key(change.Insert, "p", "2", "7")
+			for _, statement := range []string{`TRUNCATE p2`, `ALTER TABLE p DETACH PARTITION p2`, `CREATE TABLE p3 PARTITION OF p FOR VALUES IN (3)`, `DROP TABLE p1`} {
+				w.Forget()
+				db.Exec(statement)
+				w.Covered(change.Key{"p", "2", "8"})
+			}
+			w.Forget()
+			db.Exec(`INSERT INTO p VALUES (9, 3)`)
+			w.Key(change.Insert, "p", "3", "9")
+			if errs := running.Errors(); len(errs) > 0 {
+				t.Error(errs)
+			}
+		})
+	}
+}
+
+// TestAway has the tables of a permanent slot change while nobody reads it.
+func TestAway(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE b (id int PRIMARY KEY)`, `INSERT INTO b VALUES (1)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	o := Options{DSN: db.DSN, Slot: "orders"}
+	run := func(covered change.Key, statements ...string) {
+		t.Helper()
+		w.Forget()
+		db.Exec(statements...)
+		running := bus.Run(source(t, o))
+		defer running.Stop()
+		w.Covered(covered)
+		db.Exec(`INSERT INTO a VALUES (1)`, `DELETE FROM a`)
+		w.Key(change.Delete, "a", "1")
+		// What it knows of the tables is kept when nothing waits to be recorded.
+		conn := db.Connect()
+		defer conn.Close(within(t))
+		for ctx := within(t); ; {
+			var kept bool
+			err := conn.QueryRow(ctx, `SELECT coalesce(obj_description(oid, 'pg_publication') LIKE '%orders%', false) FROM pg_publication`).Scan(&kept)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if kept {
+				return
+			}
+		}
+	}
+	run(nil)
+	for _, c := range [][]string{
+		{`DROP TABLE b`},
+		{`CREATE TABLE b (id int PRIMARY KEY)`, `INSERT INTO b VALUES (1)`},
+		{`DROP PUBLICATION fleetbus`, `INSERT INTO b VALUES (2)`},
+	} {
+		t.Log(c)
+		run(change.Key{"b", "1"}, c...)
+	}
+	// A slot whose first resync may never have been recorded begins with one.
+	run(nil, `COMMENT ON PUBLICATION fleetbus IS NULL`)
+	// A slot that is another's is left alone.
+	db.Exec(`SELECT pg_drop_replication_slot('orders')`, `SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
+	running := bus.Run(source(t, o))
+	for ctx := within(t); len(running.Errors()) == 0; {
+		if ctx.Err() != nil {
+			t.Fatal("it reads the slot of another plugin")
+		}
+	}
+	running.Stop()
+	var refused *change.SetupError
+	if err := running.Errors()[0]; !errors.As(err, &refused) || !strings.Contains(refused.Problem, "test_decoding") {
+		t.Errorf("the slot of another plugin: %v", err)
+	}
+	db.Exec(`SELECT * FROM pg_logical_slot_get_changes('orders', NULL, NULL)`)
+}
+
+// TestPublicationRefused has publications that would leave out changes.
+func TestPublicationRefused(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical", "max_wal_senders=1", "max_replication_slots=2")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE parent (id int PRIMARY KEY)`, `CREATE TABLE child () INHERITS (parent)`, `INSERT INTO child VALUES (1)`,
+		`CREATE PUBLICATION inserts FOR TABLE a WITH (publish = 'insert')`, `CREATE PUBLICATION few FOR TABLE a WHERE (id > 7)`)
+	bus := changetest.Start(t)
+	refused := func(o Options, fix string) {
+		t.Helper()
+		running := bus.Run(source(t, o))
+		defer running.Stop()
+		for ctx := within(t); len(running.Errors()) == 0; {
+			if ctx.Err() != nil {
+				t.Fatalf("not refused: %+v", o)
+			}
+		}
+		var setup *change.SetupError
+		if err := running.Errors()[0]; !errors.As(err, &setup) || !strings.Contains(setup.Fix, fix) {
+			t.Errorf("%v, which does not say %s", err, fix)
+		}
+	}
+	refused(Options{DSN: db.DSN, Publication: "inserts"}, `SET (publish = 'insert, update, delete, truncate')`)
+	refused(Options{DSN: db.DSN, Publication: "few"}, `DROP TABLE public.a`)
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.DSN}))
+	begun(w)
+	// The rows of a table without a key, which inherits from one with, can be changed.
+	db.Exec(`UPDATE child SET id = 2`)
+	refused(Options{DSN: db.DSN, Tables: []string{"a"}}, `max_wal_senders = 11`)
+	running.Stop()
+	db.Exec(`SELECT pg_create_logical_replication_slot(x, 'test_decoding') FROM unnest(ARRAY['x', 'y']) x`)
+	refused(Options{DSN: db.DSN}, `max_replication_slots = 12`)
+}
+
+// TestBlocked has a table locked when it is to be published: the others are told
+// of meanwhile.
+func TestBlocked(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.DSN}))
+	begun(w)
+	db.Exec(`CREATE TABLE b (id int PRIMARY KEY)`)
+	tx := transaction(t, db, `LOCK TABLE b`)
+	ctx := within(t)
+	for !strings.Contains(running.Publisher.Progress().Warning, "locked") && ctx.Err() == nil {
+	}
+	w.Forget()
+	db.Exec(`INSERT INTO a VALUES (1)`)
+	w.Key(change.Insert, "a", "1")
+	if err := tx.Commit(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	w.Key(change.Resync, "b")
+	if errs := running.Errors(); len(errs) > 0 || slices.ContainsFunc(w.Notices(), func(n change.Notice) bool { return n.Kind == change.Resync && n.Key == nil }) {
+		t.Error(errs, w.Notices())
+	}
+}
