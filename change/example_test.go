@@ -85,7 +85,7 @@ func (u *users) Allowed(ctx context.Context, name string) (bool, error) {
 
 // readReplica reads a replica that may be older than the notice.
 func readReplica(ctx context.Context, replica *pgxpool.Pool, n change.Notice) error {
-	if err := postgres.WaitFor(ctx, replica, n.Version); err != nil {
+	if err := postgres.WaitFor(ctx, replica, n.Epoch, n.Version); err != nil {
 		return err // read the primary instead
 	}
 	return replica.QueryRow(ctx, "SELECT 1").Scan(new(int))

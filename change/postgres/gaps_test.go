@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -155,6 +157,22 @@ func TestAway(t *testing.T) {
 	}
 	// A slot whose first resync may never have been recorded begins with one.
 	run(nil, `COMMENT ON PUBLICATION fleetbus IS NULL`)
+	// Without the right to keep what it knows, it begins with a resync, and says so.
+	db.Exec(`CREATE ROLE app LOGIN REPLICATION`)
+	stranger := o
+	stranger.DSN, stranger.Tables = strings.Replace(db.DSN, "user=postgres", "user=app", 1), []string{"a"}
+	stranger.Publication, stranger.Slot = "fleetbus", "stranger"
+	for range 2 {
+		w.Forget()
+		running := bus.Run(source(t, stranger))
+		begun(w)
+		for ctx := within(t); !strings.Contains(running.Publisher.Progress().Warning, `OWNER TO "app"`); {
+			if ctx.Err() != nil {
+				t.Fatalf("no warning: %+v", running.Publisher.Progress())
+			}
+		}
+		running.Stop()
+	}
 	// A slot that is another's is left alone.
 	db.Exec(`SELECT pg_drop_replication_slot('orders')`, `SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
 	running := bus.Run(source(t, o))
@@ -227,5 +245,100 @@ func TestBlocked(t *testing.T) {
 	w.Key(change.Resync, "b")
 	if errs := running.Errors(); len(errs) > 0 || slices.ContainsFunc(w.Notices(), func(n change.Notice) bool { return n.Kind == change.Resync && n.Key == nil }) {
 		t.Error(errs, w.Notices())
+	}
+}
+
+// TestFailover has a replica take over, and a version be awaited on it before.
+func TestFailover(t *testing.T) {
+	primary := postgrestest.Start(t, "wal_level=logical")
+	primary.Exec(`CREATE TABLE a (id int PRIMARY KEY)`)
+	replica := primary.Replica()
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	host := func(dsn string) string { return strings.TrimPrefix(strings.Fields(dsn)[0], "host=") }
+	running := bus.Run(source(t, Options{DSN: "host=" + host(replica.DSN) + "," + host(primary.DSN) + " user=postgres dbname=postgres target_session_attrs=read-write"}))
+	begun(w)
+	conn := replica.Connect()
+	defer conn.Close(within(t))
+	var before change.Notice
+	for i := range 20 {
+		primary.Exec(fmt.Sprintf(`INSERT INTO a VALUES (%d)`, i))
+		before = w.Key(change.Insert, "a", strconv.Itoa(i))
+		if err := WaitFor(within(t), conn, before.Epoch, before.Version); err != nil {
+			t.Fatal(err)
+		}
+		var there bool
+		if err := conn.QueryRow(within(t), `SELECT EXISTS (SELECT FROM a WHERE id = $1)`, i).Scan(&there); err != nil || !there {
+			t.Errorf("row %d is not there: %v", i, err)
+		}
+	}
+	if err := WaitFor(within(t), conn, "1234.1", 1); !errors.Is(err, ErrEpoch) {
+		t.Errorf("a version of another system: %v", err)
+	}
+	only := bus.Run(source(t, Options{DSN: replica.DSN}))
+	for ctx := within(t); len(only.Errors()) == 0 && ctx.Err() == nil; {
+	}
+	if only.Stop(); !strings.Contains(only.Errors()[0].Error(), "target_session_attrs=read-write") {
+		t.Error(only.Errors()[0])
+	}
+	w.Forget()
+	primary.Kill()
+	replica.Exec(`SELECT pg_promote()`, `INSERT INTO a VALUES (100)`)
+	w.Covered(change.Key{"a", "100"})
+	replica.Exec(`INSERT INTO a VALUES (101)`)
+	after := w.Key(change.Insert, "a", "101")
+	if !strings.HasSuffix(before.Epoch, ".1") || after.Epoch != strings.TrimSuffix(before.Epoch, "1")+"2" {
+		t.Errorf("epoch %q became %q", before.Epoch, after.Epoch)
+	}
+	if err := WaitFor(within(t), conn, before.Epoch, before.Version); !errors.Is(err, ErrEpoch) {
+		t.Errorf("a version before the fail-over: %v", err)
+	}
+	if err := WaitFor(within(t), conn, after.Epoch, after.Version); err != nil {
+		t.Error(err)
+	}
+	if len(running.Errors()) == 0 {
+		t.Error("it did not notice")
+	}
+}
+
+// TestIdle has another database write: the log is not kept for a source that has
+// nothing to tell. What is kept all the same is said.
+func TestIdle(t *testing.T) {
+	db := postgrestest.Start(t, "wal_level=logical", "max_slot_wal_keep_size=40MB", "fsync=off")
+	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE DATABASE other`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.DSN, Slot: "orders"}))
+	begun(w)
+	other, err := pgx.Connect(within(t), strings.Replace(db.DSN, "dbname=postgres", "dbname=other", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(within(t))
+	var until string
+	for _, statement := range []string{`CREATE TABLE b (v text)`, `INSERT INTO b SELECT repeat('x', 1000) FROM generate_series(1, 10000)`} {
+		if _, err := other.Exec(within(t), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := other.QueryRow(within(t), `SELECT pg_current_wal_lsn()::text`).Scan(&until); err != nil {
+		t.Fatal(err)
+	}
+	for ctx, moved := within(t), false; !moved; {
+		if err := other.QueryRow(ctx, `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = 'orders'`, until).Scan(&moved); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx := transaction(t, db, `INSERT INTO a VALUES (1)`)
+	for ctx := within(t); !strings.Contains(running.Publisher.Progress().Warning, "MiB of log"); {
+		if _, err := other.Exec(ctx, `INSERT INTO b SELECT repeat('x', 1000) FROM generate_series(1, 1000)`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if at := running.Publisher.Progress(); at.Retained < 20<<20 {
+		t.Errorf("warned of %+v", at)
+	}
+	if err := tx.Rollback(within(t)); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -156,19 +156,45 @@ type Queryer interface {
 // maxWait is the longest pause between two looks of WaitFor.
 const maxWait = 50 * time.Millisecond
 
-// WaitFor returns when a read on q sees the change of that version: q may be a
-// replica, which is then as new as the notice. The version has to be of the
-// history that q has: see Notice.Epoch. It returns ctx's error if ctx ends first.
-func WaitFor(ctx context.Context, q Queryer, version uint64) error {
+// ErrEpoch says that a version is of another history than the database's.
+var ErrEpoch = errors.New("the database has another history")
+
+// place is where a database stands: its system, the newest timeline that it knows
+// of, its position, and whether it is a replica.
+const place = `SELECT (SELECT system_identifier::text FROM pg_control_system()),
+	CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+		ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END,
+	(CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::text,
+	pg_is_in_recovery()`
+
+// WaitFor returns when a read on q sees the change of that version and epoch, as a
+// notice tells them: q may be a replica, which is then as new as the notice. It
+// returns ctx's error if ctx ends first, and ErrEpoch if q is of another system or
+// went over to a later history, as after a fail-over: versions cannot be compared
+// then. An empty epoch is any.
+func WaitFor(ctx context.Context, q Queryer, epoch string, version uint64) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, maxWait) {
-		var text string
-		err := q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn)::text`).Scan(&text)
-		if err != nil {
+		var system, text string
+		var timeline int
+		var replica bool
+		if err := q.QueryRow(ctx, place).Scan(&system, &timeline, &text, &replica); err != nil {
 			return fmt.Errorf("waiting for version %d: %w", version, err)
 		}
+		at, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("waiting for version %d: reading position %q: %w", version, text, err)
+		}
+		here := epochOf(system, timeline)
+		if epoch != "" && here != epoch {
+			// A replica may yet have to hear of the timeline.
+			wanted, number, _ := strings.Cut(epoch, ".")
+			if later, err := strconv.Atoi(number); err != nil || wanted != system || timeline > later || !replica {
+				return fmt.Errorf("waiting for version %d: %w: %q, and not %q", version, ErrEpoch, here, epoch)
+			}
+		}
 		// The version is where the record of the commit begins.
-		if at, err := strconv.ParseUint(text, 10, 64); err != nil || at > version {
-			return err
+		if at > version {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -177,3 +203,6 @@ func WaitFor(ctx context.Context, q Queryer, version uint64) error {
 		}
 	}
 }
+
+// epochOf names the history of a system on a timeline.
+func epochOf(system string, timeline int) string { return fmt.Sprintf("%s.%d", system, timeline) }

@@ -117,12 +117,12 @@ func TestRows(t *testing.T) {
 			t.Errorf("told of %+v, which never was", n)
 		}
 	}
-	if err := WaitFor(within(t), conn, n.Version); err != nil {
+	if err := WaitFor(within(t), conn, n.Epoch, n.Version); err != nil {
 		t.Error(err)
 	}
 	late, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := WaitFor(late, conn, 1<<62); !errors.Is(err, context.DeadlineExceeded) {
+	if err := WaitFor(late, conn, n.Epoch, 1<<62); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a version that never was is there: %v", err)
 	}
 }

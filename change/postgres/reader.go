@@ -72,7 +72,7 @@ func (r *reader) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking which system it is: %w", err)
 	}
-	r.epoch = fmt.Sprintf("%s.%d", system.SystemID, system.Timeline)
+	r.epoch = epochOf(system.SystemID, int(system.Timeline))
 	slot, start, fresh, err := r.slot(ctx)
 	if err != nil {
 		return err
@@ -85,6 +85,7 @@ func (r *reader) run(ctx context.Context) error {
 		return fmt.Errorf("starting to read the log from slot %q: %w", slot, err)
 	}
 	r.read, r.safe, r.heard = start, start, time.Now()
+	r.progress.Warning = r.setup.warning()
 	if fresh {
 		if err := r.resync(nil); err != nil {
 			return err
@@ -169,13 +170,26 @@ func (r *reader) resync(key change.Key) error {
 
 // follow reads the log until ctx is done.
 func (r *reader) follow(ctx context.Context) error {
-	var checked time.Time
+	ctx, cancel := context.WithCancel(ctx)
+	var looking chan looked
+	defer func() {
+		if cancel(); looking != nil {
+			<-looking
+		}
+	}()
+	var began time.Time
 	for {
-		if time.Since(checked) >= checkEvery {
-			if err := r.check(ctx); err != nil {
+		select {
+		case l := <-looking:
+			looking = nil
+			if err := r.found(l); err != nil {
 				return err
 			}
-			checked = time.Now()
+		default:
+		}
+		if looking == nil && time.Since(began) >= checkEvery {
+			began, looking = time.Now(), make(chan looked, 1)
+			go func() { looking <- r.look(ctx) }()
 		}
 		if err := r.status(ctx); err != nil {
 			return err
@@ -376,6 +390,8 @@ func (r *reader) relation(ctx context.Context, msg *pglogrepl.RelationMessage) e
 	// The connection to the catalog may have gone silent.
 	ctx, cancel := context.WithTimeout(ctx, silent)
 	defer cancel()
+	r.setup.mu.Lock()
+	defer r.setup.mu.Unlock()
 	whole, err := r.setup.whole(ctx, msg.RelationID)
 	if err != nil {
 		return fmt.Errorf("looking for the table of %q: %w", rel.table, err)
@@ -456,64 +472,90 @@ func (r *reader) settle(ctx context.Context) {
 	}
 }
 
-// check looks at what the log does not tell: tables that came, went or became
-// others, and how much log is kept.
-func (r *reader) check(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, silent)
-	defer cancel()
-	changed, err := r.setup.publish(ctx)
-	if err != nil {
-		return err
-	}
-	for _, key := range changed {
-		if err := r.resync(key); err != nil {
-			return err
+// looked is what the log does not tell: tables that came, went or became others,
+// and how much log is kept.
+type looked struct {
+	changed  []change.Key
+	warning  string
+	retained uint64
+	err      error
+}
+
+// look looks while the log is read on. What was found the last time is announced.
+func (r *reader) look(ctx context.Context) (l looked) {
+	unmarked := ""
+	if r.options.Slot != "" {
+		if unmarked, l.err = r.mark(ctx); l.err != nil {
+			return l
 		}
 	}
-	r.progress.Warning = r.setup.warning()
-	if r.options.Slot == "" {
-		return nil
+	ctx, cancel := context.WithTimeout(ctx, silent)
+	defer cancel()
+	r.setup.mu.Lock()
+	defer r.setup.mu.Unlock()
+	if l.changed, l.err = r.setup.publish(ctx); l.err != nil {
+		return l
 	}
-	if err := r.mark(ctx); err != nil {
-		return err
+	l.warning = cmp.Or(unmarked, r.setup.warning())
+	if r.options.Slot == "" {
+		return l
 	}
 	var retained, limit int64
-	err = r.setup.conn.QueryRow(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+	err := r.setup.conn.QueryRow(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
 		(SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size') FROM pg_replication_slots WHERE slot_name = $1`, r.options.Slot).Scan(&retained, &limit)
 	if err != nil {
-		return fmt.Errorf("looking at replication slot %q: %w", r.options.Slot, err)
+		l.err = fmt.Errorf("looking at replication slot %q: %w", r.options.Slot, err)
+		return l
 	}
-	r.progress.Retained = uint64(max(retained, 0))
+	l.retained = uint64(max(retained, 0))
 	most := int64(retainedWarning)
 	if limit > 0 {
 		most = limit / 2
 	}
 	if retained > most {
-		r.progress.Warning = fmt.Sprintf("the server keeps %d MiB of log for slot %q; fix: look why the source is behind, or set max_slot_wal_keep_size", retained>>20, r.options.Slot)
+		l.warning = fmt.Sprintf("the server keeps %d MiB of log for slot %q; fix: look why the source is behind, or set max_slot_wal_keep_size", retained>>20, r.options.Slot)
+	}
+	return l
+}
+
+func (r *reader) found(l looked) error {
+	if l.err != nil {
+		return l.err
+	}
+	r.progress.Warning, r.progress.Retained = l.warning, l.retained
+	for _, key := range l.changed {
+		if err := r.resync(key); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // mark notes with which tables the slot was read, once nothing that concerns them
-// waits to be recorded.
-func (r *reader) mark(ctx context.Context) error {
+// waits to be recorded. It returns a warning if it may not.
+func (r *reader) mark(ctx context.Context) (warning string, err error) {
 	mark := r.setup.mark(r.epoch)
 	if r.setup.marked(mark) || len(r.setup.late) > 0 {
-		return nil
+		return "", nil
 	}
 	flush, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	if r.publisher.Flush(flush) != nil {
-		return nil // at the next check
+		return "", nil // at the next look
 	}
-	err := r.setup.keep(ctx, mark)
-	if code(err) == refusedCode {
-		publication := quote(r.options.Publication)
-		r.progress.Warning = fmt.Sprintf("the source may not comment on publication %s, and begins with a resync each time; fix: ALTER PUBLICATION %s OWNER TO %s;", publication, publication, quote(r.setup.role))
-		return nil
+	r.setup.mu.Lock()
+	defer r.setup.mu.Unlock()
+	ctx, cancel = context.WithTimeout(ctx, silent)
+	defer cancel()
+	err = r.setup.keep(ctx, mark)
+	switch {
+	case code(err) == refusedCode:
+		name := quote(r.options.Publication)
+		return fmt.Sprintf("the source may not comment on publication %s, and begins with a resync each time; fix: ALTER PUBLICATION %s OWNER TO %s;", name, name, quote(r.setup.role)), nil
+	case code(err) == lockedCode:
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("commenting on publication %q: %w", r.options.Publication, err)
 	}
-	if err != nil {
-		return fmt.Errorf("commenting on publication %q: %w", r.options.Publication, err)
-	}
-	return nil
+	return "", nil
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,7 +17,6 @@ import (
 )
 
 // lockTimeout is how long a statement waits for a table that somebody has locked.
-// The log is not read meanwhile.
 const lockTimeout = "200ms"
 
 // The codes of errors that are told apart.
@@ -40,8 +40,10 @@ func code(err error) string {
 // connection.
 type setup struct {
 	options Options
-	conn    *pgx.Conn
 	role    string
+	// mu guards conn while the log is read.
+	mu   sync.Mutex
+	conn *pgx.Conn
 	// publication and published are what check and publish found last, and keyless
 	// and locked the tables that are left out: without a primary key, and locked
 	// when they should have been added.

@@ -40,7 +40,20 @@ type Server struct {
 // of a quick test server, and skips the test if there is none on this machine.
 func Start(t testing.TB, settings ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, bin: find(t), settings: settings}
+	return start(t, settings, "initdb", "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--no-locale")
+}
+
+// Replica starts a replica of s, with the settings of s. Exec "SELECT
+// pg_promote()" makes it a primary.
+func (s *Server) Replica() *Server {
+	s.t.Helper()
+	return start(s.t, s.settings, "pg_basebackup", "-h", s.dir, "-U", "postgres", "-R", "-c", "fast", "--no-sync")
+}
+
+// start starts a server in a new directory, whose data a program makes.
+func start(t testing.TB, settings []string, program string, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, bin: find(t), settings: slices.Clone(settings)}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "pg-"); err != nil {
 		t.Fatal(err)
@@ -49,7 +62,7 @@ func Start(t testing.TB, settings ...string) *Server {
 	if os.Getuid() == 0 {
 		s.become(t)
 	}
-	s.run("initdb", "-D", s.data(), "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--no-locale")
+	s.run(program, append(args, "-D", s.data())...)
 	s.DSN = fmt.Sprintf("host=%s user=postgres dbname=postgres", s.dir)
 	s.Restart()
 	t.Cleanup(s.Stop)
@@ -79,7 +92,9 @@ func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 // find is the directory of the server's programs, the newest if there are several.
 func find(t testing.TB) string {
 	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path)
+		if path, err = filepath.EvalSymlinks(path); err == nil { // beside it are the others
+			return filepath.Dir(path)
+		}
 	}
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
