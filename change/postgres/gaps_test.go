@@ -32,6 +32,7 @@ func transaction(t *testing.T, db *postgrestest.Server, statement string) pgx.Tx
 
 // TestTablesReplaced has tables become others, of which the log says nothing.
 func TestTablesReplaced(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY, v int)`, `CREATE TABLE b (id int PRIMARY KEY, v int)`,
 		`CREATE TABLE c (id int PRIMARY KEY, v int)`, `INSERT INTO c VALUES (1, 1)`)
@@ -62,6 +63,7 @@ func TestTablesReplaced(t *testing.T) {
 // TestTableAdded has a transaction begin before its table is published, and end
 // long after: the server does not tell of what it did.
 func TestTableAdded(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE PUBLICATION chosen FOR TABLE a`)
 	bus := changetest.Start(t)
@@ -83,8 +85,10 @@ func TestTableAdded(t *testing.T) {
 // TestPartitions has the rows of a partitioned table named by the table, however
 // it is published.
 func TestPartitions(t *testing.T) {
+	t.Parallel()
 	for _, root := range []string{"false", "true"} {
 		t.Run("root "+root, func(t *testing.T) {
+			t.Parallel()
 			db := postgrestest.Start(t, "wal_level=logical")
 			db.Exec(`CREATE TABLE p (id int, part int, PRIMARY KEY (part, id)) PARTITION BY LIST (part)`,
 				`CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)`, `CREATE TABLE p2 (id int NOT NULL, x int, part int NOT NULL, PRIMARY KEY (part, id))`,
@@ -118,6 +122,7 @@ func TestPartitions(t *testing.T) {
 
 // TestAway has the tables of a permanent slot change while nobody reads it.
 func TestAway(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE b (id int PRIMARY KEY)`, `INSERT INTO b VALUES (1)`)
 	bus := changetest.Start(t)
@@ -191,6 +196,7 @@ func TestAway(t *testing.T) {
 
 // TestPublicationRefused has publications that would leave out changes.
 func TestPublicationRefused(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical", "max_wal_senders=1", "max_replication_slots=2")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE TABLE parent (id int PRIMARY KEY)`, `CREATE TABLE child () INHERITS (parent)`, `INSERT INTO child VALUES (1)`,
 		`CREATE PUBLICATION inserts FOR TABLE a WITH (publish = 'insert')`, `CREATE PUBLICATION few FOR TABLE a WHERE (id > 7)`)
@@ -225,6 +231,7 @@ func TestPublicationRefused(t *testing.T) {
 // TestBlocked has a table locked when it is to be published: the others are told
 // of meanwhile.
 func TestBlocked(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`)
 	bus := changetest.Start(t)
@@ -250,6 +257,7 @@ func TestBlocked(t *testing.T) {
 
 // TestFailover has a replica take over, and a version be awaited on it before.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	primary := postgrestest.Start(t, "wal_level=logical")
 	primary.Exec(`CREATE TABLE a (id int PRIMARY KEY)`)
 	replica := primary.Replica()
@@ -304,6 +312,7 @@ func TestFailover(t *testing.T) {
 // TestIdle has another database write: the log is not kept for a source that has
 // nothing to tell. What is kept all the same is said.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	db := postgrestest.Start(t, "wal_level=logical", "max_slot_wal_keep_size=40MB", "fsync=off")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE DATABASE other`)
 	bus := changetest.Start(t)

@@ -42,14 +42,18 @@ type Options struct {
 	// DSN is a connection string of PostgreSQL, as a URL or as keywords.
 	DSN string
 	// Tables to tell of, with their schema if it is not "public". Empty: all that
-	// have a primary key or a replica identity, also those that come later.
+	// have a primary key or a replica identity, also those that come later. The rows
+	// of a partition are told of as those of its table.
 	Tables []string
 	// Publication that names the tables to the server. Default: one of a name made
 	// from Tables, which the Source makes and keeps up to date.
 	Publication string
 	// Slot is the name of a permanent replication slot. The server keeps its log
 	// for it while the Source is away, until the disk is full if
-	// max_slot_wal_keep_size sets no limit. Empty: a temporary slot.
+	// max_slot_wal_keep_size sets no limit. The Source notes in a comment on the
+	// publication with which tables it read the slot, because the log does not say
+	// that one was dropped; if the tables are others at the next start, or its user
+	// does not own the publication, it begins with a Resync. Empty: a temporary slot.
 	Slot string
 	// NoInstall has the Source refuse a database without the publication, with the
 	// statements that make it, in place of making it.
