@@ -45,6 +45,12 @@ type catalog struct {
 	conn    *sql.Conn
 	mariadb bool
 	server  uuid.UUID
+	// anyCase says that names of tables are the same in any letter case; then all
+	// that are kept here have small letters. database is the DSN's, and chosen are
+	// the Options' tables, by their names in keys.
+	anyCase  bool
+	database string
+	chosen   map[string]bool
 
 	tables   map[[2]string]*table
 	cascades map[[2]string][]cascade
@@ -97,10 +103,12 @@ func (c *catalog) check(ctx context.Context) error {
 	c.mariadb = strings.Contains(strings.ToLower(version), "mariadb")
 	settings := map[string]string{}
 	err = c.query(ctx, func(m map[string]string) { settings[strings.ToLower(m["variable_name"])] = m["value"] },
-		`SHOW GLOBAL VARIABLES WHERE variable_name IN ('log_bin', 'binlog_format', 'gtid_mode', 'server_uuid', 'sync_binlog', 'binlog_row_value_options', 'server_id')`)
+		`SHOW GLOBAL VARIABLES WHERE variable_name IN ('log_bin', 'binlog_format', 'gtid_mode', 'server_uuid', 'sync_binlog', 'binlog_row_value_options', 'server_id', 'lower_case_table_names')`)
 	if err != nil {
 		return err
 	}
+	c.anyCase = settings["lower_case_table_names"] != "0"
+	c.choose()
 	missing := func(name, value, fix string) error {
 		return &change.SetupError{Problem: fmt.Sprintf("%s is %s", name, value), Fix: fix}
 	}
@@ -126,10 +134,10 @@ func (c *catalog) check(ctx context.Context) error {
 	if err := c.checkLog(ctx); err != nil {
 		return err
 	}
-	for name := range s.tables {
+	for name := range c.chosen {
 		schema, bare, ok := strings.Cut(name, ".")
-		if !ok || s.config.DBName != "" && !c.exists(ctx, schema, bare) {
-			schema, bare = s.config.DBName, name
+		if !ok || c.database != "" && !c.exists(ctx, schema, bare) {
+			schema, bare = c.database, name
 		}
 		if !c.exists(ctx, schema, bare) {
 			return &change.SetupError{Problem: fmt.Sprintf("there is no table %q, or user %q may not see it", name, s.config.User),
@@ -137,6 +145,41 @@ func (c *catalog) check(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// choose reads the Options as the server would.
+func (c *catalog) choose() {
+	c.database, c.chosen = c.same(c.source.config.DBName), map[string]bool{}
+	for _, table := range c.source.options.Tables {
+		c.chosen[strings.TrimPrefix(c.same(table), c.database+".")] = true
+	}
+}
+
+// same is one of the texts that are the same name.
+func (c *catalog) same(name string) string {
+	if c.anyCase {
+		return strings.ToLower(name)
+	}
+	return name
+}
+
+// name is how a table is called in keys.
+func (c *catalog) name(schema, table string) string {
+	if schema == c.database {
+		return table
+	}
+	return schema + "." + table
+}
+
+// wanted says whether a table is told of.
+func (c *catalog) wanted(schema, table string) bool {
+	if len(c.chosen) > 0 {
+		return c.chosen[c.name(schema, table)]
+	}
+	if c.database != "" {
+		return schema == c.database
+	}
+	return !slices.Contains([]string{"mysql", "sys", "information_schema", "performance_schema"}, schema)
 }
 
 // exists reports whether there is a table.
@@ -183,10 +226,10 @@ func (c *catalog) checkLog(ctx context.Context) error {
 		return err
 	}
 	schemas := map[string]bool{}
-	if c.source.config.DBName != "" {
-		schemas[c.source.config.DBName] = true
+	if c.database != "" {
+		schemas[c.database] = true
 	}
-	for name := range c.source.tables {
+	for name := range c.chosen {
 		if schema, _, ok := strings.Cut(name, "."); ok {
 			schemas[schema] = true
 		}
@@ -195,7 +238,7 @@ func (c *catalog) checkLog(ctx context.Context) error {
 		if end[setting] == "" {
 			continue
 		}
-		listed := strings.Split(end[setting], ",")
+		listed := strings.Split(c.same(end[setting]), ",")
 		out := len(schemas) == 0
 		for schema := range schemas {
 			out = out || slices.Contains(listed, schema) == (setting == "binlog_ignore_db")
@@ -218,7 +261,7 @@ func (c *catalog) table(ctx context.Context, schema, name string) (*table, error
 	if t, ok := c.tables[at]; ok {
 		return t, nil
 	}
-	t := &table{name: c.source.name(schema, name)}
+	t := &table{name: c.name(schema, name)}
 	places := map[int]int{}
 	err := c.query(ctx, func(m map[string]string) {
 		length, _ := strconv.Atoi(m["octets"])
@@ -279,7 +322,7 @@ func (c *catalog) learnCascades(ctx context.Context) error {
 		id := m["child_schema"] + "\x00" + m["child"] + "\x00" + m["name"]
 		e := edges[id]
 		if e == nil {
-			e = &edge{parent: [2]string{m["parent_schema"], m["parent"]}, child: [2]string{m["child_schema"], m["child"]}}
+			e = &edge{parent: [2]string{c.same(m["parent_schema"]), c.same(m["parent"])}, child: [2]string{c.same(m["child_schema"]), c.same(m["child"])}}
 			e.deletes, e.updates = changes(m["on_delete"]), changes(m["on_update"])
 			edges[id] = e
 		}
@@ -309,9 +352,9 @@ func (c *catalog) learnCascades(ctx context.Context) error {
 					continue
 				}
 				seen[child] = true
-				if c.source.wanted(child[0], child[1]) {
+				if c.wanted(child[0], child[1]) {
 					one := e.cascade
-					one.child = c.source.name(child[0], child[1])
+					one.child = c.name(child[0], child[1])
 					c.cascades[parent] = append(c.cascades[parent], one)
 				}
 				for _, next := range below[child] {

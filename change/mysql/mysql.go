@@ -30,7 +30,8 @@
 // has no such text, a table without a primary key, a statement that changes a
 // table, and one that is in the log as a statement become a Resync. So do the
 // tables whose rows a foreign key changes, because the log has not got those rows.
-// A session that sets sql_log_bin = 0 is not heard of.
+// A session that sets sql_log_bin = 0 is not heard of. Where the server takes
+// names of tables for the same in any letter case, keys have the small letters.
 //
 // By default the Source begins where the log ends, with a Resync. With
 // Options.PositionFile it goes on where it was, unless the server has removed that
@@ -83,7 +84,6 @@ type Options struct {
 type Source struct {
 	options Options
 	config  *driver.Config
-	tables  map[string]bool
 }
 
 // New returns a Source of o's database. It connects nothing.
@@ -115,11 +115,7 @@ func New(o Options) (*Source, error) {
 	if o.ServerID == 0 {
 		o.ServerID = 1<<31 + rand.Uint32N(1<<31-1)
 	}
-	s := &Source{options: o, config: config, tables: map[string]bool{}}
-	for _, table := range o.Tables {
-		s.tables[strings.TrimPrefix(table, config.DBName+".")] = true
-	}
-	return s, nil
+	return &Source{options: o, config: config}, nil
 }
 
 // Run is change.Source's.
@@ -147,27 +143,8 @@ func (s *Source) run(ctx context.Context, p *change.Publisher) error {
 	if err := c.check(ctx); err != nil {
 		return err
 	}
-	r := &reader{source: s, catalog: c, publisher: p}
+	r := &reader{source: s, catalog: c, publisher: p, altered: map[[2]string]bool{}}
 	return r.run(ctx)
-}
-
-// name is how a table is called in keys.
-func (s *Source) name(schema, table string) string {
-	if schema == s.config.DBName {
-		return table
-	}
-	return schema + "." + table
-}
-
-// wanted says whether a table is told of.
-func (s *Source) wanted(schema, table string) bool {
-	if len(s.tables) > 0 {
-		return s.tables[s.name(schema, table)]
-	}
-	if s.config.DBName != "" {
-		return schema == s.config.DBName
-	}
-	return !slices.Contains([]string{"mysql", "sys", "information_schema", "performance_schema"}, schema)
 }
 
 // The numbers of the server's errors that are told apart.

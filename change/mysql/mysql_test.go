@@ -218,6 +218,102 @@ func TestForeignKeys(t *testing.T) {
 	}
 }
 
+// TestLate has a source read of rows that foreign keys took with them, when the
+// foreign keys are others already.
+func TestLate(t *testing.T) {
+	db := startMariaDB(t)
+	db.exec(`GRANT REFERENCES ON app.* TO reader@localhost`, `CREATE TABLE parent (id int PRIMARY KEY)`,
+		`CREATE TABLE child (id int PRIMARY KEY, parent int, CONSTRAINT up FOREIGN KEY (parent) REFERENCES parent (id) ON DELETE CASCADE)`,
+		`CREATE TABLE grandchild (id int PRIMARY KEY, child int, FOREIGN KEY (child) REFERENCES child (id) ON DELETE SET NULL)`,
+		`CREATE TABLE last (id int PRIMARY KEY)`,
+		`INSERT INTO parent VALUES (1), (2)`, `INSERT INTO child VALUES (1, 1), (2, 2)`, `INSERT INTO grandchild VALUES (1, 1), (2, 2)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	o := Options{DSN: db.dsn, PositionFile: filepath.Join(t.TempDir(), "position"), Tables: []string{"grandchild", "last"}}
+	running := bus.Run(source(t, o))
+	begun(w)
+	for i, statements := range [][]string{
+		{`DELETE FROM parent WHERE id = 1`, `RENAME TABLE parent TO other`, `INSERT INTO last VALUES (0)`},
+		{`DELETE FROM other WHERE id = 2`, `ALTER TABLE child DROP FOREIGN KEY up`, `INSERT INTO last VALUES (1)`},
+	} {
+		at := db.value("@@global.gtid_binlog_pos")
+		eventually(t, "the position is kept", func() bool {
+			data, _ := os.ReadFile(o.PositionFile)
+			return strings.Contains(string(data), at)
+		})
+		running.Stop()
+		w.Forget()
+		db.exec(statements...)
+		running = bus.Run(source(t, o))
+		w.Key(change.Insert, "last", fmt.Sprint(i))
+		w.Key(change.Resync, "grandchild")
+	}
+	if errs := running.Errors(); len(errs) > 0 {
+		t.Error(errs)
+	}
+}
+
+// TestLetterCase has a server to which a name is the same in any letter case, and
+// people who write it as they like.
+func TestLetterCase(t *testing.T) {
+	db := startMariaDB(t, "--lower-case-table-names=1")
+	db.exec(`GRANT REFERENCES ON app.* TO reader@localhost`, `CREATE TABLE Big (id int PRIMARY KEY)`,
+		`CREATE TABLE Small (id int PRIMARY KEY, big int, FOREIGN KEY (BIG) REFERENCES BIG (id) ON DELETE CASCADE)`)
+	for i, o := range []Options{
+		{DSN: db.dsn},
+		{DSN: strings.TrimSuffix(db.dsn, "app") + "App"},
+		{DSN: db.dsn, Tables: []string{"BIG", "App.Small"}},
+	} {
+		bus := changetest.Start(t)
+		w := bus.Watch("")
+		running := bus.Run(source(t, o))
+		begun(w)
+		db.exec(fmt.Sprintf(`INSERT INTO BIG VALUES (%d)`, i), fmt.Sprintf(`INSERT INTO SMALL VALUES (%d, %d)`, i, i))
+		w.Key(change.Insert, "big", fmt.Sprint(i))
+		w.Key(change.Insert, "small", fmt.Sprint(i))
+		db.exec(fmt.Sprintf(`DELETE FROM Big WHERE id = %d`, i))
+		w.Key(change.Resync, "small")
+		w.Forget()
+		db.exec(`TRUNCATE SMALL`)
+		w.Key(change.Resync, "small")
+		if errs := running.Errors(); len(errs) > 0 {
+			t.Errorf("%+v: %v", o, errs)
+		}
+	}
+	bus := changetest.Start(t)
+	running := bus.Run(source(t, Options{DSN: db.dsn, Tables: []string{"Bigger"}}))
+	eventually(t, "it fails", func() bool { return len(running.Errors()) > 0 })
+}
+
+// TestCompressed has events that the server compresses.
+func TestCompressed(t *testing.T) {
+	db := startMariaDB(t, "--log-bin-compress=ON", "--log-bin-compress-min-len=10", "--binlog-row-metadata=FULL", "--binlog-checksum=NONE")
+	db.exec(`CREATE TABLE a (id int PRIMARY KEY, v text)`)
+	bus := changetest.Start(t)
+	w := bus.Watch("")
+	running := bus.Run(source(t, Options{DSN: db.dsn}))
+	begun(w)
+	for _, c := range []struct {
+		statement string
+		kind      change.Kind
+		key       change.Key
+	}{
+		{`INSERT INTO a VALUES (1, repeat('planted', 100))`, change.Insert, change.Key{"a", "1"}},
+		{`UPDATE a SET v = repeat('planted again', 100)`, change.Update, change.Key{"a", "1"}},
+		{`UPDATE a SET id = 2`, change.Insert, change.Key{"a", "2"}},
+		{`DELETE FROM a`, change.Delete, change.Key{"a", "2"}},
+		{`ALTER TABLE a ADD COLUMN a_name_that_makes_the_statement_long_enough_to_be_compressed int`, change.Resync, change.Key{"a"}},
+	} {
+		w.Forget()
+		db.exec(c.statement)
+		w.Key(c.kind, c.key...)
+	}
+	bus.Silent("planted")
+	if errs := running.Errors(); len(errs) > 0 {
+		t.Error(errs)
+	}
+}
+
 // TestSemiSync has a server that sends a transaction to its replicas, and waits,
 // before it commits it: nobody is told before it is there.
 func TestSemiSync(t *testing.T) {

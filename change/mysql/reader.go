@@ -60,8 +60,9 @@ type reader struct {
 
 	heard    time.Time
 	tidied   time.Time
-	keyless  []string // tables whose rows have no key
-	asText   bool     // the log has statements
+	altered  map[[2]string]bool // tables that statements changed; see lost
+	keyless  []string           // tables whose rows have no key
+	asText   bool               // the log has statements
 	progress change.Progress
 }
 
@@ -331,13 +332,20 @@ func (r *reader) commit() {
 // announce tells of a key of the transaction that is open, when readers can see
 // it.
 func (r *reader) announce(ctx context.Context, key change.Key, kind change.Kind) error {
-	if !r.seen {
-		if err := r.await(ctx); err != nil {
-			return err
-		}
-		r.seen = true
+	if err := r.see(ctx); err != nil {
+		return err
 	}
 	return r.publisher.Announce(change.Notice{Key: key, Kind: kind, Version: r.current.number, Epoch: r.current.epoch(r.catalog.mariadb), Time: r.time})
+}
+
+// see is await, once for each transaction.
+func (r *reader) see(ctx context.Context) error {
+	if r.seen {
+		return nil
+	}
+	err := r.await(ctx)
+	r.seen = err == nil
+	return err
 }
 
 // await returns when readers can see the current transaction. The server sends a
@@ -407,8 +415,8 @@ func (r *reader) look(ctx context.Context) error {
 
 // rows announces the rows of an event. Of a row nothing but its key goes on.
 func (r *reader) rows(ctx context.Context, e *replication.RowsEvent) error {
-	schema, name := string(e.Table.Schema), string(e.Table.Table)
-	if err := r.cascade(ctx, e, schema, name); err != nil || !r.source.wanted(schema, name) {
+	schema, name := r.catalog.same(string(e.Table.Schema)), r.catalog.same(string(e.Table.Table))
+	if err := r.cascade(ctx, e, schema, name); err != nil || !r.catalog.wanted(schema, name) {
 		return err
 	}
 	t, err := r.catalog.table(ctx, schema, name)
@@ -542,13 +550,21 @@ func (r *reader) statement(ctx context.Context, e *replication.QueryEvent) error
 	}
 	t := read(string(e.Query), string(e.Schema))
 	if t.schema {
+		// What the server says of its tables before may be old.
+		if err := r.see(ctx); err != nil {
+			return err
+		}
 		r.catalog.forget()
 	}
 	for _, at := range t.tables {
-		if !r.source.wanted(at[0], at[1]) {
+		schema, name := r.catalog.same(at[0]), r.catalog.same(at[1])
+		if t.schema {
+			r.altered[[2]string{schema, name}] = true
+		}
+		if !r.catalog.wanted(schema, name) {
 			continue
 		}
-		if err := r.announce(ctx, change.Key{r.source.name(at[0], at[1])}, change.Resync); err != nil {
+		if err := r.announce(ctx, change.Key{r.catalog.name(schema, name)}, change.Resync); err != nil {
 			return err
 		}
 	}
@@ -564,9 +580,32 @@ func (r *reader) statement(ctx context.Context, e *replication.QueryEvent) error
 	return nil
 }
 
+// lost announces the tables that foreign keys changed by way of one that is another
+// now. Who reads the log late sees the foreign keys of today, and not that a row
+// of the past took others with it, two tables further on.
+func (r *reader) lost(ctx context.Context) error {
+	for at := range r.altered {
+		cascades, err := r.catalog.cascading(ctx, at[0], at[1])
+		if err != nil {
+			return err
+		}
+		for _, c := range cascades {
+			n := change.Notice{Key: change.Key{c.child}, Kind: change.Resync, Version: r.progress.Version, Epoch: r.progress.Epoch}
+			if err := r.publisher.Announce(n); err != nil {
+				return err
+			}
+		}
+	}
+	clear(r.altered)
+	return nil
+}
+
 // tidy keeps the position, if what was announced is recorded, and reports.
 func (r *reader) tidy(ctx context.Context) error {
 	r.tidied = time.Now()
+	if err := r.lost(ctx); err != nil {
+		return err
+	}
 	if path := r.source.options.PositionFile; path != "" {
 		if now := r.position.String(); now != r.kept && r.flush(ctx) {
 			if err := save(path, r.catalog.mariadb, now); err != nil {
