@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -108,7 +109,8 @@ func (n *Notice) decode(key string, payload []byte) (err error) {
 	if len(payload) > 0 {
 		d := json.NewDecoder(bytes.NewReader(payload))
 		d.DisallowUnknownFields()
-		if err := d.Decode(&w); err != nil || d.More() {
+		err := d.Decode(&w)
+		if _, after := d.Token(); err != nil || after != io.EOF {
 			return fmt.Errorf("%w: it is not JSON of the known fields", ErrMalformed)
 		}
 	}

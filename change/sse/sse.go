@@ -61,11 +61,18 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /changes/{source}", h.with(h.watch))
 	mux.HandleFunc("POST /changes/{source}", h.with(h.announce))
+	// The library takes HEAD for GET, and would hold a stream that nobody reads.
+	for _, others := range []string{"HEAD /changes/{source}", "/changes/{source}"} {
+		mux.HandleFunc(others, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Allow", "GET, POST")
+			refuse(w, http.StatusMethodNotAllowed, "the method is not known here", "GET or POST /changes/SOURCE")
+		})
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		refuse(w, http.StatusNotFound, "there is nothing here", "GET or POST /changes/SOURCE")
 	})
 	srv := &http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
+		Handler: guarded(mux), ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -85,6 +92,17 @@ type handler struct {
 	login fleetbus.Login
 }
 
+// guarded has every answer of next tell a browser that it is no page.
+func guarded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Cache-Control", "no-store")
+		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		header.Set("X-Content-Type-Options", "nosniff")
+		next.ServeHTTP(w, r)
+	})
+}
+
 // refusal is the body of every answer that is none.
 type refusal struct {
 	Error string `json:"error"`
@@ -100,10 +118,6 @@ func refuse(w http.ResponseWriter, code int, what, fix string) {
 // with logs the client of a request in, and calls do with its session.
 func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Session)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		header := w.Header()
-		header.Set("Cache-Control", "no-store")
-		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		header.Set("X-Content-Type-Options", "nosniff")
 		if origin := r.Header.Get("Origin"); origin != "" && r.Method != http.MethodGet {
 			// A browser sends a page's request with the user's certificate.
 			refuse(w, http.StatusForbidden, "requests of web pages are not taken", "announce from a program")
@@ -114,7 +128,7 @@ func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Ses
 		defer cancel()
 		session, err := h.login(ctx, identity.Credentials{TLS: r.TLS, Username: user, Password: password, Remote: r.RemoteAddr})
 		if errors.Is(err, identity.ErrUnauthorized) {
-			header.Set("WWW-Authenticate", `Basic realm="fleetbus"`)
+			w.Header().Set("WWW-Authenticate", `Basic realm="fleetbus"`)
 			refuse(w, http.StatusUnauthorized, err.Error(), "show a client certificate, or log in as account/name with a password")
 			return
 		}
@@ -168,7 +182,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request, session *fleetbu
 		return
 	}
 	defer h.leave(who)
-	setup, cancel := context.WithTimeout(r.Context(), setupTimeout)
+	setup, cancel := until(r.Context(), session)
 	watcher, err := change.NewWatcher(setup, session.Conn, r.PathValue("source"), r.URL.Query().Get("pattern"), change.WatcherOptions{})
 	cancel()
 	if err == nil && denied(session.Conn) {
@@ -216,6 +230,22 @@ func format(n change.Notice) []byte {
 	return b.Bytes()
 }
 
+// until is ctx for the time that a session's first requests may take. It ends at
+// once when the engine refuses something to the session, which else is a silence.
+func until(ctx context.Context, session *fleetbus.Session) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	before := session.ErrorHandler()
+	session.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			cancel()
+		}
+		if before != nil {
+			before(nc, sub, err)
+		}
+	})
+	return ctx, cancel
+}
+
 // denied reports whether the engine refused something to the session.
 func denied(nc *nats.Conn) bool { return errors.Is(nc.LastError(), nats.ErrPermissionViolation) }
 
@@ -241,10 +271,12 @@ type posted struct {
 
 // decode reads the body of a POST.
 func decode(body io.Reader) (change.Notice, error) {
-	d := json.NewDecoder(io.LimitReader(body, maxBody))
+	data, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	var in posted
-	if err := d.Decode(&in); err != nil || d.More() {
+	err = errors.Join(err, d.Decode(&in))
+	if _, after := d.Token(); err != nil || len(data) > maxBody || after != io.EOF {
 		return change.Notice{}, fmt.Errorf("%w: the body is not JSON of key, kind, version and epoch, in %d bytes at most", change.ErrInvalid, maxBody)
 	}
 	key, err := change.ParseKey(in.Key)
@@ -257,7 +289,7 @@ func decode(body io.Reader) (change.Notice, error) {
 func (h *handler) announce(w http.ResponseWriter, r *http.Request, session *fleetbus.Session) {
 	n, err := decode(r.Body)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(r.Context(), setupTimeout)
+		ctx, cancel := until(r.Context(), session)
 		defer cancel()
 		err = change.Announce(ctx, session.Conn, r.PathValue("source"), n)
 	}

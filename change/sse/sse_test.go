@@ -137,9 +137,14 @@ func TestRefused(t *testing.T) {
 		Publish: identity.Rule{Allow: []string{"$JS.API.STREAM.INFO.CHANGES", "$JS.API.STREAM.CREATE.CHANGES"}}, Subscribe: identity.Rule{Allow: []string{"_INBOX.>"}}}}); err != nil {
 		t.Fatal(err)
 	}
-	narrow := c
-	narrow.user = "acme/narrow"
+	if _, err := s.Admin().AddRole(within(t), identity.Role{Name: "nothing", Permissions: identity.Permissions{
+		Publish: identity.Rule{Deny: []string{">"}}, Subscribe: identity.Rule{Allow: []string{"_INBOX.>"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	narrow, nothing := c, c
+	narrow.user, nothing.user = "acme/narrow", "acme/nothing"
 	narrow.password = s.Password(admin.UserRequest{Name: "acme/narrow", Role: "narrow"})
+	nothing.password = s.Password(admin.UserRequest{Name: "acme/nothing", Role: "nothing"})
 	nobody, guesser := c, c
 	nobody.user, guesser.password = "", "guessed"
 	for _, r := range []struct {
@@ -152,7 +157,10 @@ func TestRefused(t *testing.T) {
 		{narrow, "GET", "/changes/orders", "", http.StatusForbidden},
 		{c, "GET", "/", "", http.StatusNotFound},
 		{c, "GET", "/changes/", "", http.StatusNotFound},
-		{c, "DELETE", "/changes/orders", "", http.StatusNotFound},
+		{c, "DELETE", "/changes/orders", "", http.StatusMethodNotAllowed},
+		{narrow, "POST", "/changes/orders", `{"key":"a","kind":"update"}`, http.StatusForbidden},
+		{nothing, "GET", "/changes/orders", "", http.StatusForbidden},
+		{nothing, "POST", "/changes/orders", `{"key":"a","kind":"update"}`, http.StatusForbidden},
 		{c, "GET", "/changes/or%20ders", "", http.StatusBadRequest},
 		{c, "GET", "/changes/orders?pattern=a..b", "", http.StatusBadRequest},
 		{c, "POST", "/changes/orders", `{"key":"a","kind":"update","value":"secret"}`, http.StatusBadRequest},
@@ -161,6 +169,9 @@ func TestRefused(t *testing.T) {
 		{c, "POST", "/changes/orders", `{"key":"-----BEGIN%20PRIVATE%20KEY","kind":"update"}`, http.StatusBadRequest},
 		{c, "POST", "/changes/orders", `{"key":"` + strings.Repeat("k", 2000) + `","kind":"update"}`, http.StatusBadRequest},
 		{c, "POST", "/changes/orders", ``, http.StatusBadRequest},
+		{c, "POST", "/changes/orders", `{"key":"a","kind":"update"}}} and more`, http.StatusBadRequest},
+		{c, "POST", "/changes/orders", `{"key":"a","kind":"update"} {}`, http.StatusBadRequest},
+		{c, "POST", "/changes/orders", `{"key":"a","kind":"update"}` + strings.Repeat(" ", 2000), http.StatusBadRequest},
 	} {
 		answer := r.client.do(t, r.method, r.path, r.body)
 		var said struct{ Error, Fix string }
@@ -168,6 +179,30 @@ func TestRefused(t *testing.T) {
 		if answer.StatusCode != r.code || err != nil || said.Error == "" || said.Fix == "" {
 			t.Errorf("%s %s %s: %s %+v %v", r.method, r.path, r.body, answer.Status, said, err)
 		}
+		if h := answer.Header; h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Content-Security-Policy") == "" || h.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s %s: the headers are %v", r.method, r.path, h)
+		}
+	}
+	// A connection is good for another request after HEAD, which has no stream.
+	for _, method := range []string{"HEAD", "HEAD", "OPTIONS"} {
+		if answer := c.do(t, method, "/changes/orders", ""); answer.StatusCode != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %s", method, answer.Status)
+		}
+	}
+	// A page cannot announce with what its visitor may do.
+	r, err := http.NewRequestWithContext(within(t), "POST", c.base+"/changes/orders", strings.NewReader(`{"key":"a","kind":"update"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth(c.user, c.password)
+	r.Header.Set("Origin", "https://elsewhere.test")
+	answer, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusForbidden {
+		t.Errorf("the request of a page: %s", answer.Status)
 	}
 }
 
