@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -17,8 +18,8 @@ type Key []string
 // is written %XX, in upper-case hexadecimal; an empty part is a lone "%".
 // ParseKey is the way back.
 func (k Key) String() string {
-	if len(k) == 1 && plain(k[0]) {
-		return k[0]
+	if !slices.ContainsFunc(k, func(part string) bool { return !plain(part) }) {
+		return strings.Join(k, ".")
 	}
 	var b strings.Builder
 	for i, part := range k {

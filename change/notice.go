@@ -1,11 +1,8 @@
 package change
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -65,32 +62,6 @@ const maxNotice = 1024
 // announced as a Resync of the part of it that fits.
 const maxKey = 512
 
-// wire is a notice as it travels: JSON in UTF-8, of exactly these fields. Source
-// and key are the subject's, but the key of a Resync, whose subject has none.
-type wire struct {
-	Kind    Kind      `json:"kind"`
-	Key     *string   `json:"key,omitempty"`
-	Version uint64    `json:"version,omitempty"`
-	Epoch   string    `json:"epoch,omitempty"`
-	Origin  string    `json:"origin,omitempty"`
-	Count   uint64    `json:"count,omitempty"`
-	Time    time.Time `json:"time,omitzero"`
-}
-
-// encode is the payload of n, which is valid.
-func (n *Notice) encode() ([]byte, error) {
-	w := wire{Kind: n.Kind, Version: n.Version, Epoch: n.Epoch, Origin: n.Origin, Count: n.Count, Time: n.Time}
-	if n.Kind == Resync {
-		key := n.Key.String()
-		w.Key = &key
-	}
-	data, err := json.Marshal(w)
-	if err != nil {
-		return nil, fmt.Errorf("encoding a notice: %w", err)
-	}
-	return data, nil
-}
-
 // ErrMalformed says that a message is not a notice.
 var ErrMalformed = errors.New("not a notice")
 
@@ -98,7 +69,7 @@ var ErrMalformed = errors.New("not a notice")
 // An empty payload is an Update of which nothing else is known, and so is one
 // without a kind, because a client that was written by hand may have little to
 // say.
-func (n *Notice) decode(key string, payload []byte) (err error) {
+func (n *Notice) decode(key string, payload []byte, known *words) (err error) {
 	if n.Key, err = ParseKey(key); err != nil {
 		return errors.Join(ErrMalformed, err)
 	}
@@ -106,13 +77,8 @@ func (n *Notice) decode(key string, payload []byte) (err error) {
 		return fmt.Errorf("%w: it has %d bytes, and %d are allowed", ErrMalformed, len(payload), maxNotice)
 	}
 	var w wire
-	if len(payload) > 0 {
-		d := json.NewDecoder(bytes.NewReader(payload))
-		d.DisallowUnknownFields()
-		err := d.Decode(&w)
-		if _, after := d.Token(); err != nil || after != io.EOF {
-			return fmt.Errorf("%w: it is not JSON of the known fields", ErrMalformed)
-		}
+	if len(payload) > 0 && !w.decode(payload, known) {
+		return fmt.Errorf("%w: it is not JSON of the known fields", ErrMalformed)
 	}
 	n.Kind, n.Version, n.Epoch, n.Origin, n.Count, n.Time = w.Kind, w.Version, w.Epoch, w.Origin, w.Count, w.Time
 	if n.Kind == "" {
@@ -202,13 +168,13 @@ func (n *Notice) subjects() (heard, kept string) {
 
 // read makes a notice of a message on a subject that a watcher hears, or that the
 // history keeps.
-func read(subject string, payload []byte) (Notice, error) {
+func read(subject string, payload []byte, known *words) (Notice, error) {
 	_, rest, _ := strings.Cut(subject, ".")
 	source, key, _ := strings.Cut(rest, ".")
 	if strings.HasPrefix(key, anyKey+".") {
 		key = ""
 	}
 	n := Notice{Source: source}
-	err := n.decode(key, payload)
+	err := n.decode(key, payload, known)
 	return n, err
 }

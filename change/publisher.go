@@ -34,6 +34,8 @@ const (
 	// recordTimeout bounds the wait for the history, and recordAgain the pause after
 	// it did not take a notice.
 	recordTimeout, recordAgain = 5 * time.Second, 500 * time.Millisecond
+	// recordAtOnce is how many wait for the history's answer.
+	recordAtOnce = 8
 )
 
 // ErrClosed says that a Publisher or a Watcher was closed.
@@ -315,8 +317,8 @@ func (p *Publisher) settle() map[string]*held {
 func (p *Publisher) send(n Notice) {
 	p.stats.Sent++
 	n.Count = p.stats.Sent
-	p.tell(n)
-	_, kept := n.subjects()
+	heard, kept := n.subjects()
+	_ = p.nc.Publish(heard, n.encode()) // as in tell
 	p.unrecorded[kept] = n
 	if len(p.unrecorded) > maxUnrecorded {
 		p.unrecorded = collapse(p.unrecorded)
@@ -336,12 +338,8 @@ func (p *Publisher) wakeRecorder() {
 // tell publishes n. A connection that is down keeps it, or loses it: what is not
 // recorded is told again.
 func (p *Publisher) tell(n Notice) {
-	data, err := n.encode()
-	if err != nil {
-		return
-	}
 	heard, _ := n.subjects()
-	_ = p.nc.Publish(heard, data)
+	_ = p.nc.Publish(heard, n.encode())
 }
 
 // collapse makes resyncs of notices.
@@ -454,28 +452,40 @@ func (p *Publisher) limited(batch map[string]Notice) map[string]Notice {
 }
 
 // store asks the history to keep every notice of batch, and returns those that it
-// did not, and a reason.
+// did not, and a reason. Only a few are under way at a time: the nodes that store
+// them hand on the notices of others, too.
 func (p *Publisher) store(batch map[string]Notice) (failed map[string]Notice, err error) {
-	futures := make(map[string]jetstream.PubAckFuture, len(batch))
+	type asked struct {
+		kept   string
+		future jetstream.PubAckFuture
+	}
 	failed = map[string]Notice{}
-	for kept, n := range batch {
-		data, e := n.encode()
-		if e != nil {
-			continue
+	var under []asked
+	settle := func() bool {
+		a := under[0]
+		under = under[1:]
+		select {
+		case <-a.future.Ok():
+		case e := <-a.future.Err():
+			failed[a.kept], err = batch[a.kept], e
+		case <-p.done:
+			return false
 		}
-		future, e := p.js.PublishMsgAsync(&nats.Msg{Subject: kept, Data: data})
+		return true
+	}
+	for kept, n := range batch {
+		if len(under) == recordAtOnce && !settle() {
+			return maps.Clone(batch), ErrClosed
+		}
+		future, e := p.js.PublishMsgAsync(&nats.Msg{Subject: kept, Data: n.encode()})
 		if e != nil {
 			failed[kept], err = n, e
 			continue
 		}
-		futures[kept] = future
+		under = append(under, asked{kept, future})
 	}
-	for kept, future := range futures {
-		select {
-		case <-future.Ok():
-		case e := <-future.Err():
-			failed[kept], err = batch[kept], e
-		case <-p.done:
+	for len(under) > 0 {
+		if !settle() {
 			return maps.Clone(batch), ErrClosed
 		}
 	}

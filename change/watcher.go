@@ -96,6 +96,7 @@ type Watcher struct {
 	running sync.WaitGroup
 
 	// Of the goroutine that hears.
+	words   words
 	dropped int
 	epoch   string
 	seen    map[string]last // by the subject that the history keeps it on
@@ -104,7 +105,7 @@ type Watcher struct {
 
 	mu      sync.Mutex
 	pending pending
-	some    chan struct{} // has an element if something is pending
+	some    chan struct{} // has an element if something may be pending
 	err     error         // why nothing will come any more
 	ended   chan struct{}
 }
@@ -201,6 +202,9 @@ func (w *Watcher) run(ctx context.Context) {
 			return
 		case msg := <-w.heard:
 			w.hear(msg)
+			for range len(w.heard) {
+				w.hear(<-w.heard)
+			}
 			w.countDropped()
 		case status, ok := <-w.status:
 			if !ok || status == nats.CLOSED {
@@ -225,6 +229,11 @@ func (w *Watcher) run(ctx context.Context) {
 				compare.Reset(w.options.Reconcile - rand.N(w.options.Reconcile/10+1))
 			}
 		}
+		// Once for all that came together: each time may wake the reader.
+		select {
+		case w.some <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -243,7 +252,7 @@ func (w *Watcher) countDropped() {
 
 // hear takes one message.
 func (w *Watcher) hear(msg *nats.Msg) {
-	n, err := read(msg.Subject, msg.Data)
+	n, err := read(msg.Subject, msg.Data, &w.words)
 	if err != nil {
 		w.unreadable(msg.Subject, err)
 		return
@@ -328,9 +337,10 @@ func (w *Watcher) compare(ctx context.Context, at mark, known time.Time) found {
 		f.lost = true
 		return f
 	}
+	var texts words
 	for _, subject := range []string{"*." + w.source + "." + w.wanted.String(), keptSubject + w.source + "." + anyKey + ".>"} {
 		f.err = w.history.since(ctx, subject, at.seq, mostLate, func(subject string, payload []byte) {
-			n, err := read(subject, payload)
+			n, err := read(subject, payload, &texts)
 			if err != nil {
 				n = Notice{Source: w.source, Kind: Resync}
 			}
@@ -373,14 +383,6 @@ func (w *Watcher) add(n Notice) {
 	w.mu.Lock()
 	w.pending.add(n, w.options.Pending, not)
 	w.mu.Unlock()
-	w.signal()
-}
-
-func (w *Watcher) signal() {
-	select {
-	case w.some <- struct{}{}:
-	default:
-	}
 }
 
 func (w *Watcher) end(err error) {
