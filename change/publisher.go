@@ -31,6 +31,9 @@ const (
 	// recordRate and recordBurst bound the keys that are recorded, a second and at
 	// once; what is more is recorded as the prefix of it.
 	recordRate, recordBurst = 50, 200
+	// recordBusy is the least pause after there was more: what is under way then has
+	// the nodes for itself most of the time.
+	recordBusy = 500 * time.Millisecond
 	// recordTimeout bounds the wait for the history, and recordAgain the pause after
 	// it did not take a notice.
 	recordTimeout, recordAgain = 5 * time.Second, 500 * time.Millisecond
@@ -75,6 +78,7 @@ type Publisher struct {
 	options PublisherOptions
 	log     *slog.Logger
 	limit   *rate.Limiter
+	busy    bool // the last time there was more to record than limit allows; of the recorder
 	wake    chan struct{}
 	done    chan struct{}
 	running sync.WaitGroup
@@ -372,6 +376,9 @@ func (p *Publisher) record() {
 		p.mu.Lock()
 		if !p.hurry && rest == 0 {
 			rest = max(p.options.Window, defaultWindow/4)
+			if p.busy {
+				rest = max(rest, recordBusy)
+			}
 		}
 		p.hurry = false
 		p.mu.Unlock()
@@ -445,10 +452,11 @@ func (p *Publisher) pass() bool {
 // limited is batch, with resyncs in place of what is more than the history shall
 // take.
 func (p *Publisher) limited(batch map[string]Notice) map[string]Notice {
-	if p.limit.AllowN(time.Now(), len(batch)) {
-		return batch
+	p.busy = !p.limit.AllowN(time.Now(), len(batch))
+	if p.busy {
+		return collapse(batch)
 	}
-	return collapse(batch)
+	return batch
 }
 
 // store asks the history to keep every notice of batch, and returns those that it
