@@ -34,6 +34,19 @@ type Login func(context.Context, identity.Credentials) (*Session, error)
 type Session struct {
 	Principal identity.Principal
 	*nats.Conn
+	server *Server
+}
+
+// Account opens a second connection of the session's account, which may do what
+// permissions say and not what the principal may: with it a Protocol keeps what is
+// the protocol's own, such as the state of a client that is away. It is the
+// caller's, and may serve all sessions of the account. In Client mode there is
+// none.
+func (s *Session) Account(name string, permissions identity.Permissions) (*Session, error) {
+	if s.server == nil {
+		return nil, fmt.Errorf("opening a connection of account %q for %q: this server has no engine", s.Principal.Account, name)
+	}
+	return s.server.open(identity.Principal{Account: s.Principal.Account, Name: name, Kind: identity.KindService, Permissions: permissions})
 }
 
 // natsProtocol is the engine's own.
@@ -155,7 +168,7 @@ func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, erro
 	if err != nil {
 		return nil, fmt.Errorf("opening a session of %q: %w", p, err)
 	}
-	return &Session{Principal: p, Conn: nc}, nil
+	return &Session{Principal: p, Conn: nc, server: s}, nil
 }
 
 // sessionError logs what a session is told by itself. Without it the library

@@ -1,0 +1,31 @@
+package identity
+
+import (
+	"slices"
+	"strings"
+)
+
+// Allows reports whether r allows subject, which may have wildcards: then it
+// allows all that subject matches, but for what only a part of Deny matches, which
+// is to be asked for again with each subject. It is what the engine decides.
+func (r Rule) Allows(subject string) bool {
+	covers := func(pattern string) bool { return covers(pattern, subject) }
+	return slices.ContainsFunc(r.Allow, covers) && !slices.ContainsFunc(r.Deny, covers)
+}
+
+// covers reports whether pattern matches all that subject does.
+func covers(pattern, subject string) bool {
+	for {
+		p, restPattern, more := strings.Cut(pattern, ".")
+		s, restSubject, left := strings.Cut(subject, ".")
+		switch {
+		case p == ">" && !more:
+			return true
+		case s == ">" && !left, s == "*" && p != "*", p != "*" && p != s:
+			return false
+		case !more || !left:
+			return more == left
+		}
+		pattern, subject = restPattern, restSubject
+	}
+}
