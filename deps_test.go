@@ -42,6 +42,7 @@ func places() map[string]place {
 		"change/sqlite":                {"a source, and a database engine of 4 MB that only its users link", []string{"change"}},
 		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
+		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
