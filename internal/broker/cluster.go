@@ -415,11 +415,19 @@ func call(ctx context.Context, nc *nats.Conn, subject string, req any) error {
 		if resp.Error == nil {
 			return nil
 		}
-		if resp.Error.ErrCode == uint16(server.JSClusterServerNotMemberErr) {
+		switch server.ErrorIdentifier(resp.Error.ErrCode) {
+		case server.JSClusterServerNotMemberErr:
 			if tries > 0 {
 				return nil
 			}
 			return ErrNotMember
+		case server.JSClusterServerMemberChangeInflightErr:
+			// Most likely it is what an earlier try asked for, on a slow machine.
+			select {
+			case <-ctx.Done():
+			case <-time.After(attempt):
+				continue
+			}
 		}
 		return fmt.Errorf("asking the engine %q: %w", subject, resp.Error)
 	}
