@@ -10,8 +10,9 @@ import (
 	"testing/iotest"
 )
 
-// stream is a CONNECT in version v and the samples of what else a client sends.
-func stream(t testing.TB, v Version) (wire []byte, want []Packet) {
+// stream is a CONNECT in version v, the samples of what else a client sends, and a
+// payload of size bytes.
+func stream(t testing.TB, v Version, size int) (wire []byte, want []Packet) {
 	t.Helper()
 	want = []Packet{&Connect{Version: v, CleanStart: true, ClientID: "c"}}
 	for _, s := range samples() {
@@ -19,7 +20,7 @@ func stream(t testing.TB, v Version) (wire []byte, want []Packet) {
 			want = append(want, s.want)
 		}
 	}
-	want = append(want, &Publish{Message: Message{Topic: []byte("big"), Payload: bytes.Repeat([]byte("x"), 5000)}}, &Pingreq{})
+	want = append(want, &Publish{Message: Message{Topic: []byte("big"), Payload: bytes.Repeat([]byte("x"), size)}}, &Pingreq{})
 	for _, p := range want {
 		var err error
 		if wire, err = p.Append(wire, v, 0); err != nil {
@@ -35,7 +36,7 @@ func TestReader(t *testing.T) {
 		"bytes": iotest.OneByteReader, "halves": iotest.HalfReader, "late": iotest.DataErrReader,
 	}
 	for _, v := range []Version{V311, V5} {
-		sent, want := stream(t, v)
+		sent, want := stream(t, v, 5000)
 		for name, cut := range sources {
 			for _, size := range []int{0, 100, 4096, 1 << 20} {
 				r := NewReader(cut(bytes.NewReader(sent)), Client, size)
