@@ -47,9 +47,10 @@ func places() map[string]place {
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
-		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "identity"}},
+		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "identity", "mqtt"}},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
+		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
 		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger"}},
 	}

@@ -145,7 +145,7 @@ func TestEveryKeyBySource(t *testing.T) {
 			// What the key is not valid without.
 			around := map[string]string{}
 			switch k.Path {
-			case "listeners.nats.plaintext", "listeners.sse.plaintext":
+			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"
 			case "tls.cert", "tls.key":
 				around = maps.Clone(texts)

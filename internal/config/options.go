@@ -8,6 +8,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/change/sse"
+	"github.com/fleetbus/fleetbus/mqtt"
 )
 
 // A protocol is what a listener may speak.
@@ -21,6 +22,7 @@ func protocols() map[string]protocol {
 	return map[string]protocol{
 		"nats": {fleetbus.NATS(), ":4222"},
 		"sse":  {&sse.Protocol{}, ":8443"},
+		"mqtt": {&mqtt.Protocol{}, ":8883"},
 	}
 }
 

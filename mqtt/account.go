@@ -1,0 +1,447 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// The streams of an account: what QoS 1 and 2 was published, the sessions that
+// outlive a connection, and the retained messages.
+const (
+	messagesStream = "MQTT5_MESSAGES"
+	sessionsStream = "MQTT5_SESSIONS"
+	retainedStream = "MQTT5_RETAINED"
+
+	house           = "$MQTT5."
+	messagePrefix   = house + "msg."
+	markPrefix      = house + "mark."
+	sessionPrefix   = house + "ses."
+	retainedPrefix  = house + "ret."
+	takePrefix      = house + "take."
+	alivePrefix     = house + "alive."
+	storeTimeout    = 10 * time.Second
+	requestTimeout  = 5 * time.Second
+	openTimeout     = 30 * time.Second
+	sessionsBytes   = 256 << 20
+	retainedBytes   = 64 << 20
+	messagesBytes   = 256 << 20
+	smallBytes      = 16 << 20
+	maxExpiry       = 7 * 24 * time.Hour
+	notEnoughNodes  = jetstream.ErrorCode(10005)
+	needsCluster    = jetstream.ErrorCode(10074)
+	noResources     = jetstream.ErrorCode(10023)
+	noStorage       = jetstream.ErrorCode(10047)
+	wrongLast       = jetstream.ErrorCode(10071)
+	filtersOverlap  = jetstream.ErrorCode(10138)
+	storeFull       = jetstream.ErrorCode(10077)
+	sweepEvery      = 250 * time.Millisecond
+	beatEvery       = 2 * time.Second
+	deadAfter       = 10 * time.Second
+	othersWait      = 3 * time.Second
+	cleanEvery      = time.Minute
+	holdsBackAtMost = 10_000
+)
+
+// digest is the name of a client identifier, or of a group, in subjects.
+func digest(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:15])
+}
+
+// account is what this package keeps of one account on one node: a connection of
+// its own, and what goes on in its streams.
+type account struct {
+	p    *Protocol
+	name string
+	conn *fleetbus.Session
+	js   jetstream.JetStream
+
+	messages, retained jetstream.Stream
+	registry           jetstream.Stream
+
+	ctx     context.Context
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	storing struct {
+		sync.Mutex
+		inbox   string
+		next    uint64
+		waiting map[uint64]waiting
+	}
+
+	// feed is what of the messages comes to this node.
+	feed struct {
+		sync.Mutex
+		tree  tree[*session]
+		local map[string]*session // by key
+	}
+
+	keep  keeper
+	index register
+	last  atomic.Uint64 // the stored message that the sessions here were offered last
+	takes chan *nats.Msg
+}
+
+type waiting struct {
+	done  func(seq uint64, again bool, err error)
+	until time.Time
+}
+
+// openAccount opens the account of s for the protocol.
+func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*account, error) {
+	conn, err := s.Account("mqtt", identity.Permissions{
+		Publish:   identity.Rule{Allow: []string{">"}},
+		Subscribe: identity.Rule{Allow: []string{">"}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a := &account{p: p, name: s.Principal.Account, conn: conn}
+	a.ctx, a.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := a.open(ctx); err != nil {
+		a.close()
+		return nil, fmt.Errorf("opening account %q for MQTT: %w", a.name, err)
+	}
+	return a, nil
+}
+
+func (a *account) close() {
+	a.stop()
+	a.conn.Close()
+	a.running.Wait()
+}
+
+func (a *account) open(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if a.js, err = jetstream.New(a.conn.Conn); err != nil {
+		return err
+	}
+	stream := func(c jetstream.StreamConfig, bytes int64) jetstream.Stream {
+		if err != nil {
+			return nil
+		}
+		c.Storage, c.Metadata = jetstream.FileStorage, map[string]string{"fleetbus.replicas": "auto"}
+		var s jetstream.Stream
+		s, err = a.stream(ctx, c, bytes)
+		return s
+	}
+	a.messages = stream(jetstream.StreamConfig{
+		Name: messagesStream, Subjects: []string{messagePrefix + ">", markPrefix + "*"}, Discard: jetstream.DiscardNew,
+		MaxAge: maxExpiry, Duplicates: 5 * time.Minute,
+	}, messagesBytes)
+	a.registry = stream(jetstream.StreamConfig{
+		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+	}, sessionsBytes)
+	a.retained = stream(jetstream.StreamConfig{
+		Name: retainedStream, Subjects: []string{retainedPrefix + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+	}, retainedBytes)
+	if err != nil {
+		return err
+	}
+	a.storing.waiting = map[uint64]waiting{}
+	a.storing.inbox = nats.NewInbox() + "."
+	a.feed.local = map[string]*session{}
+	a.index.entries, a.index.beats = map[string]entry{}, map[string]time.Time{}
+	a.keep.init()
+	if _, err := a.conn.Subscribe(a.storing.inbox+"*", a.stored); err != nil {
+		return err
+	}
+	if _, err := a.conn.Subscribe(alivePrefix+"*", a.index.beat); err != nil {
+		return err
+	}
+	a.takes = make(chan *nats.Msg, 1024)
+	a.running.Go(a.give)
+	info, err := a.messages.Info(ctx)
+	if err != nil {
+		return err
+	}
+	a.last.Store(info.State.LastSeq)
+	for _, f := range []struct {
+		stream jetstream.Stream
+		config jetstream.OrderedConsumerConfig
+		take   func(jetstream.Msg)
+	}{
+		{a.messages, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: a.last.Load() + 1}, a.hear},
+		{a.retained, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.keep.hear},
+		{a.registry, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.index.hear},
+	} {
+		if err := a.follow(ctx, f.stream, f.config, f.take); err != nil {
+			return err
+		}
+	}
+	a.running.Go(a.tick)
+	return nil
+}
+
+// stream opens a stream, and makes it if it is missing: on three nodes where there
+// are three.
+func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes int64) (jetstream.Stream, error) {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, requestTimeout/2)
+		s, err := a.js.Stream(attempt, c.Name)
+		for _, size := range []int64{bytes, smallBytes} {
+			for _, replicas := range []int{3, 1} {
+				if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, notEnoughNodes, needsCluster, noResources, noStorage) {
+					c.Replicas, c.MaxBytes = replicas, size
+					s, err = a.js.CreateStream(attempt, c)
+				}
+			}
+		}
+		cancel()
+		if err == nil {
+			return s, nil
+		}
+		early := errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) ||
+			errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
+		var refusal *jetstream.APIError
+		early = early || errors.As(err, &refusal) && refusal.Code >= 500 && !refused(err, noResources, noStorage)
+		if !early {
+			return nil, fmt.Errorf("opening stream %q: %w", c.Name, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("opening stream %q: %w", c.Name, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// refused reports whether the engine refused something for one of reasons.
+func refused(err error, reasons ...jetstream.ErrorCode) bool {
+	var refusal *jetstream.APIError
+	if !errors.As(err, &refusal) {
+		return false
+	}
+	for _, reason := range reasons {
+		if refusal.ErrorCode == reason {
+			return true
+		}
+	}
+	return false
+}
+
+// follow calls take for what is in a stream and what comes, in order and without a
+// gap, until the account is closed.
+func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.OrderedConsumerConfig, take func(jetstream.Msg)) error {
+	consumer, err := s.OrderedConsumer(ctx, c)
+	if err != nil {
+		return err
+	}
+	consuming, err := consumer.Consume(take, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		if a.ctx.Err() == nil && !errors.Is(err, jetstream.ErrNoHeartbeat) {
+			a.p.log().Debug("following a stream of MQTT", "account", a.name, "error", err)
+		}
+	}))
+	if err != nil {
+		return err
+	}
+	a.running.Go(func() {
+		select {
+		case <-a.ctx.Done():
+			consuming.Stop()
+		case <-consuming.Closed():
+			if a.ctx.Err() == nil {
+				a.p.log().Error("a stream of MQTT is not followed any more", "account", a.name)
+				a.stop()
+			}
+		}
+	})
+	return nil
+}
+
+// store writes msg to the stream of its subject. done is called once, when it is
+// there or is not; it must not block.
+func (a *account) store(msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+	st := &a.storing
+	st.Lock()
+	st.next++
+	n := st.next
+	st.waiting[n] = waiting{done, time.Now().Add(storeTimeout)}
+	st.Unlock()
+	msg.Reply = st.inbox + strconv.FormatUint(n, 36)
+	if err := a.conn.PublishMsg(msg); err != nil {
+		go a.settle(n, 0, false, err) // the caller may hold what done wants
+	}
+}
+
+// settle ends the wait of one message.
+func (a *account) settle(n, seq uint64, again bool, err error) {
+	st := &a.storing
+	st.Lock()
+	w, ok := st.waiting[n]
+	delete(st.waiting, n)
+	st.Unlock()
+	if ok {
+		w.done(seq, again, err)
+	}
+}
+
+// stored hears the engine's answer.
+func (a *account) stored(msg *nats.Msg) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(msg.Subject, a.storing.inbox), 36, 64)
+	if err != nil {
+		return
+	}
+	var ack struct {
+		Seq       uint64              `json:"seq"`
+		Duplicate bool                `json:"duplicate"`
+		Error     *jetstream.APIError `json:"error"`
+	}
+	switch {
+	case len(msg.Data) == 0: // nobody heard it
+		err = nats.ErrNoResponders
+	default:
+		if err = json.Unmarshal(msg.Data, &ack); err == nil && ack.Error != nil {
+			err = ack.Error
+		}
+	}
+	a.settle(n, ack.Seq, ack.Duplicate, err)
+}
+
+// storeNow is store for who can wait.
+func (a *account) storeNow(msg *nats.Msg) (seq uint64, err error) {
+	answered := make(chan struct{})
+	a.store(msg, func(s uint64, _ bool, e error) {
+		seq, err = s, e
+		close(answered)
+	})
+	<-answered
+	return seq, err
+}
+
+// give gives up sessions that other nodes ask for.
+func (a *account) give() {
+	for {
+		select {
+		case <-a.ctx.Done():
+			return
+		case msg := <-a.takes:
+			a.running.Go(func() {
+				a.feed.Lock()
+				s := a.feed.local[strings.TrimPrefix(msg.Subject, takePrefix)]
+				a.feed.Unlock()
+				if s != nil {
+					s.kick(packet.SessionTakenOver, "another client has its identifier") // [MQTT-3.1.4-3]
+					select {
+					case <-s.done:
+					case <-a.ctx.Done():
+					}
+				}
+				_ = msg.Respond(nil)
+			})
+		}
+	}
+}
+
+// tick does what is due, until the account is closed.
+func (a *account) tick() {
+	every := time.NewTicker(sweepEvery)
+	defer every.Stop()
+	var beaten, cleaned time.Time
+	cleaned = time.Now()
+	for {
+		select {
+		case <-a.ctx.Done():
+			a.overdue(time.Now().Add(2 * storeTimeout))
+			return
+		case now := <-every.C:
+			a.overdue(now)
+			if now.Sub(beaten) >= beatEvery {
+				beaten = now
+				_ = a.conn.Publish(alivePrefix+a.p.run(), nil)
+			}
+			a.sweep(now)
+			if now.Sub(cleaned) >= cleanEvery {
+				cleaned = now
+				a.running.Go(a.clean)
+			}
+		}
+	}
+}
+
+// overdue ends the wait of what is not answered.
+func (a *account) overdue(now time.Time) {
+	var late []uint64
+	a.storing.Lock()
+	for n, w := range a.storing.waiting {
+		if now.After(w.until) {
+			late = append(late, n)
+		}
+	}
+	a.storing.Unlock()
+	for _, n := range late {
+		a.settle(n, 0, false, nats.ErrTimeout)
+	}
+}
+
+// hear hands a stored message to the sessions on this node that want it.
+func (a *account) hear(msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return
+	}
+	seq := meta.Sequence.Stream
+	f := &a.feed
+	f.Lock()
+	defer f.Unlock()
+	if subject, ok := strings.CutPrefix(msg.Subject(), messagePrefix); ok {
+		if m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()}); ok {
+			m.seq = seq
+			told := map[*session]bool{}
+			f.tree.match(m.topic, func(s *session) {
+				if !told[s] {
+					told[s] = true
+					s.offer(m)
+				}
+			})
+		}
+	}
+	a.last.Store(seq)
+}
+
+// clean removes the stored messages that no session can ask for any more.
+func (a *account) clean() {
+	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
+	defer cancel()
+	a.feed.Lock()
+	last := a.last.Load()
+	local := make([]*session, 0, len(a.feed.local))
+	for _, s := range a.feed.local {
+		local = append(local, s)
+	}
+	a.feed.Unlock()
+	for _, s := range local {
+		s.catchFloor(last)
+	}
+	floor := a.index.floor(last)
+	consumers := a.messages.ListConsumers(ctx)
+	for c := range consumers.Info() {
+		if c.Config.Durable != "" {
+			floor = min(floor, c.AckFloor.Stream)
+		}
+	}
+	if consumers.Err() != nil || floor == 0 {
+		return
+	}
+	if err := a.messages.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil && a.ctx.Err() == nil {
+		a.p.log().Debug("removing what every MQTT session has had", "account", a.name, "error", err)
+	}
+}

@@ -1,0 +1,320 @@
+package mqtt
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// answer is a PUBACK or PUBREC that is owed.
+type answer struct {
+	packet.Ack
+	waits int // for so many parts
+}
+
+// published takes a PUBLISH.
+func (s *session) published(p *packet.Publish) error {
+	if err := s.unalias(p); err != nil {
+		return err
+	}
+	topic := string(p.Topic)
+	subject := subjectOf(topic)
+	refusal := packet.Success
+	switch {
+	case len(subject) > maxSubject:
+		refusal = packet.TopicNameInvalid
+	case reserved(topic) && !s.mayReply(subject), !reserved(topic) && !s.login.Principal.Permissions.Publish.Allows(subject):
+		refusal = packet.NotAuthorized
+	}
+	if refusal != packet.Success && (p.QoS == 0 || s.v == packet.V311) {
+		// There is no packet that says so. [MQTT311-3.3.5-2]
+		s.log("MQTT client may not publish", "subject", clip(subject), "code", refusal.String())
+	}
+	switch {
+	case p.QoS == 0 && refusal != packet.Success:
+		return nil
+	case p.QoS == 0:
+		s.publishLive(subject, p)
+		if p.Retain {
+			s.a.retain(subject, s.mark(true), s.keeps(p), func(err error) {
+				if err != nil {
+					s.log("a message was not retained", "error", err)
+				}
+			})
+		}
+		return nil
+	}
+	return s.take12(subject, p, refusal)
+}
+
+// maxSubject is the longest subject that the engine takes with room for the rest
+// of the line, in bytes.
+const maxSubject = 3072
+
+// mayReply reports whether subject is an inbox: the engine knows whether the
+// client was asked something from there.
+func (s *session) mayReply(subject string) bool {
+	return strings.HasPrefix(subject, "_INBOX.") && (s.login.Principal.Permissions.Replies != nil || s.login.Principal.Permissions.Publish.Allows(subject))
+}
+
+// unalias puts the topic for an alias, or remembers it. [MQTT-3.3.2-7]
+func (s *session) unalias(p *packet.Publish) error {
+	if p.TopicAlias == 0 {
+		return nil
+	}
+	if p.TopicAlias > s.p.topicAliases() { // [MQTT-3.3.2-9] [MQTT-3.3.2-12]
+		return fault(packet.TopicAliasInvalid, "MQTT-3.3.2-9", "PUBLISH with a Topic Alias above the maximum")
+	}
+	if len(p.Topic) > 0 {
+		s.aliases[p.TopicAlias] = string(p.Topic)
+		return nil
+	}
+	topic, ok := s.aliases[p.TopicAlias]
+	if !ok {
+		return fault(packet.ProtocolError, "MQTT-4.13.1-1", "PUBLISH with an unknown Topic Alias")
+	}
+	p.Topic = []byte(topic)
+	return nil
+}
+
+// keeps is p's message with a payload of its own: the reader's is good until the
+// next packet.
+func (s *session) keeps(p *packet.Publish) *packet.Message {
+	m := p.Message
+	m.Payload = append([]byte(nil), p.Payload...)
+	return &m
+}
+
+// mark is what tells who published: nobody asks, but for a subscription of its own
+// with No Local, if the message is not stored.
+func (s *session) mark(stored bool) string {
+	if stored || s.local.Load() {
+		return s.key
+	}
+	return ""
+}
+
+// publishLive publishes p to those who are there.
+func (s *session) publishLive(subject string, p *packet.Publish) {
+	msg := encode(subject, s.mark(p.QoS > 0), &p.Message, time.Now())
+	if p.ResponseTopic != nil {
+		s.expectReply(msg, p)
+	}
+	if err := s.login.PublishMsg(msg); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		s.log("a message was not published", "error", err)
+	}
+}
+
+// take12 takes a PUBLISH of QoS 1 or 2: it is the engine's before it is
+// acknowledged. [MQTT-4.3.2-4] [MQTT-4.3.3-8]
+func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code) error {
+	reply := &answer{Ack: packet.Ack{Kind: packet.PUBACK, ID: p.ID}}
+	if p.QoS == 2 {
+		reply.Kind = packet.PUBREC
+	}
+	s.mu.Lock()
+	if len(s.pending)+len(s.in) >= int(s.p.receiveMaximum()) && s.v == packet.V5 && !s.in[p.ID] { // [MQTT-3.3.4-7]
+		s.mu.Unlock()
+		return fault(packet.ReceiveMaximumExceeded, "MQTT-3.3.4-7", "PUBLISH beyond the Receive Maximum")
+	}
+	s.pending = append(s.pending, reply)
+	again := p.QoS == 2 && s.in[p.ID]
+	switch {
+	case again: // [MQTT-4.3.3-10]
+	case refusal != packet.Success:
+		if s.v == packet.V5 { // [MQTT-4.3.3-9]
+			reply.Code = refusal
+		} else if p.QoS == 2 {
+			s.in[p.ID] = true
+		}
+	default:
+		reply.waits = 1
+		if p.QoS == 2 {
+			s.in[p.ID] = true
+			reply.waits++
+			s.persist(func() { s.settled(reply, nil) })
+		}
+		if p.Retain {
+			reply.waits++
+		}
+	}
+	if reply.waits == 0 {
+		s.flushAnswers()
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+
+	m := s.keeps(p)
+	stored := encode(messagePrefix+subject, s.mark(true), m, time.Now())
+	done := func(err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.settled(reply, err)
+	}
+	if p.QoS == 2 {
+		// Should the node die before it is stored that this identifier is in use, the
+		// same message comes again with it.
+		stored.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("%s.%s.%d.%d", s.key, s.rec.Born, p.ID, s.turn(p.ID)))
+		live := packet.Publish{Message: *m}
+		s.a.store(stored, func(_ uint64, again bool, err error) {
+			if err == nil && !again {
+				s.publishLive(subject, &live)
+			}
+			done(err)
+		})
+	} else {
+		s.publishLive(subject, p)
+		s.a.store(stored, func(_ uint64, _ bool, err error) { done(err) })
+	}
+	if p.Retain {
+		s.a.retain(subject, s.key, m, done)
+	}
+	return nil
+}
+
+// turn counts the uses of a packet identifier with QoS 2.
+func (s *session) turn(id uint16) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec.Turns[id]
+}
+
+// settled is told of one part of what an answer waits for; mu is held.
+func (s *session) settled(reply *answer, err error) {
+	reply.waits--
+	if err != nil {
+		reply.Code = packet.UnspecifiedError
+		if refused(err, storeFull, noStorage, noResources) {
+			reply.Code = packet.QuotaExceeded
+		}
+		delete(s.in, reply.ID)
+		if !s.closed {
+			s.log("a message was not stored, and its publisher is told", "error", err)
+		}
+	}
+	s.flushAnswers()
+}
+
+// flushAnswers sends what is settled, in the order of the PUBLISH packets.
+// [MQTT-4.6.0-2] [MQTT-4.6.0-3]
+func (s *session) flushAnswers() {
+	for len(s.pending) > 0 && s.pending[0].waits <= 0 {
+		reply := s.pending[0]
+		s.pending = s.pending[1:]
+		if reply.Code.Failed() && s.v == packet.V311 {
+			// It has no refusal. [MQTT311-4.8.0-2]
+			s.expel(reply.Code, "")
+			return
+		}
+		s.out.send(&reply.Ack)
+	}
+}
+
+// released takes a PUBREL. [MQTT-4.3.3-11]
+func (s *session) released(id uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := packet.Ack{Kind: packet.PUBCOMP, ID: id}
+	if !s.in[id] {
+		done.Code = packet.PacketIdentifierNotFound
+		s.out.send(&done)
+		return
+	}
+	delete(s.in, id) // [MQTT-4.3.3-12]
+	if s.rec.Turns == nil {
+		s.rec.Turns = map[uint16]uint64{}
+	}
+	s.rec.Turns[id]++
+	s.persist(func() { s.out.send(&done) })
+}
+
+// replies are the answers that the client waits for from those who know nothing of
+// correlation data.
+type replies struct {
+	mu      sync.Mutex
+	inbox   string
+	sub     *nats.Subscription
+	waiting map[string]expected
+}
+
+type expected struct {
+	topic string
+	corr  []byte
+	until time.Time
+}
+
+const (
+	// maxReplies is how many answers a client may wait for, and replyTimeout how long.
+	maxReplies   = 256
+	replyTimeout = time.Minute
+)
+
+// expectReply has the answer to msg go to the response topic of p, with its
+// correlation data.
+func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
+	topic := string(p.ResponseTopic)
+	if p.CorrelationData == nil {
+		msg.Reply = subjectOf(topic)
+		return
+	}
+	x := &s.replies
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := time.Now()
+	if x.sub == nil {
+		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
+		sub, err := s.login.ChanSubscribe(x.inbox+"*", s.live)
+		if err != nil {
+			return
+		}
+		x.sub = sub
+	}
+	if len(x.waiting) >= maxReplies {
+		for token, e := range x.waiting {
+			if now.After(e.until) {
+				delete(x.waiting, token)
+			}
+		}
+		if len(x.waiting) >= maxReplies {
+			return
+		}
+	}
+	token := rand.Text()[:12]
+	x.waiting[token] = expected{topic, append([]byte(nil), p.CorrelationData...), now.Add(replyTimeout)}
+	msg.Reply = x.inbox + token
+}
+
+// replied takes an answer, and reports whether msg was one.
+func (s *session) replied(msg *nats.Msg) bool {
+	x := &s.replies
+	x.mu.Lock()
+	if x.sub == nil || msg.Sub != x.sub {
+		x.mu.Unlock()
+		return false
+	}
+	token := strings.TrimPrefix(msg.Subject, x.inbox)
+	e, ok := x.waiting[token]
+	delete(x.waiting, token)
+	x.mu.Unlock()
+	if ok {
+		m, _ := decode("a", msg)
+		p := packet.Publish{Message: packet.Message{Payload: msg.Data, CorrelationData: e.corr, Format: m.format, UserProperties: m.user}}
+		if m.content != "" {
+			p.ContentType = []byte(m.content)
+		}
+		subject := subjectOf(e.topic)
+		if s.login.Principal.Permissions.Publish.Allows(subject) {
+			_ = s.login.PublishMsg(encode(subject, "", &p.Message, time.Now()))
+		}
+	}
+	return true
+}

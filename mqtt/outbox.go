@@ -1,0 +1,103 @@
+package mqtt
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// outbox is what goes out to a client. It is safe for concurrent use.
+type outbox struct {
+	conn net.Conn
+	v    packet.Version
+	max  int // the client's Maximum Packet Size
+	most int // bytes that may wait
+
+	mu    sync.Mutex
+	wait  []byte
+	wake  chan struct{}
+	ended bool
+}
+
+func newOutbox(conn net.Conn, most int) outbox {
+	return outbox{conn: conn, most: most, wake: make(chan struct{}, 1)}
+}
+
+// send appends p, and reports whether it fits the client.
+func (o *outbox) send(p packet.Packet) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return true
+	}
+	b, err := p.Append(o.wait, o.v, o.max)
+	if err != nil {
+		return false
+	}
+	o.wait = b
+	o.signal()
+	return true
+}
+
+// full reports whether nothing should be added that can be dropped.
+func (o *outbox) full() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.wait) > o.most
+}
+
+// end has the connection closed when all is written.
+func (o *outbox) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	o.signal()
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write writes what comes, until end, or until the client takes nothing any more.
+func (o *outbox) write() {
+	defer o.conn.Close()
+	const keep = 16 << 10
+	var spare []byte
+	for range o.wake {
+		for {
+			o.mu.Lock()
+			b, ended := o.wait, o.ended
+			o.wait = spare[:0]
+			o.mu.Unlock()
+			if len(b) == 0 {
+				if ended {
+					return
+				}
+				break
+			}
+			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+				return
+			}
+			if _, err := o.conn.Write(b); err != nil {
+				o.mu.Lock()
+				o.ended, o.wait = true, nil
+				o.mu.Unlock()
+				return
+			}
+			if spare = b; cap(b) > keep {
+				spare = nil
+			}
+		}
+		// An idle client has no buffer.
+		o.mu.Lock()
+		if len(o.wait) == 0 {
+			o.wait, spare = nil, nil
+		}
+		o.mu.Unlock()
+	}
+}

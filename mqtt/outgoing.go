@@ -1,0 +1,468 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// granted is what the subscriptions of a session make of a message.
+type granted struct {
+	qos    packet.QoS
+	retain bool
+	ids    []uint32
+	any    bool
+	first  string // the filter that was subscribed first
+}
+
+// grant finds what the session's subscriptions make of m. One message is sent for
+// all of them. [MQTT-3.3.4-2] [MQTT-3.3.4-4]
+func (s *session) grant(m *message) (g granted) {
+	// The engine judges what it delivers; what comes from the stream is judged here.
+	if rule := s.login.Principal.Permissions.Subscribe; m.seq > 0 && len(rule.Deny) > 0 && !rule.Allows(subjectOf(m.topic)) {
+		return g
+	}
+	made := 0
+	for filter, sub := range s.rec.Subs {
+		if sub.Group != "" || !matches(filter, m.topic) || m.seq > 0 && m.seq <= sub.From {
+			continue
+		}
+		if g.first == "" || sub.made < made {
+			g.first, made = filter, sub.made
+		}
+		if sub.Local && m.client == s.key { // [MQTT-3.8.3-3]
+			continue
+		}
+		g.any = true
+		g.qos = max(g.qos, sub.QoS)
+		g.retain = g.retain || sub.Retain && m.retain // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+		if sub.ID > 0 {                               // [MQTT-3.3.4-3]
+			g.ids = append(g.ids, sub.ID)
+		}
+	}
+	return g
+}
+
+// offer takes a stored message from the feed.
+func (s *session) offer(m message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+	case s.reading:
+		if len(s.held) < maxQueue {
+			s.held = append(s.held, m)
+		} else if s.behind == 0 {
+			s.behind = m.seq
+		}
+	case s.behind > 0: // it reads from there
+	case len(s.queue) >= maxQueue:
+		s.behind = m.seq
+	default:
+		s.queue = append(s.queue, m)
+		s.pump()
+	}
+}
+
+// pump sends what the client may be sent. [MQTT-3.3.4-9] [MQTT-4.9.0-2]; mu is held.
+func (s *session) pump() {
+	sent := false
+	for len(s.queue) > 0 && !s.closed {
+		m := &s.queue[0]
+		g := granted{any: true, qos: m.grant, retain: m.retain}
+		switch {
+		case m.kept || m.shared != nil:
+			if m.sub > 0 {
+				g.ids = []uint32{m.sub}
+			}
+		default:
+			g = s.grant(m)
+		}
+		qos := min(m.qos, g.qos) // [MQTT-3.8.4-8]
+		if !g.any || m.expired(time.Now()) {
+			m.finished()
+		} else if qos == 0 {
+			s.send(m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
+			m.finished()
+		} else {
+			if s.quota <= 0 {
+				break
+			}
+			s.begin(m, qos, g)
+		}
+		sent = true
+		s.queue[0] = message{}
+		s.queue = s.queue[1:]
+	}
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+	if sent {
+		s.later()
+		select {
+		case s.room <- struct{}{}:
+		default:
+		}
+	}
+	if s.behind > 0 && !s.reading && len(s.queue) == 0 && !s.closed {
+		s.catchUp(s.behind)
+	}
+}
+
+// begin sends a message that the client has to acknowledge. [MQTT-4.3.2-1] [MQTT-4.3.3-1]
+func (s *session) begin(m *message, qos packet.QoS, g granted) {
+	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub}
+	p := &packet.Publish{ID: f.ID, SubscriptionIDs: g.ids, Message: packet.Message{QoS: qos, Retain: g.retain}}
+	if m.shared != nil && qos == 1 {
+		f.done = m.finished
+	}
+	s.flights[f.ID] = f
+	s.order = append(s.order, f)
+	s.quota--
+	copied := *m
+	transmit := func() {
+		if s.closed {
+			return
+		}
+		f.sent = true
+		if !s.send(&copied, p) { // [MQTT-3.1.2-25]
+			s.land(f)
+		}
+	}
+	if qos == 1 {
+		transmit()
+		return
+	}
+	// The client must find the same identifier at any node.
+	s.persist(func() {
+		transmit()
+		if copied.shared != nil { // [MQTT-4.8.2-4]
+			copied.finished()
+		}
+	})
+}
+
+// send sends m, and reports whether it fits the client. [MQTT-3.1.2-24]
+func (s *session) send(m *message, p *packet.Publish) bool {
+	if p.QoS == 0 && s.out.full() {
+		s.p.dropped.Add(1)
+		return true
+	}
+	m.publish(p, time.Now())
+	if s.v == packet.V5 && s.aliasMax > 0 {
+		s.alias(p)
+	}
+	return s.out.send(p)
+}
+
+// alias puts an alias for a topic that the client has been told. [MQTT-3.3.2-11]
+func (s *session) alias(p *packet.Publish) {
+	topic := string(p.Topic)
+	if n, ok := s.given[topic]; ok {
+		p.TopicAlias, p.Topic = n, nil
+		return
+	}
+	if n := uint16(len(s.given)) + 1; n <= s.aliasMax && (s.out.max == 0 || p.Size(s.v)+3 <= s.out.max) {
+		s.given[topic] = n
+		p.TopicAlias = n
+	}
+}
+
+// unused is a packet identifier that is in no flight. [MQTT-2.2.1-4]
+func (s *session) unused() uint16 {
+	for {
+		s.rec.Next++
+		if s.rec.Next != 0 && s.flights[s.rec.Next] == nil {
+			return s.rec.Next
+		}
+	}
+}
+
+// land ends a flight; mu is held.
+func (s *session) land(f *flight) {
+	delete(s.flights, f.ID)
+	for i, other := range s.order {
+		if other == f {
+			s.order = append(s.order[:i], s.order[i+1:]...)
+			break
+		}
+	}
+	s.quota++
+	if f.done != nil {
+		f.done()
+	}
+	s.later()
+}
+
+// acknowledged takes PUBACK, PUBREC and PUBCOMP.
+func (s *session) acknowledged(a *packet.Ack) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flights[a.ID]
+	if f == nil {
+		if a.Kind == packet.PUBREC {
+			s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: a.ID, Code: packet.PacketIdentifierNotFound})
+		}
+		return nil
+	}
+	switch {
+	case a.Kind == packet.PUBACK && f.QoS == 1: // [MQTT-4.3.2-3]
+		s.land(f)
+	case a.Kind == packet.PUBREC && f.QoS == 2 && a.Code.Failed(): // [MQTT-4.4.0-2]
+		s.land(f)
+	case a.Kind == packet.PUBREC && f.QoS == 2: // [MQTT-4.3.3-4]
+		f.Released = true
+		s.persist(func() { s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: a.ID}) })
+		return nil
+	case a.Kind == packet.PUBCOMP && f.Released: // [MQTT-4.3.3-5]
+		s.land(f)
+	default:
+		return fault(packet.ProtocolError, "MQTT-4.3.3-3", a.Kind.String()+" of a message whose turn it is not")
+	}
+	s.pump()
+	return nil
+}
+
+// again sends what the client has not acknowledged once more. [MQTT-4.4.0-1]
+func (s *session) again() {
+	s.mu.Lock()
+	flights := append([]*flight(nil), s.order...)
+	s.mu.Unlock()
+	for _, f := range flights {
+		if f.Released {
+			s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: f.ID})
+			continue
+		}
+		m, err := s.stored(f)
+		s.mu.Lock()
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+			s.land(f) // it expired
+		case err != nil:
+			s.expel(packet.ServerUnavailable, "a message cannot be read")
+		default:
+			g := granted{retain: f.Retained}
+			if g.retain {
+				if f.Sub > 0 {
+					g.ids = []uint32{f.Sub}
+				}
+			} else {
+				g = s.grant(&m)
+			}
+			p := &packet.Publish{ID: f.ID, Dup: true, SubscriptionIDs: g.ids, Message: packet.Message{QoS: f.QoS, Retain: g.retain}}
+			if !s.send(&m, p) {
+				s.land(f)
+			}
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sub := range s.rec.Subs {
+		if sub.QoS > 0 && s.resumed {
+			s.catchUp(s.rec.Seq + 1)
+			break
+		}
+	}
+}
+
+// stored reads the message of a flight.
+func (s *session) stored(f *flight) (m message, err error) {
+	ctx, cancel := context.WithTimeout(s.a.ctx, requestTimeout)
+	defer cancel()
+	stream, prefix := s.a.messages, messagePrefix
+	if f.Retained {
+		stream, prefix = s.a.retained, retainedPrefix
+	}
+	msg, err := stream.GetMsg(ctx, f.Seq)
+	if err != nil {
+		return m, err
+	}
+	m, _ = decode(strings.TrimPrefix(msg.Subject, prefix), &nats.Msg{Data: msg.Data, Header: msg.Header})
+	m.seq = f.Seq
+	return m, nil
+}
+
+// catchUp reads from the stream what the queue had no place for, or what came
+// while the client was away; mu is held.
+func (s *session) catchUp(from uint64) {
+	s.reading, s.behind = true, from
+	s.a.running.Go(func() {
+		for {
+			next, err := s.readStream(from)
+			s.mu.Lock()
+			if err != nil && !s.closed {
+				s.log("what waits for an MQTT client could not be read yet", "error", err)
+				s.held = nil
+				s.mu.Unlock()
+				select {
+				case <-s.a.ctx.Done():
+					return
+				case <-time.After(time.Second):
+				}
+				from = next
+				continue
+			}
+			if s.closed {
+				s.mu.Unlock()
+				return
+			}
+			s.reading = false
+			// What came meanwhile is after the mark, or was read.
+			lost := s.behind
+			s.behind = 0
+			for _, m := range s.held {
+				if m.seq >= next && (lost == 0 || m.seq < lost) {
+					s.queue = append(s.queue, m)
+				}
+			}
+			s.held = nil
+			s.behind = lost
+			s.pump()
+			s.mu.Unlock()
+			return
+		}
+	})
+}
+
+// readStream queues the messages from seq on, up to a mark that it sets now. It
+// returns what follows, or where to go on after an error.
+func (s *session) readStream(seq uint64) (next uint64, err error) {
+	a := s.a
+	mark := markPrefix + s.key
+	end, err := a.storeNow(&nats.Msg{Subject: mark})
+	if err != nil {
+		return seq, err
+	}
+	s.mu.Lock()
+	subjects := []string{mark}
+	for filter, sub := range s.rec.Subs {
+		if sub.QoS > 0 && sub.Group == "" {
+			for _, subject := range subjectsOf(filter) {
+				subjects = append(subjects, messagePrefix+subject)
+			}
+		}
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(a.ctx)
+	defer cancel()
+	stop := context.AfterFunc(s.ctx, cancel)
+	defer stop()
+	config := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq, FilterSubjects: subjects}
+	consumer, err := a.messages.OrderedConsumer(ctx, config)
+	if refused(err, filtersOverlap) {
+		config.FilterSubjects = []string{house + ">"}
+		consumer, err = a.messages.OrderedConsumer(ctx, config)
+	}
+	if err != nil {
+		return seq, err
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue / 2))
+	if err != nil {
+		return seq, err
+	}
+	defer messages.Stop()
+	unblock := context.AfterFunc(ctx, messages.Stop)
+	defer unblock()
+	for {
+		msg, err := messages.Next()
+		if err != nil {
+			return seq, err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return seq, err
+		}
+		seq = meta.Sequence.Stream + 1
+		if meta.Sequence.Stream >= end {
+			if meta.Sequence.Stream == end {
+				return seq, nil
+			}
+			return end + 1, nil
+		}
+		subject, ok := strings.CutPrefix(msg.Subject(), messagePrefix)
+		if !ok {
+			continue
+		}
+		m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
+		if !ok {
+			continue
+		}
+		m.seq = meta.Sequence.Stream
+		s.mu.Lock()
+		for len(s.queue) >= maxQueue/2 && !s.closed {
+			s.mu.Unlock()
+			select {
+			case <-s.room:
+			case <-ctx.Done():
+				return seq, ctx.Err()
+			}
+			s.mu.Lock()
+		}
+		if g := s.grant(&m); g.any {
+			s.queue = append(s.queue, m)
+			s.behind = max(s.behind, seq)
+			s.pump()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// listen takes the messages of the engine.
+func (s *session) listen() {
+	for {
+		select {
+		case msg := <-s.live:
+			s.mu.Lock()
+			s.heardLive(msg)
+			for range len(s.live) {
+				s.heardLive(<-s.live)
+			}
+			s.mu.Unlock()
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// heardLive takes one; mu is held.
+func (s *session) heardLive(msg *nats.Msg) {
+	if s.closed {
+		return
+	}
+	filter, ok := s.heard[msg.Sub]
+	if !ok {
+		s.replied(msg)
+		return
+	}
+	m, ok := decode(msg.Subject, msg)
+	if !ok || reserved(m.topic) || hidden(filter, m.topic) {
+		return
+	}
+	now := time.Now()
+	if m.expired(now) {
+		return
+	}
+	var g granted
+	if sub := s.rec.Subs[filter]; sub.Group != "" {
+		if m.noted {
+			return // it comes out of the stream, to one of the group
+		}
+		g = granted{any: true, retain: sub.Retain && m.retain}
+		if sub.ID > 0 {
+			g.ids = []uint32{sub.ID}
+		}
+	} else if g = s.grant(&m); g.first != filter {
+		return // the copy of the first subscription counts
+	}
+	if !g.any || m.noted && g.qos > 0 {
+		return
+	}
+	s.send(&m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
+}

@@ -1,0 +1,159 @@
+// Package mqtt is the protocol MQTT, in its versions 5.0 and 3.1.1, on the engine.
+//
+// A topic is a subject, and a client is a principal: it may publish and subscribe
+// what its permissions say, over MQTT as over NATS. Messages of QoS 0 are messages
+// of the engine and nothing else. Those of QoS 1 and 2 are stored in a stream of
+// the account before they are acknowledged, and every node hands them from there
+// to the clients that are connected to it. What a session is when its client is
+// away is one small record in another stream, which is written only over the
+// record that was read: a client goes on at any node, and two nodes cannot both
+// have it.
+package mqtt
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetbus/fleetbus"
+)
+
+// Protocol is the protocol; it implements fleetbus.Protocol. The zero value is
+// ready. It is safe for concurrent use; a server needs one of its own.
+type Protocol struct {
+	// Logger is told what clients of 3.1.1 cannot be told, and what goes wrong.
+	// Default: nobody is.
+	Logger *slog.Logger
+	// MaxPacket is the size of the largest packet that is taken, in bytes. Default
+	// 1 MiB, which is the engine's payload limit.
+	MaxPacket int
+	// ReceiveMaximum is how many messages of QoS 1 and 2 of a client may be under
+	// way to the engine. Default 1024.
+	ReceiveMaximum uint16
+	// TopicAliases is how many aliases a client may use, and is given at most.
+	// Default 64.
+	TopicAliases uint16
+	// KeepAlive is the longest keep alive. A client that asks for more, or for
+	// none, is told this one. Default 5 minutes; negative: any.
+	KeepAlive time.Duration
+	// SessionExpiry is how long a session without its client is kept at most.
+	// Default and maximum 7 days.
+	SessionExpiry time.Duration
+	// Pending is how many bytes wait for a client that does not read; what is more
+	// of QoS 0 is dropped. Default 4 MiB.
+	Pending int
+
+	once     sync.Once
+	dropped  atomic.Uint64
+	name     string
+	mu       sync.Mutex
+	accounts map[string]*opening
+}
+
+// opening is an account that is open, or being opened.
+type opening struct {
+	done chan struct{}
+	*account
+	err error
+}
+
+const (
+	// connectTimeout bounds the wait for CONNECT, connectMax its size in bytes.
+	connectTimeout, connectMax = 10 * time.Second, 128 << 10
+	// writeTimeout is how long a client may take to read something.
+	writeTimeout = 30 * time.Second
+	// readBuffer is the size of the buffer of a connection, in bytes.
+	readBuffer = 2 << 10
+)
+
+func (p *Protocol) log() *slog.Logger {
+	if p.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return p.Logger
+}
+
+// run names this run of this node.
+func (p *Protocol) run() string {
+	p.once.Do(func() { p.name = rand.Text() })
+	return p.name
+}
+
+func (p *Protocol) maxPacket() int           { return cmp.Or(p.MaxPacket, 1<<20) }
+func (p *Protocol) receiveMaximum() uint16   { return cmp.Or(p.ReceiveMaximum, 1024) }
+func (p *Protocol) topicAliases() uint16     { return cmp.Or(p.TopicAliases, 64) }
+func (p *Protocol) keepAlive() time.Duration { return cmp.Or(p.KeepAlive, 5*time.Minute) }
+func (p *Protocol) pending() int             { return cmp.Or(p.Pending, 4<<20) }
+func (p *Protocol) sessionExpiry() uint32 {
+	return uint32(min(cmp.Or(p.SessionExpiry, maxExpiry), maxExpiry) / time.Second)
+}
+
+// account returns the account of s, which is opened when its first client comes.
+func (p *Protocol) account(ctx context.Context, s *fleetbus.Session) (*account, error) {
+	name := s.Principal.Account
+	p.mu.Lock()
+	o := p.accounts[name]
+	first := o == nil
+	if !first {
+		select {
+		case <-o.done:
+			first = o.err != nil || o.ctx.Err() != nil
+		default:
+		}
+	}
+	if first {
+		if p.accounts == nil {
+			p.accounts = map[string]*opening{}
+		}
+		o = &opening{done: make(chan struct{})}
+		p.accounts[name] = o
+	}
+	p.mu.Unlock()
+	if first {
+		o.account, o.err = openAccount(ctx, p, s)
+		close(o.done)
+	}
+	select {
+	case <-o.done:
+		return o.account, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Serve serves the clients of ln until ctx is done, and tells them then.
+func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
+	var clients sync.WaitGroup
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+	var err error
+	for {
+		var conn net.Conn
+		if conn, err = ln.Accept(); err != nil {
+			break
+		}
+		clients.Go(func() { p.serve(ctx, conn, login) })
+	}
+	clients.Wait()
+	p.mu.Lock()
+	accounts := p.accounts
+	p.accounts = nil
+	p.mu.Unlock()
+	for _, o := range accounts {
+		<-o.done
+		if o.account != nil {
+			o.account.close()
+		}
+	}
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving MQTT: %w", err)
+}

@@ -1,0 +1,318 @@
+package mqtt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// record is what of a session outlives its connection, and the node.
+type record struct {
+	ID    string `json:"id"`
+	Owner string `json:"owner"`
+	// Born tells this session from others of the same client.
+	Born string `json:"born,omitempty"`
+	// Run is the run of the node that the client is connected to; empty: it is away
+	// since Left, and was last on By.
+	Run  string    `json:"run,omitempty"`
+	By   string    `json:"by,omitempty"`
+	Left time.Time `json:"left,omitzero"`
+	// Expiry is in seconds from Left.
+	Expiry uint32 `json:"expiry,omitempty"`
+	// Seq is up to where the stored messages were sent to the client, or are in Out.
+	Seq    uint64                  `json:"seq,omitempty"`
+	Subs   map[string]subscription `json:"subs,omitempty"`
+	Out    []flight                `json:"out,omitempty"`
+	In     []uint16                `json:"in,omitempty"`
+	Turns  map[uint16]uint64       `json:"turns,omitempty"`
+	Next   uint16                  `json:"next,omitempty"`
+	Will   *will                   `json:"will,omitempty"`
+	WillAt time.Time               `json:"will_at,omitzero"`
+	// Gone says that the session ended.
+	Gone bool `json:"gone,omitempty"`
+}
+
+// subscription is one of a session.
+type subscription struct {
+	QoS    packet.QoS            `json:"qos"`
+	ID     uint32                `json:"id,omitempty"`
+	Local  bool                  `json:"no_local,omitempty"`
+	Retain bool                  `json:"retain_as_published,omitempty"`
+	From   uint64                `json:"from,omitempty"` // it wants stored messages after this one
+	Group  string                `json:"group,omitempty"`
+	made   int                   // the how many-th it is
+	subs   []*nats.Subscription  // of what is live
+	stop   func()                // of a shared one
+	handle packet.RetainHandling // what was asked for
+}
+
+// flight is a message that the client has not acknowledged. [MQTT-4.4.0-1]
+type flight struct {
+	ID  uint16     `json:"id"`
+	Seq uint64     `json:"seq,omitempty"`
+	QoS packet.QoS `json:"qos"`
+	// Released says that PUBREL was sent or is about to be. [MQTT-4.3.3-6]
+	Released bool `json:"released,omitempty"`
+	// Retained is the topic of a retained message, whose Seq is in that stream.
+	Retained bool   `json:"retained,omitempty"`
+	Sub      uint32 `json:"sub,omitempty"`
+	sent     bool
+	done     func() // tells the consumer of a shared subscription
+}
+
+// will is a will as it is stored.
+type will struct {
+	Topic   string        `json:"topic"`
+	Payload []byte        `json:"payload,omitempty"`
+	QoS     packet.QoS    `json:"qos,omitempty"`
+	Retain  bool          `json:"retain,omitempty"`
+	Delay   uint32        `json:"delay,omitempty"`
+	Expires bool          `json:"expires,omitempty"`
+	Expiry  uint32        `json:"expiry,omitempty"`
+	Format  packet.Format `json:"format,omitempty"`
+	Content []byte        `json:"content,omitempty"`
+	Reply   []byte        `json:"reply,omitempty"`
+	Corr    []byte        `json:"corr,omitempty"`
+	User    []packet.Pair `json:"user,omitempty"`
+}
+
+func newWill(w *packet.Will) *will {
+	if w == nil {
+		return nil
+	}
+	return &will{
+		Topic: string(w.Topic), Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Delay: w.Delay, Expires: w.Expires, Expiry: w.Expiry,
+		Format: w.Format, Content: w.ContentType, Reply: w.ResponseTopic, Corr: w.CorrelationData, User: w.UserProperties,
+	}
+}
+
+func (w *will) message() *packet.Message {
+	return &packet.Message{
+		Topic: []byte(w.Topic), Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Expires: w.Expires, Expiry: w.Expiry,
+		Format: w.Format, ContentType: w.Content, ResponseTopic: w.Reply, CorrelationData: w.Corr, UserProperties: w.User,
+	}
+}
+
+// left marks the client as away from now on. [MQTT-3.1.2-8]
+func (r *record) left(now time.Time, by string) {
+	r.Run, r.By, r.Left = "", by, now
+	if r.Will != nil {
+		r.WillAt = now.Add(time.Duration(min(r.Will.Delay, r.Expiry)) * time.Second)
+	}
+}
+
+// ends is when a session whose client is away expires.
+func (r *record) ends() time.Time {
+	return r.Left.Add(min(time.Duration(r.Expiry)*time.Second, maxExpiry))
+}
+
+// register has the sessions of an account, as far as it has heard.
+type register struct {
+	mu      sync.Mutex
+	entries map[string]entry
+	beats   map[string]time.Time // of the runs of other nodes
+}
+
+// entry is what is remembered of a record.
+type entry struct {
+	revision, seq uint64
+	run, by       string
+	due           time.Time // when something is to be done
+	seen          time.Time
+}
+
+func (x *register) beat(msg *nats.Msg) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.beats[strings.TrimPrefix(msg.Subject, alivePrefix)] = time.Now()
+}
+
+func (x *register) hear(msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return
+	}
+	key := strings.TrimPrefix(msg.Subject(), sessionPrefix)
+	var r record
+	if json.Unmarshal(msg.Data(), &r) != nil {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if r.Gone {
+		delete(x.entries, key)
+		return
+	}
+	e := entry{revision: meta.Sequence.Stream, seq: r.Seq, run: r.Run, by: r.By, seen: time.Now()}
+	if r.Run == "" {
+		e.due = r.ends()
+		if r.Will != nil && r.WillAt.Before(e.due) {
+			e.due = r.WillAt
+		}
+	}
+	x.entries[key] = e
+}
+
+// floor is up to where no session needs a stored message.
+func (x *register) floor(last uint64) uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.entries {
+		last = min(last, e.seq)
+	}
+	return last
+}
+
+// due are the keys of which something is to be done now by this node: of clients
+// that it had, and, later, of those that nodes had that are not heard of.
+func (x *register) due(now time.Time, run string) (keys []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for key, e := range x.entries {
+		switch {
+		case e.run == run:
+		case e.run != "":
+			alive, ok := x.beats[e.run]
+			if !ok || alive.Before(e.seen) {
+				alive = e.seen
+			}
+			if now.Sub(alive) > deadAfter {
+				keys = append(keys, key)
+			}
+		case now.After(e.due) && (e.by == run || now.Sub(e.due) > othersWait):
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// load reads the record of key. One that is missing is the zero value.
+func (a *account) load(ctx context.Context, key string) (r record, revision uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	msg, err := a.registry.GetLastMsgForSubject(ctx, sessionPrefix+key)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return record{Gone: true}, 0, nil
+	}
+	if err != nil {
+		return r, 0, fmt.Errorf("reading an MQTT session: %w", err)
+	}
+	if err := json.Unmarshal(msg.Data, &r); err != nil {
+		r = record{Gone: true}
+	}
+	return r, msg.Sequence, nil
+}
+
+// save writes the record of key over the one of that revision.
+func (a *account) save(key string, r *record, revision uint64, done func(revision uint64, err error)) {
+	data, err := json.Marshal(r)
+	if err != nil {
+		done(0, fmt.Errorf("writing an MQTT session: %w", err))
+		return
+	}
+	msg := &nats.Msg{Subject: sessionPrefix + key, Data: data, Header: nats.Header{
+		jetstream.ExpectedLastSubjSeqHeader: []string{strconv.FormatUint(revision, 10)},
+	}}
+	if r.Gone {
+		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(removed/time.Second))+"s")
+	}
+	a.store(msg, func(seq uint64, _ bool, err error) { done(seq, err) })
+}
+
+func (a *account) saveNow(key string, r *record, revision uint64) (uint64, error) {
+	answered := make(chan struct{})
+	var err error
+	a.save(key, r, revision, func(seq uint64, e error) {
+		revision, err = seq, e
+		close(answered)
+	})
+	<-answered
+	return revision, err
+}
+
+// sweep does what is due of the sessions whose clients are away. Nodes may try the
+// same at once: who writes the record first does it.
+func (a *account) sweep(now time.Time) {
+	for _, key := range a.index.due(now, a.p.run()) {
+		if !a.index.claim(key, now) {
+			continue
+		}
+		a.running.Go(func() {
+			if err := a.attend(key, now); err != nil && a.ctx.Err() == nil && !refused(err, wrongLast) {
+				a.p.log().Debug("attending to an MQTT session", "account", a.name, "error", err)
+			}
+		})
+	}
+}
+
+// claim puts off the next look at key.
+func (x *register) claim(key string, now time.Time) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e, ok := x.entries[key]
+	if ok {
+		e.seen, e.due = now, now.Add(storeTimeout)
+		x.entries[key] = e
+	}
+	return ok
+}
+
+func (a *account) attend(key string, now time.Time) error {
+	r, revision, err := a.load(a.ctx, key)
+	if err != nil || r.Gone {
+		return err
+	}
+	if r.Run != "" { // its node died
+		r.left(now, a.p.run())
+	}
+	w := r.Will
+	if w != nil && (r.WillAt.After(now) && r.ends().After(now)) {
+		w = nil
+	}
+	if w != nil {
+		r.Will = nil // [MQTT-3.1.2-10]
+	}
+	r.Gone = !r.ends().After(now) // [MQTT-4.1.0-2]
+	if r.Gone {
+		r = record{ID: r.ID, Gone: true}
+	}
+	if _, err := a.saveNow(key, &r, revision); err != nil {
+		return err
+	}
+	if w != nil {
+		a.announce(w, key)
+	}
+	return nil
+}
+
+// announce publishes a will.
+func (a *account) announce(w *will, client string) {
+	m, subject := w.message(), subjectOf(w.Topic)
+	msg := encode(subject, client, m, time.Now())
+	_ = a.conn.PublishMsg(msg)
+	if m.QoS > 0 {
+		stored := encode(messagePrefix+subject, client, m, time.Now())
+		a.store(stored, func(_ uint64, _ bool, err error) {
+			if err != nil {
+				a.p.log().Warn("a will was not stored", "account", a.name, "error", err)
+			}
+		})
+	}
+	if m.Retain { // [MQTT-3.1.2-15]
+		a.retain(subject, client, m, func(err error) {
+			if err != nil {
+				a.p.log().Warn("a will was not retained", "account", a.name, "error", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package mqtt
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// keeper has the retained messages of an account, as far as it has heard.
+type keeper struct {
+	mu    sync.Mutex
+	heard uint64
+	more  chan struct{} // closed, and made anew, when there is more
+	kept  map[string]message
+}
+
+// removed is how long the notice stays that a retained message is removed.
+const removed = time.Minute
+
+func (k *keeper) init() { k.more, k.kept = make(chan struct{}), map[string]message{} }
+
+// hear takes what the stream has.
+func (k *keeper) hear(msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return
+	}
+	subject := strings.TrimPrefix(msg.Subject(), retainedPrefix)
+	m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
+	m.seq = meta.Sequence.Stream
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case ok && len(m.payload) == 0: // [MQTT-3.3.1-6]
+		delete(k.kept, m.topic)
+	case ok:
+		k.kept[m.topic] = m // [MQTT-3.3.1-5]
+	}
+	k.heard = m.seq
+	close(k.more)
+	k.more = make(chan struct{})
+}
+
+// matching are the retained messages that a filter takes, in the order in which
+// they were published. It waits until those are known that were acknowledged
+// before. [MQTT-3.3.1-9]
+func (a *account) matching(ctx context.Context, filter string) ([]message, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := a.retained.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k := &a.keep
+	for {
+		k.mu.Lock()
+		if k.heard >= info.State.LastSeq || info.State.Msgs == 0 {
+			break
+		}
+		more := k.more
+		k.mu.Unlock()
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	defer k.mu.Unlock()
+	now := time.Now()
+	var found []message
+	take := func(m message) {
+		if m.expired(now) {
+			delete(k.kept, m.topic)
+			return
+		}
+		found = append(found, m)
+	}
+	if !strings.ContainsAny(filter, "+#") {
+		if m, ok := k.kept[filter]; ok {
+			take(m)
+		}
+		return found, nil
+	}
+	for topic, m := range k.kept {
+		if matches(filter, topic) {
+			take(m)
+		}
+	}
+	slices.SortFunc(found, func(x, y message) int { return cmp.Compare(x.seq, y.seq) })
+	return found, nil
+}
+
+// retain stores p as the retained message of its topic, or removes that one.
+// [MQTT-3.3.1-5] [MQTT-3.3.1-7]
+func (a *account) retain(subject, client string, p *packet.Message, done func(error)) {
+	msg := encode(retainedPrefix+subject, client, p, time.Now())
+	ttl := time.Duration(0)
+	switch {
+	case len(p.Payload) == 0:
+		ttl = removed
+	case p.Expires:
+		ttl = time.Duration(max(p.Expiry, 1)) * time.Second
+	}
+	if ttl > 0 {
+		if msg.Header == nil {
+			msg.Header = nats.Header{}
+		}
+		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(ttl/time.Second))+"s")
+	}
+	a.store(msg, func(_ uint64, _ bool, err error) { done(err) })
+}

@@ -1,0 +1,438 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+const (
+	// maxQueue is how many stored messages wait in memory for a client; the others
+	// wait in the stream.
+	maxQueue = 512
+	// lazily is how long it may take until it is stored what a client acknowledged.
+	lazily = time.Second
+	// maxSubscriptions is how many a session may have.
+	maxSubscriptions = 1024
+	// liveQueue is how many messages of the engine wait until they are looked at.
+	liveQueue = 512
+)
+
+// session is a client that is connected, and its session.
+//
+// The goroutine of serve reads its packets; others hear the engine. Locks are
+// taken in the order feed, mu, outbox.
+type session struct {
+	p     *Protocol
+	a     *account
+	conn  net.Conn
+	login *fleetbus.Session
+	r     *packet.Reader
+	out   outbox
+	v     packet.Version
+	id    string
+	key   string
+	done  chan struct{} // closed when nothing of it is left
+	live  chan *nats.Msg
+	ctx   context.Context // until the connection ends
+
+	// Of the goroutine that reads.
+	aliases map[uint16]string
+	normal  bool // the client said good-bye
+
+	mu       sync.Mutex
+	rec      record
+	durable  bool // rec is stored
+	revision uint64
+	saving   bool
+	saves    []func() // to call, with mu held, when what is now is stored
+	sleeping *time.Timer
+	closed   bool
+
+	quota    int
+	queue    []message
+	behind   uint64    // if not 0, the stream has messages from here on for it
+	held     []message // came while the stream is being read
+	reading  bool
+	room     chan struct{} // has an element if the queue is shorter
+	flights  map[uint16]*flight
+	order    []*flight
+	in       map[uint16]bool
+	pending  []*answer          // to PUBLISH, in their order
+	local    atomic.Bool        // it has a subscription with No Local
+	resumed  bool               // it had subscriptions
+	takes    *nats.Subscription // requests of other nodes for it
+	made     int                // subscriptions until now
+	heard    map[*nats.Subscription]string
+	given    map[string]uint16 // the topic aliases that the client knows
+	aliasMax uint16
+	replies  replies
+}
+
+// attach makes s the session of its client identifier, here and at every other
+// node, and reports whether there was one before.
+func (s *session) attach(ctx context.Context, c *packet.Connect) (present bool, err error) {
+	a := s.a
+	for try := 0; ; try++ {
+		if err := a.claimLocal(ctx, s); err != nil {
+			return false, err
+		}
+		present, err = s.resume(ctx, c)
+		if err == nil {
+			return present, nil
+		}
+		a.release(s)
+		if !refused(err, wrongLast) || try == 10 {
+			return false, err
+		}
+	}
+}
+
+// claimLocal makes s the holder of its key on this node. [MQTT-3.1.4-3]
+func (a *account) claimLocal(ctx context.Context, s *session) error {
+	for {
+		a.feed.Lock()
+		old := a.feed.local[s.key]
+		if old == nil {
+			a.feed.local[s.key] = s
+		}
+		a.feed.Unlock()
+		if old == nil {
+			return nil
+		}
+		old.kick(packet.SessionTakenOver, "another client has its identifier")
+		select {
+		case <-old.done:
+		case <-ctx.Done():
+			return fmt.Errorf("taking over a session: %w", ctx.Err())
+		}
+	}
+}
+
+func (a *account) release(s *session) {
+	if s.takes != nil {
+		_ = s.takes.Unsubscribe()
+	}
+	a.feed.Lock()
+	defer a.feed.Unlock()
+	if a.feed.local[s.key] == s {
+		delete(a.feed.local, s.key)
+	}
+	for filter := range s.rec.Subs {
+		a.feed.tree.remove(filter, s)
+	}
+}
+
+// resume reads what is stored of the session, and writes that it is here.
+func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, err error) {
+	a := s.a
+	take, cancel := context.WithTimeout(ctx, requestTimeout)
+	_, err = a.conn.RequestWithContext(take, takePrefix+s.key, []byte(a.p.run()))
+	cancel()
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, context.DeadlineExceeded) {
+		return false, fmt.Errorf("asking other nodes for a session: %w", err)
+	}
+	old, revision, err := a.load(ctx, s.key)
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	if !old.Gone && old.Run == "" && !old.ends().After(now) { // [MQTT-4.1.0-2]
+		revision, err = s.end(&old, revision)
+		if err != nil {
+			return false, err
+		}
+	}
+	if !old.Gone && c.CleanStart { // [MQTT-3.1.2-4]
+		if revision, err = s.end(&old, revision); err != nil {
+			return false, err
+		}
+	}
+	s.mu.Lock()
+	s.rec, s.revision = record{Born: rand.Text()[:8]}, revision
+	if present = !old.Gone; present { // [MQTT-3.1.2-5]
+		s.rec = old
+	}
+	was := old.Will
+	if old.Run == "" && !old.WillAt.IsZero() && old.WillAt.After(now) {
+		was = nil // [MQTT-3.1.3-9]
+	}
+	s.rec.ID, s.rec.Owner, s.rec.Run, s.rec.By = s.id, s.login.Principal.String(), a.p.run(), a.p.run()
+	s.rec.Left, s.rec.WillAt, s.rec.Gone = time.Time{}, time.Time{}, false
+	s.rec.Will = newWill(c.Will) // [MQTT-3.1.2-7]
+	s.rec.Expiry = s.expiry(c)
+	if s.rec.Subs == nil {
+		s.rec.Subs = map[string]subscription{}
+	}
+	s.durable = s.rec.Expiry > 0 || s.rec.Will != nil
+	for _, id := range s.rec.In {
+		s.in[id] = true
+	}
+	for i := range s.rec.Out {
+		f := s.rec.Out[i]
+		f.sent = true
+		s.flights[f.ID] = &f
+		s.order = append(s.order, &f)
+		s.quota--
+	}
+	r := s.snapshot()
+	s.mu.Unlock()
+	if s.durable {
+		if revision, err = a.saveNow(s.key, &r, revision); err != nil {
+			return false, err
+		}
+		s.mu.Lock()
+		s.revision = revision
+		s.mu.Unlock()
+	} else if present {
+		if _, err := s.end(&old, revision); err != nil {
+			return false, err
+		}
+		was = nil
+	}
+	if s.takes, err = a.conn.ChanSubscribe(takePrefix+s.key, a.takes); err != nil {
+		return false, err
+	}
+	if was != nil && present {
+		a.announce(was, s.key)
+	}
+	return present, nil
+}
+
+// end ends a session that is stored, and publishes its will.
+func (s *session) end(old *record, revision uint64) (uint64, error) {
+	revision, err := s.a.saveNow(s.key, &record{ID: old.ID, Gone: true}, revision)
+	if err != nil {
+		return 0, err
+	}
+	if old.Will != nil {
+		s.a.announce(old.Will, s.key)
+	}
+	*old = record{Gone: true}
+	return revision, nil
+}
+
+// expiry is how long the session is kept without its client, in seconds.
+func (s *session) expiry(c *packet.Connect) uint32 {
+	if c.Version == packet.V311 { // [MQTT311-3.1.2-4] [MQTT311-3.1.2-6]
+		if c.CleanStart {
+			return 0
+		}
+		return s.p.sessionExpiry()
+	}
+	return min(c.SessionExpiry, s.p.sessionExpiry())
+}
+
+// detach ends the connection's part of the session: what is to outlive it is
+// stored, or the session ends.
+func (s *session) detach() {
+	s.mu.Lock()
+	s.closed = true
+	if s.sleeping != nil {
+		s.sleeping.Stop()
+	}
+	shared := []func(){}
+	for _, sub := range s.rec.Subs {
+		if sub.stop != nil {
+			shared = append(shared, sub.stop)
+		}
+	}
+	s.mu.Unlock()
+	for _, stop := range shared {
+		stop()
+	}
+	s.login.Close()
+	s.a.release(s)
+
+	s.mu.Lock()
+	if s.normal {
+		s.rec.Will = nil // [MQTT-3.14.4-3] [MQTT-3.1.2-10]
+	}
+	for s.saving {
+		s.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		s.mu.Lock()
+	}
+	s.rec.left(time.Now(), s.p.run())
+	r, w := s.snapshot(), s.rec.Will
+	if !r.WillAt.IsZero() && r.WillAt.After(time.Now()) {
+		w = nil // the sweep publishes it
+	}
+	if w != nil {
+		r.Will = nil
+	}
+	if r.Expiry == 0 { // [MQTT-3.1.2-23]
+		r = record{ID: r.ID, Gone: true}
+	}
+	durable, revision := s.durable, s.revision
+	s.mu.Unlock()
+	if durable {
+		if _, err := s.a.saveNow(s.key, &r, revision); err != nil {
+			if refused(err, wrongLast) {
+				w = nil // another node has it
+			} else {
+				s.log("an MQTT session was not stored", "error", err)
+			}
+		}
+	}
+	if w != nil {
+		s.a.announce(w, s.key)
+	}
+}
+
+func (s *session) log(what string, args ...any) {
+	s.p.log().Warn(what, append([]any{"principal", s.login.Principal, "client", clip(s.id), "remote", s.conn.RemoteAddr().String()}, args...)...)
+}
+
+// clip keeps a text from strangers short in a log.
+func clip(s string) string {
+	const most = 64
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
+// kick ends the connection from this side, for a reason that a client of 5.0 is
+// told. [MQTT-4.13.1-1]
+func (s *session) kick(code packet.Code, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expel(code, why)
+}
+
+// expel is kick, with mu held.
+func (s *session) expel(code packet.Code, why string) {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if s.v == packet.V5 {
+		s.out.send(&packet.Disconnect{Code: code, ReasonString: why})
+	}
+	s.out.end()
+}
+
+// snapshot is the record as it is now; mu is held.
+func (s *session) snapshot() record {
+	r := s.rec
+	r.Out = nil
+	for _, f := range s.order {
+		if f.done == nil {
+			r.Out = append(r.Out, *f)
+		}
+	}
+	r.In = nil
+	for id := range s.in {
+		r.In = append(r.In, id)
+	}
+	slices.Sort(r.In)
+	r.Subs = make(map[string]subscription, len(s.rec.Subs))
+	for filter, sub := range s.rec.Subs {
+		r.Subs[filter] = sub
+	}
+	r.Seq = s.floor()
+	return r
+}
+
+// floor is up to where the stored messages were sent, or are flights.
+func (s *session) floor() uint64 {
+	if s.reading || s.behind > 0 {
+		at := s.behind
+		if at == 0 {
+			return s.rec.Seq
+		}
+		for _, m := range s.queue {
+			if !m.kept && m.shared == nil {
+				at = min(at, m.seq)
+			}
+		}
+		return at - 1
+	}
+	at := s.a.last.Load()
+	for _, m := range s.queue {
+		if !m.kept && m.shared == nil {
+			at = min(at, m.seq-1)
+		}
+	}
+	return max(at, s.rec.Seq)
+}
+
+// persist calls then, with mu held, when what is now is stored. mu is held.
+func (s *session) persist(then func()) {
+	if !s.durable {
+		then()
+		return
+	}
+	s.saves = append(s.saves, then)
+	if !s.saving {
+		s.save()
+	}
+}
+
+func (s *session) save() {
+	s.saving = true
+	then := s.saves
+	s.saves = nil
+	r := s.snapshot()
+	s.rec.Seq = r.Seq
+	s.a.save(s.key, &r, s.revision, func(revision uint64, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.saving = false
+		switch {
+		case refused(err, wrongLast):
+			s.expel(packet.SessionTakenOver, "another node has its session")
+			return
+		case err != nil:
+			if !s.closed {
+				s.log("an MQTT session was not stored", "error", err)
+			}
+			s.expel(packet.ServerUnavailable, "its session could not be stored")
+			return
+		}
+		s.revision = revision
+		for _, do := range then {
+			do()
+		}
+		if len(s.saves) > 0 && !s.closed {
+			s.save()
+		}
+	})
+}
+
+// later stores what is now within a second; mu is held.
+func (s *session) later() {
+	if !s.durable || s.sleeping != nil || s.closed {
+		return
+	}
+	s.sleeping = time.AfterFunc(lazily, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.sleeping = nil
+		if !s.closed {
+			s.persist(func() {})
+		}
+	})
+}
+
+// catchFloor stores that the session needs nothing up to last, if what is stored
+// says that it needs much more.
+func (s *session) catchFloor(last uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.durable && !s.closed && last-min(last, s.rec.Seq) > holdsBackAtMost {
+		s.persist(func() {})
+	}
+}

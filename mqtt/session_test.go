@@ -1,0 +1,347 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/mqtt"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// gone closes a connection without a word.
+func (p *peer) gone() { p.Close() }
+
+// code is the reason of the DISCONNECT that comes next.
+func (p *peer) code() packet.Code {
+	p.t.Helper()
+	return next[*packet.Disconnect](p).Code
+}
+
+func TestSessionOutlives(t *testing.T) {
+	h := start(t)
+	forever := &packet.Connect{ClientID: "sub", SessionExpiry: 3600}
+	sub, _ := h.connect(t, forever)
+	sub.subscribe(2, "a/+")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	pub.send(publish("a/1", "first", 1, 1))
+	next[*packet.Ack](pub)
+	m := *next[*packet.Publish](sub)
+	id := m.ID
+	pub.send(publish("a/1", "second", 2, 2))
+	next[*packet.Ack](pub)
+	m = *next[*packet.Publish](sub)
+	second := m.ID
+	sub.send(&packet.Ack{Kind: packet.PUBREC, ID: second})
+	next[*packet.Ack](sub)
+	sub.gone()
+	for i := range uint16(1000) { // more than are held in memory
+		pub.send(publish("a/2", "while away", 1, 10+i))
+		next[*packet.Ack](pub)
+	}
+	sub, ack := h.connect(t, forever)
+	if !ack.SessionPresent {
+		t.Fatal("the session is gone")
+	}
+	if m := next[*packet.Publish](sub); !m.Dup || m.ID != id || string(m.Payload) != "first" {
+		t.Errorf("%+v", m)
+	}
+	if a := next[*packet.Ack](sub); a.Kind != packet.PUBREL || a.ID != second {
+		t.Errorf("%+v", a)
+	}
+	sub.send(&packet.Ack{Kind: packet.PUBACK, ID: id}, &packet.Ack{Kind: packet.PUBCOMP, ID: second})
+	for range 1000 {
+		m := next[*packet.Publish](sub)
+		if m.Dup || string(m.Payload) != "while away" {
+			t.Fatalf("%+v", m)
+		}
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+	pub.send(publish("a/3", "live again", 1, 1))
+	if m := next[*packet.Publish](sub); string(m.Payload) != "live again" {
+		t.Errorf("%+v", m)
+	}
+	// A client with the same identifier takes the session, and the old one is told.
+	other, ack := h.connect(t, forever)
+	if code := sub.code(); code != packet.SessionTakenOver || !ack.SessionPresent {
+		t.Errorf("taken over: %v %+v", code, ack)
+	}
+	other.send(&packet.Disconnect{SessionExpiry: new(uint32(0))})
+	if _, ack := h.connect(t, forever); ack.SessionPresent {
+		t.Error("the session did not end")
+	}
+}
+
+func TestRetainedAndWills(t *testing.T) {
+	h := start(t)
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true, Will: &packet.Will{
+		Message: packet.Message{Topic: []byte("will/1"), Payload: []byte("died"), QoS: 1, ContentType: []byte("text/plain")}}})
+	for i, topic := range []string{"r/c", "r/a", "r/b", "r"} {
+		p := publish(topic, topic, 1, uint16(i+1))
+		p.Retain = true
+		pub.send(p)
+		next[*packet.Ack](pub)
+	}
+	p := publish("r/a", "", 1, 9)
+	p.Retain = true
+	pub.send(p)
+	next[*packet.Ack](pub)
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", CleanStart: true})
+	sub.subscribe(1, "r/#", "will/#")
+	for _, topic := range []string{"r/c", "r/b", "r"} {
+		m := next[*packet.Publish](sub)
+		if string(m.Topic) != topic || !m.Retain || m.QoS != 1 || m.Dup {
+			t.Errorf("%s %+v", topic, m)
+		}
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+	pub.gone()
+	if m := next[*packet.Publish](sub); string(m.Topic) != "will/1" || string(m.Payload) != "died" || string(m.ContentType) != "text/plain" || m.Retain {
+		t.Errorf("%+v", m)
+	}
+}
+
+func TestAcrossProtocols(t *testing.T) {
+	h := start(t)
+	nc := h.Dial("acme", "app")
+	heard, err := nc.SubscribeSync("s.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A service that knows nothing of MQTT.
+	if _, err := nc.Subscribe("service.echo", func(msg *nats.Msg) { _ = msg.Respond(append([]byte("echo "), msg.Data...)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := h.connect(t, &packet.Connect{ClientID: "c", CleanStart: true})
+	c.subscribe(1, "s/#", "answers/c", "service/mqtt")
+	out := &packet.Publish{ID: 1, Message: packet.Message{
+		Topic: []byte("s/a b/."), Payload: []byte("x"), QoS: 1, ContentType: []byte("text/plain"), Expires: true, Expiry: 60, Format: packet.Text,
+		UserProperties: []packet.Pair{{Name: []byte("Z"), Value: []byte("1")}, {Name: []byte("A"), Value: []byte("2")}, {Name: []byte("Z"), Value: []byte("3")}},
+	}}
+	c.send(out)
+	next[*packet.Ack](c)
+	m := next[*packet.Publish](c)
+	if string(m.Topic) != "s/a b/." || len(m.UserProperties) != 3 || string(m.UserProperties[2].Value) != "3" || m.Format != packet.Text || m.Expiry < 58 {
+		t.Errorf("%+v", m)
+	}
+	c.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	msg, err := heard.NextMsgWithContext(within(t))
+	if err != nil || msg.Subject != "s.a/20b.//" || msg.Header.Get("A") != "2" || msg.Header.Get("Content-Type") != "text/plain" {
+		t.Errorf("%+v %v", msg, err)
+	}
+	// From NATS.
+	if err := nc.PublishMsg(&nats.Msg{Subject: "s.x", Data: []byte("y"), Header: nats.Header{"Who": {"nats"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if m := next[*packet.Publish](c); string(m.Topic) != "s/x" || len(m.UserProperties) != 1 || string(m.UserProperties[0].Name) != "Who" {
+		t.Errorf("%+v", m)
+	}
+	// An MQTT client calls a NATS service, and gets its correlation data back.
+	call := publish("service/echo", "hello", 0, 0)
+	call.ResponseTopic, call.CorrelationData = []byte("answers/c"), []byte{0, 1, 2}
+	c.send(call)
+	if m := next[*packet.Publish](c); string(m.Topic) != "answers/c" || string(m.Payload) != "echo hello" || !bytes.Equal(m.CorrelationData, []byte{0, 1, 2}) {
+		t.Errorf("%+v", m)
+	}
+	// A NATS client calls an MQTT service.
+	answered := make(chan *nats.Msg, 1)
+	go func() {
+		msg, err := nc.RequestWithContext(within(t), "service.mqtt", []byte("ping"))
+		if err != nil {
+			t.Error(err)
+		}
+		answered <- msg
+	}()
+	m = next[*packet.Publish](c)
+	c.send(&packet.Publish{Message: packet.Message{Topic: m.ResponseTopic, Payload: []byte("pong")}})
+	if msg := <-answered; msg == nil || string(msg.Data) != "pong" {
+		t.Errorf("%+v", msg)
+	}
+}
+
+func TestPermissions(t *testing.T) {
+	h := start(t)
+	if _, err := h.Admin().AddRole(within(t), identity.Role{Name: "narrow", Permissions: identity.Permissions{
+		Publish: identity.Rule{Allow: []string{"up.>"}}, Subscribe: identity.Rule{Allow: []string{"down.>"}, Deny: []string{"down.secret"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	h.config.Certificates = nil
+	password := []byte(h.Password(admin.UserRequest{Name: "acme/thing", Role: "narrow"}))
+	for _, refused := range []*packet.Connect{
+		{CleanStart: true}, {CleanStart: true, Username: new("acme/thing"), Password: []byte("wrong")}, {CleanStart: true, AuthMethod: "SCRAM"},
+		{CleanStart: true, Username: new("acme/thing"), Password: password, Will: &packet.Will{Message: packet.Message{Topic: []byte("other")}}},
+	} {
+		if _, ack := h.connect(t, refused); !ack.Code.Failed() || ack.ReasonString == "" {
+			t.Errorf("%+v", ack)
+		}
+	}
+	c, ack := h.connect(t, &packet.Connect{CleanStart: true, Username: new("acme/thing"), Password: password})
+	if ack.Code != 0 || ack.AssignedClientID == "" {
+		t.Fatalf("%+v", ack)
+	}
+	c.send(publish("other", "x", 1, 1))
+	if a := next[*packet.Ack](c); a.Code != packet.NotAuthorized {
+		t.Errorf("%+v", a)
+	}
+	for _, topic := range []string{"$SYS/x", "$JS/API/STREAM/LIST", "$MQTT5/msg/up", "_INBOX/x"} {
+		c.send(publish(topic, "x", 2, 1))
+		if a := next[*packet.Ack](c); a.Kind != packet.PUBREC || a.Code != packet.NotAuthorized {
+			t.Errorf("%s: %+v", topic, a)
+		}
+	}
+	c.send(&packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "#"}, {Filter: "down/#", QoS: 1}, {Filter: "$JS/#"}, {Filter: "_INBOX/#"}, {Filter: "down/secret"}}})
+	if s := next[*packet.Suback](c); s.Codes[0] != packet.NotAuthorized || s.Codes[1] != packet.GrantedQoS1 || !s.Codes[2].Failed() || !s.Codes[3].Failed() || !s.Codes[4].Failed() {
+		t.Errorf("%+v", s)
+	}
+	// What a wildcard covers and a rule denies does not arrive, stored or not.
+	nc := h.Dial("acme", "app")
+	for _, subject := range []string{"down.secret", "down.open"} {
+		if err := nc.Publish(subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := next[*packet.Publish](c); string(m.Topic) != "down/open" {
+		t.Errorf("%+v", m)
+	}
+	// Who is denied is disconnected, and told.
+	if _, err := h.Admin().DenyUser(within(t), "acme/thing"); err != nil {
+		t.Fatal(err)
+	}
+	if code := c.code(); code != packet.NotAuthorized {
+		t.Errorf("denied: %v", code)
+	}
+}
+
+func TestSharedSubscriptions(t *testing.T) {
+	h := start(t)
+	var members []*peer
+	for _, id := range []string{"m1", "m2"} {
+		c, _ := h.connect(t, &packet.Connect{ClientID: id, CleanStart: true})
+		c.subscribe(1, "$share/g/work/#")
+		members = append(members, c)
+	}
+	plain, _ := h.connect(t, &packet.Connect{ClientID: "plain", CleanStart: true})
+	plain.subscribe(1, "work/#", "$share/alone/work/#")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const many = 40
+	got := make(chan string, many)
+	for _, c := range members {
+		go func() {
+			for {
+				p, err := c.r.Next()
+				if err != nil {
+					return
+				}
+				if m, ok := p.(*packet.Publish); ok {
+					got <- string(m.Payload)
+					b, _ := (&packet.Ack{Kind: packet.PUBACK, ID: m.ID}).Append(nil, c.v, 0)
+					_, _ = c.Write(b)
+				}
+			}
+		}()
+	}
+	for i := range uint16(many) {
+		pub.send(publish("work/x", string(rune('A'+i)), 1, i+1))
+		next[*packet.Ack](pub)
+	}
+	seen := map[string]int{}
+	for range many {
+		select {
+		case payload := <-got:
+			seen[payload]++
+		case <-within(t).Done():
+			t.Fatalf("%d of %d", len(seen), many)
+		}
+	}
+	if len(seen) != many {
+		t.Errorf("the group got %v", seen)
+	}
+	// One copy for each of its subscriptions. [MQTT 4.8.2]
+	copies := map[string]int{}
+	for range 2 * many {
+		m := next[*packet.Publish](plain)
+		copies[string(m.Payload)]++
+		plain.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+	for payload, n := range copies {
+		if n != 2 {
+			t.Errorf("%q came %d times", payload, n)
+		}
+	}
+}
+
+// TestNodes has a client go on at another node.
+func TestNodes(t *testing.T) {
+	nodes := fleetbustest.StartCluster(t, 3, func(o *fleetbus.Options) {
+		o.Accounts = []string{"acme"}
+		o.Grace = 100 * time.Millisecond
+		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
+	})
+	password := []byte(nodes[0].Password(admin.UserRequest{Name: "acme/thing", Role: "client"}))
+	at := func(i int) *house { return &house{nodes[i], nodes[i].TLS()} }
+	connect := func(i int, id string) (*peer, *packet.Connack) {
+		p, ack := at(i).connect(t, &packet.Connect{ClientID: id, SessionExpiry: 60, Username: new("acme/thing"), Password: password})
+		if ack.Code != 0 {
+			t.Fatalf("node %d: %+v", i+1, ack)
+		}
+		return p, ack
+	}
+	first, _ := connect(0, "mover")
+	first.subscribe(2, "m/#")
+	pub, _ := connect(2, "pub")
+	pub.send(publish("m/1", "one", 2, 1))
+	next[*packet.Ack](pub)
+	pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 1})
+	next[*packet.Ack](pub)
+	id := next[*packet.Publish](first).ID
+	// It comes to another node while the first one still has it.
+	second, ack := connect(1, "mover")
+	if code := first.code(); code != packet.SessionTakenOver || !ack.SessionPresent {
+		t.Errorf("%v %+v", code, ack)
+	}
+	if m := next[*packet.Publish](second); !m.Dup || m.ID != id || m.QoS != 2 || string(m.Payload) != "one" {
+		t.Errorf("%+v", m)
+	}
+	second.send(&packet.Ack{Kind: packet.PUBREC, ID: id})
+	next[*packet.Ack](second)
+	second.send(&packet.Ack{Kind: packet.PUBCOMP, ID: id})
+	pub.send(publish("m/2", "two", 1, 2))
+	next[*packet.Ack](pub)
+	if m := next[*packet.Publish](second); m.Dup || string(m.Payload) != "two" {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestMosquitto speaks with the programs of another project.
+func TestMosquitto(t *testing.T) {
+	for _, program := range []string{"mosquitto_pub", "mosquitto_sub"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%s is not installed: %v", program, err)
+		}
+	}
+	h := start(t)
+	password := h.Password(admin.UserRequest{Name: "acme/mosquitto", Role: "client"})
+	host, port, _ := strings.Cut(h.Addr("mqtt").String(), ":")
+	common := []string{"-h", host, "-p", port, "--cafile", h.Founded().CA, "-u", "acme/mosquitto", "-P", password, "-t", "greet/you"}
+	for _, version := range []string{"5", "311"} {
+		pub := exec.CommandContext(within(t), "mosquitto_pub", append(common, "-V", version, "-q", "2", "-m", "hello "+version, "-r")...)
+		if out, err := pub.CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		sub := exec.CommandContext(within(t), "mosquitto_sub", append(common, "-V", version, "-q", "1", "-C", "1", "-W", "15")...)
+		if out, err := sub.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "hello "+version {
+			t.Errorf("%v %s", err, out)
+		}
+	}
+}

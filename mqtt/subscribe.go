@@ -1,0 +1,325 @@
+package mqtt
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// subscribe takes a SUBSCRIBE.
+func (s *session) subscribe(p *packet.Subscribe) error {
+	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
+	defer cancel()
+	suback := &packet.Suback{ID: p.ID} // [MQTT-3.8.4-2]
+	type wanted struct {
+		filter string
+		sub    subscription
+	}
+	var kept []wanted
+	for _, asked := range p.Subscriptions { // [MQTT-3.8.4-5]
+		group, filter, err := packet.CheckFilter(asked.Filter)
+		if err != nil {
+			return err
+		}
+		sub := subscription{
+			QoS: asked.QoS, ID: p.SubscriptionID, Local: asked.NoLocal, Retain: asked.RetainAsPublished, Group: group, handle: asked.RetainHandling,
+		}
+		isNew, code := s.addSubscription(ctx, asked.Filter, filter, sub)
+		if code.Failed() {
+			s.log("MQTT client may not subscribe", "filter", clip(asked.Filter), "code", code.String())
+			if s.v == packet.V311 { // [MQTT311-3.9.3-2]
+				code = packet.UnspecifiedError
+			}
+		} else if group == "" && (sub.handle == packet.RetainAlways || sub.handle == packet.RetainIfNew && isNew) { // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+			kept = append(kept, wanted{filter, sub})
+		}
+		suback.Codes = append(suback.Codes, code) // [MQTT-3.9.3-1]
+	}
+	if err := s.login.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	stored := make(chan struct{})
+	s.persist(func() {
+		s.out.send(suback)
+		close(stored)
+	})
+	s.mu.Unlock()
+	select {
+	case <-stored:
+	case <-ctx.Done():
+		return fmt.Errorf("storing subscriptions: %w", ctx.Err())
+	}
+	for _, w := range kept {
+		if err := s.sendRetained(ctx, w.filter, w.sub); err != nil {
+			s.kick(packet.ServerUnavailable, "retained messages cannot be read")
+			return err
+		}
+	}
+	return nil
+}
+
+// sendRetained sends the retained messages that a subscription takes.
+func (s *session) sendRetained(ctx context.Context, filter string, sub subscription) error {
+	found, err := s.a.matching(ctx, filter)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range found {
+		if reserved(m.topic) || !s.login.Principal.Permissions.Subscribe.Allows(subjectOf(m.topic)) || sub.Local && m.client == s.key {
+			continue
+		}
+		m.kept, m.retain, m.sub, m.grant = true, true, sub.ID, sub.QoS // [MQTT-3.3.1-8]
+		s.queue = append(s.queue, m)
+	}
+	s.pump()
+	return nil
+}
+
+// addSubscription makes a subscription, or replaces the one with its filter.
+// [MQTT-3.8.4-3]
+func (s *session) addSubscription(ctx context.Context, full, filter string, sub subscription) (isNew bool, code packet.Code) {
+	code = packet.Code(sub.QoS) // [MQTT-3.8.4-7]
+	subjects := subjectsOf(filter)
+	if reserved(filter) {
+		return false, packet.NotAuthorized
+	}
+	allowed := s.login.Principal.Permissions.Subscribe
+	may := subjects[:0:0]
+	for _, subject := range subjects {
+		if len(subject) > maxSubject {
+			return false, packet.TopicFilterInvalid
+		}
+		if allowed.Allows(subject) {
+			may = append(may, subject)
+		}
+	}
+	if len(may) == 0 || !allowed.Allows(subjects[0]) {
+		return false, packet.NotAuthorized
+	}
+	key := filter
+	if sub.Group != "" {
+		key = full
+	}
+	s.mu.Lock()
+	old, had := s.rec.Subs[key]
+	tooMany := !had && len(s.rec.Subs) >= maxSubscriptions
+	s.mu.Unlock()
+	if tooMany {
+		return false, packet.QuotaExceeded
+	}
+	if had {
+		sub.subs, sub.stop, sub.From, sub.made = old.subs, old.stop, old.From, old.made
+	}
+	if !had || old.QoS == 0 {
+		sub.From = s.a.last.Load()
+	}
+	if err := s.open(ctx, key, filter, may, &sub); err != nil {
+		s.log("MQTT client could not subscribe", "error", err)
+		return false, packet.UnspecifiedError
+	}
+	return !had, code
+}
+
+// open hears what sub wants, and notes it.
+func (s *session) open(ctx context.Context, key, filter string, subjects []string, sub *subscription) error {
+	s.mu.Lock()
+	if sub.made == 0 {
+		s.made++
+		sub.made = s.made
+	}
+	if sub.Local {
+		s.local.Store(true)
+	}
+	s.mu.Unlock()
+	var shared func()
+	if sub.Group != "" && sub.stop == nil {
+		var err error
+		if shared, err = s.share(ctx, key, filter, sub.Group); err != nil {
+			return err
+		}
+		sub.stop = shared
+	}
+	s.mu.Lock()
+	s.rec.Subs[key] = *sub
+	if sub.subs == nil {
+		for _, subject := range subjects {
+			var one *nats.Subscription
+			var err error
+			if sub.Group != "" {
+				one, err = s.login.ChanQueueSubscribe(subject, "mqtt."+digest(sub.Group, filter), s.live)
+			} else {
+				one, err = s.login.ChanSubscribe(subject, s.live)
+			}
+			if err != nil {
+				s.mu.Unlock()
+				return err
+			}
+			sub.subs = append(sub.subs, one)
+			s.heard[one] = key
+		}
+		s.rec.Subs[key] = *sub
+	}
+	s.mu.Unlock()
+	if sub.Group == "" {
+		s.a.feed.Lock()
+		if sub.QoS > 0 {
+			s.a.feed.tree.add(filter, s)
+		} else {
+			s.a.feed.tree.remove(filter, s)
+		}
+		s.a.feed.Unlock()
+	}
+	return nil
+}
+
+// restore hears again what the session had subscribed to.
+func (s *session) restore(ctx context.Context) error {
+	s.mu.Lock()
+	subs := s.rec.Subs
+	s.rec.Subs = make(map[string]subscription, len(subs))
+	s.resumed = len(subs) > 0
+	s.mu.Unlock()
+	for full, sub := range subs {
+		_, filter, err := packet.CheckFilter(full)
+		if err != nil {
+			continue
+		}
+		var may []string
+		for _, subject := range subjectsOf(filter) {
+			if s.login.Principal.Permissions.Subscribe.Allows(subject) {
+				may = append(may, subject)
+			}
+		}
+		if len(may) == 0 {
+			continue // what it may do has changed
+		}
+		sub.made = 0
+		if err := s.open(ctx, full, filter, may, &sub); err != nil {
+			return err
+		}
+	}
+	return s.login.FlushWithContext(ctx)
+}
+
+// unsubscribe takes an UNSUBSCRIBE.
+func (s *session) unsubscribe(p *packet.Unsubscribe) {
+	unsuback := &packet.Unsuback{ID: p.ID} // [MQTT-3.10.4-5]
+	for _, full := range p.Filters {       // [MQTT-3.10.4-1] [MQTT-3.10.4-6]
+		s.mu.Lock()
+		sub, had := s.rec.Subs[full]
+		delete(s.rec.Subs, full)
+		for _, one := range sub.subs {
+			delete(s.heard, one)
+		}
+		s.mu.Unlock()
+		code := packet.Success
+		if !had {
+			code = packet.NoSubscriptionExisted
+		}
+		for _, one := range sub.subs {
+			_ = one.Unsubscribe() // [MQTT-3.10.4-2]
+		}
+		if sub.stop != nil {
+			sub.stop()
+		}
+		s.a.feed.Lock()
+		s.a.feed.tree.remove(full, s)
+		s.a.feed.Unlock()
+		unsuback.Codes = append(unsuback.Codes, code) // [MQTT-3.11.3-1]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.persist(func() { s.out.send(unsuback) }) // [MQTT-3.10.4-4]
+}
+
+const (
+	// sharedWait is how long a message of QoS 1 stays with a client of a group that
+	// is gone without a word; a client that is there has it as long as it likes.
+	sharedWait = 30 * time.Second
+	// sharedAhead is how many messages a client of a group has at once.
+	sharedAhead = 16
+)
+
+// share takes a share of what a group is sent of stored messages.
+func (s *session) share(ctx context.Context, key, filter, group string) (stop func(), err error) {
+	subjects := subjectsOf(filter)
+	for i := range subjects {
+		subjects[i] = messagePrefix + subjects[i]
+	}
+	consumer, err := s.a.messages.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable: "share_" + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: sharedWait, MaxAckPending: 10_000, InactiveThreshold: maxExpiry,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sharing a subscription: %w", err)
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(sharedAhead))
+	if err != nil {
+		return nil, fmt.Errorf("sharing a subscription: %w", err)
+	}
+	h := &holding{msgs: map[jetstream.Msg]struct{}{}}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			msg, err := messages.Next()
+			if err != nil {
+				return
+			}
+			s.takeShared(key, msg, h)
+		}
+	}()
+	beat := time.NewTicker(sharedWait / 3)
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-beat.C:
+				h.each(func(msg jetstream.Msg) { _ = msg.InProgress() })
+			}
+		}
+	}()
+	return func() {
+		messages.Stop()
+		<-done
+		beat.Stop()
+		h.each(func(msg jetstream.Msg) { _ = msg.Nak() })
+	}, nil
+}
+
+// takeShared takes a message of a group.
+func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
+	m, ok := decode(strings.TrimPrefix(msg.Subject(), messagePrefix), &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
+	if !ok {
+		_ = msg.Ack()
+		return
+	}
+	if meta, err := msg.Metadata(); err == nil {
+		m.seq = meta.Sequence.Stream
+	}
+	h.add(msg)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sub, ok := s.rec.Subs[key]
+	if !ok || s.closed {
+		return // the end of the share gives it back
+	}
+	m.retain = m.retain && sub.Retain
+	m.grant, m.sub = sub.QoS, sub.ID // [MQTT-4.8.2-3]
+	m.shared = func() {
+		h.remove(msg)
+		_ = msg.Ack() // [MQTT-4.8.2-6]
+	}
+	s.queue = append(s.queue, m)
+	s.pump()
+}
