@@ -76,6 +76,9 @@ func openHistory(ctx context.Context, nc *nats.Conn) (*history, error) {
 
 // passing reports whether an error may be over at the next attempt.
 func passing(err error) bool {
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return true // another made it a moment ago, and not every node knows
+	}
 	var refusal *jetstream.APIError
 	if errors.As(err, &refusal) {
 		return refusal.Code >= 500 && !refused(err, noResources, noStorage)

@@ -209,7 +209,7 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes in
 		if err == nil {
 			return s, nil
 		}
-		early := errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) ||
+		early := errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) || errors.Is(err, jetstream.ErrStreamNotFound) ||
 			errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
 		var refusal *jetstream.APIError
 		early = early || errors.As(err, &refusal) && refusal.Code >= 500 && !refused(err, noResources, noStorage)
