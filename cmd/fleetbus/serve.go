@@ -15,6 +15,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/internal/config"
+	"github.com/fleetbus/fleetbus/mqtt"
 )
 
 func newServeCommand(a *app) *cobra.Command {
@@ -50,6 +51,11 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	}
 	var level slog.LevelVar
 	o.Logger = b.logger(c.Log(), &level)
+	for _, l := range o.Listeners {
+		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
+			p.Logger = o.Logger
+		}
+	}
 	const what = "starting the node"
 	srv, err := fleetbus.New(o)
 	if err != nil {
