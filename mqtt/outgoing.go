@@ -267,9 +267,10 @@ func (s *session) again() {
 	for _, sub := range s.rec.Subs {
 		if sub.QoS > 0 && s.resumed {
 			s.catchUp(s.rec.Seq + 1)
-			break
+			return
 		}
 	}
+	s.reading = false
 }
 
 // stored reads the message of a flight.
@@ -292,14 +293,14 @@ func (s *session) stored(f *flight) (m message, err error) {
 // catchUp reads from the stream what the queue had no place for, or what came
 // while the client was away; mu is held.
 func (s *session) catchUp(from uint64) {
-	s.reading, s.behind = true, from
+	s.reading, s.at, s.behind = true, from, 0
 	s.a.running.Go(func() {
 		for {
 			next, err := s.readStream(from)
 			s.mu.Lock()
 			if err != nil && !s.closed {
 				s.log("what waits for an MQTT client could not be read yet", "error", err)
-				s.held = nil
+				s.held, s.behind = nil, 0 // the next mark is after all of it
 				s.mu.Unlock()
 				select {
 				case <-s.a.ctx.Done():
@@ -315,15 +316,12 @@ func (s *session) catchUp(from uint64) {
 			}
 			s.reading = false
 			// What came meanwhile is after the mark, or was read.
-			lost := s.behind
-			s.behind = 0
 			for _, m := range s.held {
-				if m.seq >= next && (lost == 0 || m.seq < lost) {
+				if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
 					s.queue = append(s.queue, m)
 				}
 			}
 			s.held = nil
-			s.behind = lost
 			s.pump()
 			s.mu.Unlock()
 			return
@@ -407,9 +405,9 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 		}
 		if g := s.grant(&m); g.any {
 			s.queue = append(s.queue, m)
-			s.behind = max(s.behind, seq)
 			s.pump()
 		}
+		s.at = seq
 		s.mu.Unlock()
 	}
 }

@@ -64,7 +64,8 @@ type session struct {
 	queue    []message
 	behind   uint64    // if not 0, the stream has messages from here on for it
 	held     []message // came while the stream is being read
-	reading  bool
+	reading  bool      // the stream is being read, up to before at
+	at       uint64
 	room     chan struct{} // has an element if the queue is shorter
 	flights  map[uint16]*flight
 	order    []*flight
@@ -163,7 +164,10 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	s.rec, s.revision = record{Born: rand.Text()[:8]}, revision
 	if present = !old.Gone; present { // [MQTT-3.1.2-5]
 		s.rec = old
+	} else {
+		s.rec.Seq = a.last.Load()
 	}
+	s.reading, s.at = true, s.rec.Seq+1 // until CONNACK is sent, and what waits
 	was := old.Will
 	if old.Run == "" && !old.WillAt.IsZero() && old.WillAt.After(now) {
 		was = nil // [MQTT-3.1.3-9]
@@ -348,19 +352,13 @@ func (s *session) snapshot() record {
 
 // floor is up to where the stored messages were sent, or are flights.
 func (s *session) floor() uint64 {
-	if s.reading || s.behind > 0 {
-		at := s.behind
-		if at == 0 {
-			return s.rec.Seq
-		}
-		for _, m := range s.queue {
-			if !m.kept && m.shared == nil {
-				at = min(at, m.seq)
-			}
-		}
-		return at - 1
-	}
 	at := s.a.last.Load()
+	switch {
+	case s.reading:
+		at = s.at - 1
+	case s.behind > 0:
+		at = s.behind - 1
+	}
 	for _, m := range s.queue {
 		if !m.kept && m.shared == nil {
 			at = min(at, m.seq-1)
