@@ -17,7 +17,7 @@ import (
 )
 
 // serve serves one client.
-func (p *Protocol) serve(ctx context.Context, conn net.Conn, login fleetbus.Login) {
+func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.ConnectionState, login fleetbus.Login) {
 	defer conn.Close()
 	defer func() { // one client's packet never ends the process
 		if what := recover(); what != nil {
@@ -48,7 +48,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, login fleetbus.Logi
 	}
 	var end context.CancelFunc
 	s.ctx, end = context.WithCancel(ctx)
-	answer, err := s.connect(ctx, c, login)
+	answer, err := s.connect(ctx, c, state, login)
 	if answer.Code != packet.Success {
 		remote := conn.RemoteAddr().String()
 		p.log().Info("MQTT client refused", "remote", remote, "client", clip(s.id), "code", answer.Code.String(), "error", err)
@@ -111,7 +111,7 @@ func (s *session) answer(c *packet.Connack) {
 }
 
 // connect lets the client in, or says in a CONNACK why not.
-func (s *session) connect(ctx context.Context, c *packet.Connect, login fleetbus.Login) (*packet.Connack, error) {
+func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.ConnectionState, login fleetbus.Login) (*packet.Connack, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout+requestTimeout)
 	defer cancel()
 	no := func(code packet.Code, why string, err error) (*packet.Connack, error) {
@@ -126,13 +126,9 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, login fleetbus
 		}
 		s.id = rand.Text() // [MQTT-3.1.3-6] [MQTT-3.2.2-16]
 	}
-	credentials := identity.Credentials{Password: string(c.Password), Remote: s.conn.RemoteAddr().String()}
+	credentials := identity.Credentials{TLS: state, Password: string(c.Password), Remote: s.conn.RemoteAddr().String()}
 	if c.Username != nil {
 		credentials.Username = *c.Username
-	}
-	if t, ok := s.conn.(*tls.Conn); ok {
-		state := t.ConnectionState()
-		credentials.TLS = &state
 	}
 	var err error
 	s.login, err = login(ctx, credentials)

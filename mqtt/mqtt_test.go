@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ func start(t *testing.T) *house {
 // peer is a client that sends and judges packets one by one.
 type peer struct {
 	t *testing.T
-	*tls.Conn
+	net.Conn
 	r *packet.Reader
 	v packet.Version
 }

@@ -139,7 +139,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 		if conn, err = ln.Accept(); err != nil {
 			break
 		}
-		clients.Go(func() { p.serve(ctx, conn, login) })
+		clients.Go(func() { p.open(ctx, conn, login) })
 	}
 	clients.Wait()
 	p.mu.Lock()

@@ -2,11 +2,13 @@ package mqtt_test
 
 import (
 	"bytes"
+	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus"
@@ -343,5 +345,57 @@ func TestMosquitto(t *testing.T) {
 		if out, err := sub.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "hello "+version {
 			t.Errorf("%v %s", err, out)
 		}
+	}
+}
+
+// TestWebSocket has a client come by WebSocket to the same port.
+func TestWebSocket(t *testing.T) {
+	h := start(t)
+	transport := &http.Transport{TLSClientConfig: h.config}
+	t.Cleanup(transport.CloseIdleConnections)
+	base := "https://" + h.Addr("mqtt").String()
+	ws, _, err := websocket.Dial(within(t), base+"/mqtt", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}, Subprotocols: []string{"mqtt"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ws.Subprotocol() != "mqtt" {
+		t.Errorf("the protocol is %q", ws.Subprotocol())
+	}
+	conn := websocket.NetConn(within(t), ws, websocket.MessageBinary)
+	defer conn.Close()
+	r := packet.NewReader(conn, packet.Server, 4096)
+	r.Version = packet.V5
+	p := &peer{t, conn, r, packet.V5}
+	p.send(&packet.Connect{Version: packet.V5, ClientID: "page", CleanStart: true})
+	if ack := next[*packet.Connack](p); ack.Code != 0 {
+		t.Fatalf("%+v", ack)
+	}
+	p.subscribe(1, "w/#")
+	p.send(publish("w/1", "framed", 1, 1))
+	for range 2 {
+		switch got, err := r.Next(); got := got.(type) {
+		case *packet.Publish:
+			if string(got.Payload) != "framed" {
+				t.Errorf("%+v", got)
+			}
+		case *packet.Ack:
+		default:
+			t.Fatalf("%+v %v", got, err)
+		}
+	}
+	// A page of another site, another path, and text in place of binary.
+	if _, answer, err := websocket.Dial(within(t), base+"/mqtt", &websocket.DialOptions{
+		HTTPClient: &http.Client{Transport: transport}, HTTPHeader: http.Header{"Origin": {"https://elsewhere.test"}},
+	}); err == nil || answer.StatusCode != http.StatusForbidden {
+		t.Errorf("a page of another site was let in: %v", err)
+	}
+	if _, answer, err := websocket.Dial(within(t), base+"/other", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}}); err == nil || answer.StatusCode != http.StatusNotFound {
+		t.Errorf("another path: %v", err)
+	}
+	if err := ws.Write(within(t), websocket.MessageText, []byte("text")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(); err == nil {
+		t.Error("text was taken")
 	}
 }
