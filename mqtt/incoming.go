@@ -121,7 +121,7 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		reply.Kind = packet.PUBREC
 	}
 	s.mu.Lock()
-	if len(s.pending)+len(s.in) >= int(s.p.receiveMaximum()) && s.v == packet.V5 && !s.in[p.ID] { // [MQTT-3.3.4-7]
+	if s.v == packet.V5 && !s.in[p.ID] && s.underWay() >= int(s.p.receiveMaximum()) { // [MQTT-3.3.4-7]
 		s.mu.Unlock()
 		return fault(packet.ReceiveMaximumExceeded, "MQTT-3.3.4-7", "PUBLISH beyond the Receive Maximum")
 	}
@@ -179,6 +179,20 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		s.a.retain(subject, s.key, m, done)
 	}
 	return nil
+}
+
+// underWay is how many PUBLISH packets of the client are not finished; mu is held.
+func (s *session) underWay() int {
+	n := len(s.in)
+	if n+len(s.pending) < int(s.p.receiveMaximum()) {
+		return n
+	}
+	for _, reply := range s.pending {
+		if reply.Kind == packet.PUBACK {
+			n++
+		}
+	}
+	return n
 }
 
 // turn counts the uses of a packet identifier with QoS 2.

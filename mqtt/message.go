@@ -103,6 +103,7 @@ func encode(subject, client string, p *packet.Message, now time.Time) *nats.Msg 
 		set(headerCorrelation, base64.StdEncoding.EncodeToString(p.CorrelationData))
 	}
 	if len(p.UserProperties) > 0 {
+		set(headerUser, "")
 		var b []byte
 		for _, pair := range p.UserProperties {
 			b = append(binary.AppendUvarint(b, uint64(len(pair.Name))), pair.Name...)

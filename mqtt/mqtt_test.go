@@ -3,6 +3,7 @@ package mqtt_test
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net"
 	"testing"
@@ -164,5 +165,26 @@ func TestQoS(t *testing.T) {
 		next[*packet.Pingresp](sub)
 		sub.send(&packet.Disconnect{})
 		pub.send(&packet.Disconnect{})
+	}
+}
+
+func TestMessageTravels(t *testing.T) {
+	h := start(t)
+	c, _ := h.connect(t, &packet.Connect{ClientID: "c", CleanStart: true})
+	c.subscribe(0, "p/#")
+	for _, m := range []packet.Message{
+		{UserProperties: []packet.Pair{{Name: []byte("a"), Value: []byte("2")}, {Name: []byte("not a header: "), Value: []byte("line\nline")}, {Name: []byte(""), Value: []byte("")}}},
+		{ContentType: []byte("\" quoted \"\r\n")}, {CorrelationData: []byte{}}, {CorrelationData: []byte{0, 255}}, {Format: packet.Bytes}, {ResponseTopic: []byte("r/x")},
+		{Expires: true, Expiry: 100}, {ContentType: []byte("")},
+	} {
+		m.Topic, m.Payload = []byte("p/x"), []byte{}
+		c.send(&packet.Publish{Message: m})
+		got := next[*packet.Publish](c).Message
+		if got.Expires && got.Expiry > 98 {
+			got.Expiry = 100
+		}
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", m) {
+			t.Errorf("sent %+v, got %+v", m, got)
+		}
 	}
 }
