@@ -39,7 +39,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	}
 	s := &session{
 		p: p, conn: conn, r: r, v: c.Version, id: c.ClientID, done: make(chan struct{}), out: newOutbox(conn, p.pending()),
-		live: make(chan *nats.Msg, liveQueue), room: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]bool{},
+		room: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]bool{},
 		heard: map[*nats.Subscription]string{}, aliases: map[uint16]string{}, quota: 0xFFFF,
 	}
 	s.out.v, s.out.max = c.Version, int(c.MaximumPacketSize)
@@ -67,7 +67,6 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	// Nothing goes out before CONNACK. [MQTT-3.2.0-1]
 	s.out.send(answer)
 	s.again()
-	go s.listen()
 	farewell := context.AfterFunc(ctx, func() { s.kick(packet.ServerShuttingDown, "the node stops") })
 	defer farewell()
 	err = s.read(c, answer)

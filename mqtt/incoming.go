@@ -286,7 +286,7 @@ func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 	now := time.Now()
 	if x.sub == nil {
 		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
-		sub, err := s.login.ChanSubscribe(x.inbox+"*", s.live)
+		sub, err := s.login.Subscribe(x.inbox+"*", s.hear)
 		if err != nil {
 			return
 		}

@@ -36,7 +36,7 @@ func start(t *testing.T) *house {
 
 // peer is a client that sends and judges packets one by one.
 type peer struct {
-	t *testing.T
+	t testing.TB
 	net.Conn
 	r *packet.Reader
 	v packet.Version

@@ -412,21 +412,11 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	}
 }
 
-// listen takes the messages of the engine.
-func (s *session) listen() {
-	for {
-		select {
-		case msg := <-s.live:
-			s.mu.Lock()
-			s.heardLive(msg)
-			for range len(s.live) {
-				s.heardLive(<-s.live)
-			}
-			s.mu.Unlock()
-		case <-s.done:
-			return
-		}
-	}
+// hear takes a message of the engine.
+func (s *session) hear(msg *nats.Msg) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heardLive(msg)
 }
 
 // heardLive takes one; mu is held.

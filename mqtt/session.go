@@ -25,8 +25,9 @@ const (
 	lazily = time.Second
 	// maxSubscriptions is how many a session may have.
 	maxSubscriptions = 1024
-	// liveQueue is how many messages of the engine wait until they are looked at.
-	liveQueue = 512
+	// livePending is how many messages of the engine wait until they are looked at,
+	// for each subscription.
+	livePending = 64 << 10
 )
 
 // session is a client that is connected, and its session.
@@ -43,8 +44,7 @@ type session struct {
 	v     packet.Version
 	id    string
 	key   string
-	done  chan struct{} // closed when nothing of it is left
-	live  chan *nats.Msg
+	done  chan struct{}   // closed when nothing of it is left
 	ctx   context.Context // until the connection ends
 
 	// Of the goroutine that reads.

@@ -155,11 +155,16 @@ func (s *session) open(ctx context.Context, key, filter string, subjects []strin
 			var one *nats.Subscription
 			var err error
 			if sub.Group != "" {
-				one, err = s.login.ChanQueueSubscribe(subject, "mqtt."+digest(sub.Group, filter), s.live)
+				one, err = s.login.QueueSubscribe(subject, "mqtt."+digest(sub.Group, filter), s.hear)
 			} else {
-				one, err = s.login.ChanSubscribe(subject, s.live)
+				one, err = s.login.Subscribe(subject, s.hear)
 			}
 			if err != nil {
+				s.mu.Unlock()
+				return err
+			}
+			// What is more is dropped, as QoS 0 may be.
+			if err := one.SetPendingLimits(livePending, s.p.pending()); err != nil {
 				s.mu.Unlock()
 				return err
 			}
