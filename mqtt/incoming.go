@@ -125,6 +125,16 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		s.mu.Unlock()
 		return fault(packet.ReceiveMaximumExceeded, "MQTT-3.3.4-7", "PUBLISH beyond the Receive Maximum")
 	}
+	// A client of 3.1.1 is not told how many may be under way: it waits.
+	for len(s.pending) >= int(s.p.receiveMaximum()) && !s.closed {
+		s.mu.Unlock()
+		select {
+		case <-s.space:
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		}
+		s.mu.Lock()
+	}
 	s.pending = append(s.pending, reply)
 	again := p.QoS == 2 && s.in[p.ID]
 	switch {
@@ -230,6 +240,10 @@ func (s *session) flushAnswers() {
 			return
 		}
 		s.out.send(&reply.Ack)
+		select {
+		case s.space <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (h *house) dial(t *testing.T, v packet.Version) *peer {
 	}
 	t.Cleanup(func() { conn.Close() })
 	r := packet.NewReader(conn, packet.Server, 4096)
-	r.Version = v
+	r.Version, r.Maximum = v, 1<<20
 	return &peer{t, conn, r, v}
 }
 

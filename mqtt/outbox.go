@@ -14,6 +14,8 @@ type outbox struct {
 	v    packet.Version
 	max  int // the client's Maximum Packet Size
 	most int // bytes that may wait
+	// drained is called when all is written that waited.
+	drained func()
 
 	mu    sync.Mutex
 	wait  []byte
@@ -80,6 +82,7 @@ func (o *outbox) write() {
 				}
 				break
 			}
+			full := len(b) > o.most
 			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
 				return
 			}
@@ -91,6 +94,9 @@ func (o *outbox) write() {
 			}
 			if spare = b; cap(b) > keep {
 				spare = nil
+			}
+			if full && o.drained != nil {
+				o.drained()
 			}
 		}
 		// An idle client has no buffer.

@@ -56,18 +56,32 @@ func (s *session) offer(m message) {
 	switch {
 	case s.closed:
 	case s.reading:
-		if len(s.held) < maxQueue {
+		if len(s.held) < maxQueue && s.queued < s.p.pending() {
 			s.held = append(s.held, m)
+			s.queued += len(m.payload)
 		} else if s.behind == 0 {
 			s.behind = m.seq
 		}
 	case s.behind > 0: // it reads from there
-	case len(s.queue) >= maxQueue:
+	case len(s.queue) >= maxQueue || s.queued >= s.p.pending():
 		s.behind = m.seq
 	default:
-		s.queue = append(s.queue, m)
+		s.push(m)
 		s.pump()
 	}
+}
+
+// push puts m at the end of the queue; mu is held.
+func (s *session) push(m message) {
+	s.queue = append(s.queue, m)
+	s.queued += len(m.payload)
+}
+
+// drained goes on with a client that reads again.
+func (s *session) drained() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pump()
 }
 
 // pump sends what the client may be sent. [MQTT-3.3.4-9] [MQTT-4.9.0-2]; mu is held.
@@ -91,12 +105,13 @@ func (s *session) pump() {
 			s.send(m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
 			m.finished()
 		} else {
-			if s.quota <= 0 {
+			if s.quota <= 0 || s.out.full() {
 				break
 			}
 			s.begin(m, qos, g)
 		}
 		sent = true
+		s.queued -= len(m.payload)
 		s.queue[0] = message{}
 		s.queue = s.queue[1:]
 	}
@@ -300,6 +315,9 @@ func (s *session) catchUp(from uint64) {
 			s.mu.Lock()
 			if err != nil && !s.closed {
 				s.log("what waits for an MQTT client could not be read yet", "error", err)
+				for _, m := range s.held {
+					s.queued -= len(m.payload)
+				}
 				s.held, s.behind = nil, 0 // the next mark is after all of it
 				s.mu.Unlock()
 				select {
@@ -317,8 +335,9 @@ func (s *session) catchUp(from uint64) {
 			s.reading = false
 			// What came meanwhile is after the mark, or was read.
 			for _, m := range s.held {
+				s.queued -= len(m.payload)
 				if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
-					s.queue = append(s.queue, m)
+					s.push(m)
 				}
 			}
 			s.held = nil
@@ -394,7 +413,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 		}
 		m.seq = meta.Sequence.Stream
 		s.mu.Lock()
-		for len(s.queue) >= maxQueue/2 && !s.closed {
+		for (len(s.queue) >= maxQueue/2 || s.queued >= s.p.pending()) && !s.closed {
 			s.mu.Unlock()
 			select {
 			case <-s.room:
@@ -404,7 +423,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 			s.mu.Lock()
 		}
 		if g := s.grant(&m); g.any {
-			s.queue = append(s.queue, m)
+			s.push(m)
 			s.pump()
 		}
 		s.at = seq

@@ -62,9 +62,11 @@ type session struct {
 
 	quota    int
 	queue    []message
-	behind   uint64    // if not 0, the stream has messages from here on for it
-	held     []message // came while the stream is being read
-	reading  bool      // the stream is being read, up to before at
+	queued   int           // bytes of payload in queue and held
+	space    chan struct{} // has an element if an answer went out
+	behind   uint64        // if not 0, the stream has messages from here on for it
+	held     []message     // came while the stream is being read
+	reading  bool          // the stream is being read, up to before at
 	at       uint64
 	room     chan struct{} // has an element if the queue is shorter
 	flights  map[uint16]*flight

@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -76,7 +77,14 @@ func TestSessionOutlives(t *testing.T) {
 	if code := sub.code(); code != packet.SessionTakenOver || !ack.SessionPresent {
 		t.Errorf("taken over: %v %+v", code, ack)
 	}
+	// What it has not acknowledged comes again.
+	if m := next[*packet.Publish](other); !m.Dup || string(m.Payload) != "live again" {
+		t.Errorf("%+v", m)
+	}
 	other.send(&packet.Disconnect{SessionExpiry: new(uint32(0))})
+	if _, err := other.r.Next(); err == nil {
+		t.Error("something came after DISCONNECT")
+	}
 	if _, ack := h.connect(t, forever); ack.SessionPresent {
 		t.Error("the session did not end")
 	}
@@ -397,5 +405,77 @@ func TestWebSocket(t *testing.T) {
 	}
 	if _, err := r.Next(); err == nil {
 		t.Error("text was taken")
+	}
+}
+
+// TestStrangers sends what no client should: it costs one connection.
+func TestStrangers(t *testing.T) {
+	h := start(t)
+	well, _ := h.connect(t, &packet.Connect{ClientID: "well", CleanStart: true})
+	connect := func() *peer {
+		p, _ := h.connect(t, &packet.Connect{ClientID: "ill", CleanStart: true})
+		return p
+	}
+	for name, c := range map[string]struct {
+		bytes []byte
+		code  packet.Code
+	}{
+		"a SUBSCRIBE that is cut":  {[]byte{0x82, 6, 0x12, 0x34, 0, 0, 1, 0x50}, packet.MalformedPacket},
+		"a second CONNECT":         {[]byte{0x10, 16, 0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 0, 0, 0, 3, 'i', 'l', 'l'}, packet.ProtocolError},
+		"a packet that is large":   {[]byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F}, packet.PacketTooLarge},
+		"a server's packet":        {[]byte{0xD0, 0}, packet.ProtocolError},
+		"an unknown topic alias":   {[]byte{0x30, 6, 0, 0, 3, 0x23, 0, 9}, packet.ProtocolError},
+		"a topic alias too high":   {[]byte{0x30, 7, 0, 1, 'a', 3, 0x23, 0xFF, 0}, packet.TopicAliasInvalid},
+		"AUTH":                     {[]byte{0xF0, 5, 0x18, 3, 0x15, 0, 0}, packet.ProtocolError},
+		"a length that never ends": {[]byte{0x30, 0xFF, 0xFF, 0xFF, 0xFF, 1}, packet.MalformedPacket},
+	} {
+		p := connect()
+		if _, err := p.Write(c.bytes); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.code(); code != c.code {
+			t.Errorf("%s: %v", name, code)
+		}
+		if _, err := p.r.Next(); err == nil {
+			t.Errorf("%s: the connection goes on", name)
+		}
+	}
+	for _, text := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\x00\x00\x00", "GARBAGE\r\n\r\n", "\x10\x07\x00\x06MQIsdp\x03\x02\x00\x00\x00\x00"} {
+		p := h.dial(t, packet.V311)
+		if _, err := p.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.SetReadDeadline(time.Now().Add(15 * time.Second))
+		if _, err := io.Copy(io.Discard, p); err != nil {
+			t.Logf("%q: %v", text, err)
+		}
+	}
+	well.send(&packet.Pingreq{})
+	next[*packet.Pingresp](well)
+}
+
+// TestSlowReader has a client that does not read while much is stored for it: it
+// gets all of it when it does, and nobody waits for it.
+func TestSlowReader(t *testing.T) {
+	h := start(t)
+	slow, _ := h.connect(t, &packet.Connect{ClientID: "slow", CleanStart: true})
+	slow.subscribe(1, "big/#")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const many, size = 300, 100_000
+	payload := strings.Repeat("x", size)
+	for i := range uint16(many) {
+		pub.send(publish("big/x", payload, 1, i+1))
+		next[*packet.Ack](pub)
+	}
+	for i := range many {
+		m := next[*packet.Publish](slow)
+		if len(m.Payload) != size || m.Dup {
+			t.Fatalf("%d: %d bytes, %v", i, len(m.Payload), m.Dup)
+		}
+		slow.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+	pub.send(publish("big/x", "last", 1, 1))
+	if m := next[*packet.Publish](slow); string(m.Payload) != "last" {
+		t.Errorf("%d bytes", len(m.Payload))
 	}
 }

@@ -78,7 +78,7 @@ func (s *session) sendRetained(ctx context.Context, filter string, sub subscript
 			continue
 		}
 		m.kept, m.retain, m.sub, m.grant = true, true, sub.ID, sub.QoS // [MQTT-3.3.1-8]
-		s.queue = append(s.queue, m)
+		s.push(m)
 	}
 	s.pump()
 	return nil
@@ -325,6 +325,6 @@ func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 		h.remove(msg)
 		_ = msg.Ack() // [MQTT-4.8.2-6]
 	}
-	s.queue = append(s.queue, m)
+	s.push(m)
 	s.pump()
 }
