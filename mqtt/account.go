@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -227,15 +228,7 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes in
 // refused reports whether the engine refused something for one of reasons.
 func refused(err error, reasons ...jetstream.ErrorCode) bool {
 	var refusal *jetstream.APIError
-	if !errors.As(err, &refusal) {
-		return false
-	}
-	for _, reason := range reasons {
-		if refusal.ErrorCode == reason {
-			return true
-		}
-	}
-	return false
+	return errors.As(err, &refusal) && slices.Contains(reasons, refusal.ErrorCode)
 }
 
 // follow calls take for what is in a stream and what comes, in order and without a
@@ -305,13 +298,10 @@ func (a *account) stored(msg *nats.Msg) {
 		Duplicate bool                `json:"duplicate"`
 		Error     *jetstream.APIError `json:"error"`
 	}
-	switch {
-	case len(msg.Data) == 0: // nobody heard it
+	if len(msg.Data) == 0 { // nobody heard it
 		err = nats.ErrNoResponders
-	default:
-		if err = json.Unmarshal(msg.Data, &ack); err == nil && ack.Error != nil {
-			err = ack.Error
-		}
+	} else if err = json.Unmarshal(msg.Data, &ack); err == nil && ack.Error != nil {
+		err = ack.Error
 	}
 	a.settle(n, ack.Seq, ack.Duplicate, err)
 }

@@ -76,8 +76,6 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		s.kick(fault.Code, fault.What)
 	case errors.Is(err, errQuiet) && ctx.Err() == nil:
 		s.kick(packet.KeepAliveTimeout, "nothing came in one and a half times the keep alive")
-	case s.normal:
-		s.out.end()
 	default:
 		s.out.end()
 	}

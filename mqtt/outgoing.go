@@ -145,7 +145,6 @@ func (s *session) begin(m *message, qos packet.QoS, g granted) {
 		if s.closed {
 			return
 		}
-		f.sent = true
 		if !s.send(&copied, p) { // [MQTT-3.1.2-25]
 			s.land(f)
 		}
@@ -435,11 +434,6 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 func (s *session) hear(msg *nats.Msg) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.heardLive(msg)
-}
-
-// heardLive takes one; mu is held.
-func (s *session) heardLive(msg *nats.Msg) {
 	if s.closed {
 		return
 	}

@@ -63,10 +63,9 @@ type flight struct {
 	QoS packet.QoS `json:"qos"`
 	// Released says that PUBREL was sent or is about to be. [MQTT-4.3.3-6]
 	Released bool `json:"released,omitempty"`
-	// Retained is the topic of a retained message, whose Seq is in that stream.
+	// Retained says that it is a retained message, whose Seq is in that stream.
 	Retained bool   `json:"retained,omitempty"`
 	Sub      uint32 `json:"sub,omitempty"`
-	sent     bool
 	done     func() // tells the consumer of a shared subscription
 }
 
@@ -125,10 +124,10 @@ type register struct {
 
 // entry is what is remembered of a record.
 type entry struct {
-	revision, seq uint64
-	run, by       string
-	due           time.Time // when something is to be done
-	seen          time.Time
+	seq     uint64
+	run, by string
+	due     time.Time // when something is to be done
+	seen    time.Time
 }
 
 func (x *register) beat(msg *nats.Msg) {
@@ -138,10 +137,6 @@ func (x *register) beat(msg *nats.Msg) {
 }
 
 func (x *register) hear(msg jetstream.Msg) {
-	meta, err := msg.Metadata()
-	if err != nil {
-		return
-	}
 	key := strings.TrimPrefix(msg.Subject(), sessionPrefix)
 	var r record
 	if json.Unmarshal(msg.Data(), &r) != nil {
@@ -153,7 +148,7 @@ func (x *register) hear(msg jetstream.Msg) {
 		delete(x.entries, key)
 		return
 	}
-	e := entry{revision: meta.Sequence.Stream, seq: r.Seq, run: r.Run, by: r.By, seen: time.Now()}
+	e := entry{seq: r.Seq, run: r.Run, by: r.By, seen: time.Now()}
 	if r.Run == "" {
 		e.due = r.ends()
 		if r.Will != nil && r.WillAt.Before(e.due) {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -187,7 +188,6 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	}
 	for i := range s.rec.Out {
 		f := s.rec.Out[i]
-		f.sent = true
 		s.flights[f.ID] = &f
 		s.order = append(s.order, &f)
 		s.quota--
@@ -344,10 +344,7 @@ func (s *session) snapshot() record {
 		r.In = append(r.In, id)
 	}
 	slices.Sort(r.In)
-	r.Subs = make(map[string]subscription, len(s.rec.Subs))
-	for filter, sub := range s.rec.Subs {
-		r.Subs[filter] = sub
-	}
+	r.Subs = maps.Clone(s.rec.Subs)
 	r.Seq = s.floor()
 	return r
 }
