@@ -53,6 +53,7 @@ const (
 	storeFull       = jetstream.ErrorCode(10077)
 	sweepEvery      = 250 * time.Millisecond
 	beatEvery       = 2 * time.Second
+	followBeat      = time.Second // a stream that is silent for twice as long is asked again
 	deadAfter       = 10 * time.Second
 	othersWait      = 3 * time.Second
 	cleanEvery      = time.Minute
@@ -94,6 +95,7 @@ type account struct {
 		local map[string]*session // by key
 	}
 
+	live  live
 	keep  keeper
 	index register
 	last  atomic.Uint64 // the stored message that the sessions here were offered last
@@ -162,6 +164,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	a.feed.local = map[string]*session{}
 	a.index.entries, a.index.beats = map[string]entry{}, map[string]time.Time{}
 	a.keep.init()
+	a.live.init()
 	if _, err := a.conn.Subscribe(a.storing.inbox+"*", a.stored); err != nil {
 		return err
 	}
@@ -170,6 +173,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	}
 	a.takes = make(chan *nats.Msg, 1024)
 	a.running.Go(a.give)
+	a.running.Go(a.hand)
 	info, err := a.messages.Info(ctx)
 	if err != nil {
 		return err
@@ -238,7 +242,7 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 	if err != nil {
 		return err
 	}
-	consuming, err := consumer.Consume(take, jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	consuming, err := consumer.Consume(take, jetstream.PullHeartbeat(followBeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if a.ctx.Err() == nil && !errors.Is(err, jetstream.ErrNoHeartbeat) {
 			a.p.log().Debug("following a stream of MQTT", "account", a.name, "error", err)
 		}

@@ -40,7 +40,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	s := &session{
 		p: p, conn: conn, r: r, v: c.Version, id: c.ClientID, done: make(chan struct{}), out: newOutbox(conn, p.pending()),
 		room: make(chan struct{}, 1), space: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]bool{},
-		heard: map[*nats.Subscription]string{}, aliases: map[uint16]string{}, quota: 0xFFFF,
+		aliases: map[uint16]string{}, quota: 0xFFFF,
 	}
 	s.out.v, s.out.max, s.out.drained = c.Version, int(c.MaximumPacketSize), s.drained
 	if c.ReceiveMaximum > 0 {
@@ -150,6 +150,7 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		return failed(packet.ServerUnavailable, "the engine is not ready", err)
 	}
 	s.key = digest(s.login.Principal.String(), s.id)
+	s.judged = len(s.login.Principal.Permissions.Subscribe.Deny) > 0
 	present, err := s.attach(ctx, c)
 	if err != nil {
 		return failed(packet.ServerUnavailable, "its session cannot be had now", err)

@@ -300,7 +300,7 @@ func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 	now := time.Now()
 	if x.sub == nil {
 		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
-		sub, err := s.login.Subscribe(x.inbox+"*", s.hear)
+		sub, err := s.login.Subscribe(x.inbox+"*", s.replied)
 		if err != nil {
 			return
 		}
@@ -321,28 +321,22 @@ func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 	msg.Reply = x.inbox + token
 }
 
-// replied takes an answer, and reports whether msg was one.
-func (s *session) replied(msg *nats.Msg) bool {
+// replied takes an answer.
+func (s *session) replied(msg *nats.Msg) {
 	x := &s.replies
 	x.mu.Lock()
-	if x.sub == nil || msg.Sub != x.sub {
-		x.mu.Unlock()
-		return false
-	}
 	token := strings.TrimPrefix(msg.Subject, x.inbox)
 	e, ok := x.waiting[token]
 	delete(x.waiting, token)
 	x.mu.Unlock()
-	if ok {
-		m, _ := decode("a", msg)
-		p := packet.Publish{Message: packet.Message{Payload: msg.Data, CorrelationData: e.corr, Format: m.format, UserProperties: m.user}}
-		if m.content != "" {
-			p.ContentType = []byte(m.content)
-		}
-		subject := subjectOf(e.topic)
-		if s.login.Principal.Permissions.Publish.Allows(subject) {
-			_ = s.login.PublishMsg(encode(subject, "", &p.Message, time.Now()))
-		}
+	subject := subjectOf(e.topic)
+	if !ok || !s.login.Principal.Permissions.Publish.Allows(subject) {
+		return
 	}
-	return true
+	m, _ := decode("a", msg)
+	p := packet.Message{Payload: msg.Data, CorrelationData: e.corr, Format: m.format, UserProperties: m.user}
+	if m.content != "" {
+		p.ContentType = []byte(m.content)
+	}
+	_ = s.login.PublishMsg(encode(subject, "", &p, time.Now()))
 }

@@ -24,8 +24,7 @@ type granted struct {
 // grant finds what the session's subscriptions make of m. One message is sent for
 // all of them. [MQTT-3.3.4-2] [MQTT-3.3.4-4]
 func (s *session) grant(m *message) (g granted) {
-	// The engine judges what it delivers; what comes from the stream is judged here.
-	if rule := s.login.Principal.Permissions.Subscribe; m.seq > 0 && len(rule.Deny) > 0 && !rule.Allows(subjectOf(m.topic)) {
+	if !s.mayHear(m) {
 		return g
 	}
 	made := 0
@@ -379,7 +378,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	if err != nil {
 		return seq, err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue / 2))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue/2), jetstream.PullHeartbeat(followBeat))
 	if err != nil {
 		return seq, err
 	}
@@ -428,42 +427,4 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 		s.at = seq
 		s.mu.Unlock()
 	}
-}
-
-// hear takes a message of the engine.
-func (s *session) hear(msg *nats.Msg) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return
-	}
-	filter, ok := s.heard[msg.Sub]
-	if !ok {
-		s.replied(msg)
-		return
-	}
-	m, ok := decode(msg.Subject, msg)
-	if !ok || reserved(m.topic) || hidden(filter, m.topic) {
-		return
-	}
-	now := time.Now()
-	if m.expired(now) {
-		return
-	}
-	var g granted
-	if sub := s.rec.Subs[filter]; sub.Group != "" {
-		if m.noted {
-			return // it comes out of the stream, to one of the group
-		}
-		g = granted{any: true, retain: sub.Retain && m.retain}
-		if sub.ID > 0 {
-			g.ids = []uint32{sub.ID}
-		}
-	} else if g = s.grant(&m); g.first != filter {
-		return // the copy of the first subscription counts
-	}
-	if !g.any || m.noted && g.qos > 0 {
-		return
-	}
-	s.send(&m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
 }

@@ -51,7 +51,6 @@ type subscription struct {
 	From   uint64                `json:"from,omitempty"` // it wants stored messages after this one
 	Group  string                `json:"group,omitempty"`
 	made   int                   // the how many-th it is
-	subs   []*nats.Subscription  // of what is live
 	stop   func()                // of a shared one
 	handle packet.RetainHandling // what was asked for
 }

@@ -26,9 +26,6 @@ const (
 	lazily = time.Second
 	// maxSubscriptions is how many a session may have.
 	maxSubscriptions = 1024
-	// livePending is how many messages of the engine wait until they are looked at,
-	// for each subscription.
-	livePending = 64 << 10
 )
 
 // session is a client that is connected, and its session.
@@ -78,8 +75,8 @@ type session struct {
 	resumed  bool               // it had subscriptions
 	takes    *nats.Subscription // requests of other nodes for it
 	made     int                // subscriptions until now
-	heard    map[*nats.Subscription]string
-	given    map[string]uint16 // the topic aliases that the client knows
+	judged   bool               // its permissions have to be asked of each message
+	given    map[string]uint16  // the topic aliases that the client knows
 	aliasMax uint16
 	replies  replies
 }
@@ -127,6 +124,9 @@ func (a *account) claimLocal(ctx context.Context, s *session) error {
 func (a *account) release(s *session) {
 	if s.takes != nil {
 		_ = s.takes.Unsubscribe()
+	}
+	for key := range s.rec.Subs {
+		a.leave(s, key)
 	}
 	a.feed.Lock()
 	defer a.feed.Unlock()

@@ -3,6 +3,8 @@ package mqtt
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +24,9 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		sub    subscription
 	}
 	var kept []wanted
+	var names []string
 	for _, asked := range p.Subscriptions { // [MQTT-3.8.4-5]
+		names = append(names, asked.Filter)
 		group, filter, err := packet.CheckFilter(asked.Filter)
 		if err != nil {
 			return err
@@ -41,7 +45,7 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		}
 		suback.Codes = append(suback.Codes, code) // [MQTT-3.9.3-1]
 	}
-	if err := s.login.FlushWithContext(ctx); err != nil {
+	if err := s.a.listen(ctx, s, names...); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -92,17 +96,10 @@ func (s *session) addSubscription(ctx context.Context, full, filter string, sub 
 	if reserved(filter) {
 		return false, packet.NotAuthorized
 	}
-	allowed := s.login.Principal.Permissions.Subscribe
-	may := subjects[:0:0]
-	for _, subject := range subjects {
-		if len(subject) > maxSubject {
-			return false, packet.TopicFilterInvalid
-		}
-		if allowed.Allows(subject) {
-			may = append(may, subject)
-		}
+	if slices.ContainsFunc(subjects, func(subject string) bool { return len(subject) > maxSubject }) {
+		return false, packet.TopicFilterInvalid
 	}
-	if len(may) == 0 || !allowed.Allows(subjects[0]) {
+	if !s.maySubscribe(subjects) {
 		return false, packet.NotAuthorized
 	}
 	key := filter
@@ -117,20 +114,35 @@ func (s *session) addSubscription(ctx context.Context, full, filter string, sub 
 		return false, packet.QuotaExceeded
 	}
 	if had {
-		sub.subs, sub.stop, sub.From, sub.made = old.subs, old.stop, old.From, old.made
+		sub.stop, sub.From, sub.made = old.stop, old.From, old.made
 	}
 	if !had || old.QoS == 0 {
 		sub.From = s.a.last.Load()
 	}
-	if err := s.open(ctx, key, filter, may, &sub); err != nil {
+	if err := s.open(ctx, key, filter, &sub); err != nil {
 		s.log("MQTT client could not subscribe", "error", err)
 		return false, packet.UnspecifiedError
 	}
 	return !had, code
 }
 
+// maySubscribe reports whether the client may subscribe to a filter of those
+// subjects. That of the level above "#" may be forbidden it alone.
+func (s *session) maySubscribe(subjects []string) bool {
+	allowed := s.login.Principal.Permissions.Subscribe
+	if !allowed.Allows(subjects[0]) {
+		return false
+	}
+	if slices.ContainsFunc(subjects[1:], func(subject string) bool { return !allowed.Allows(subject) }) {
+		s.mu.Lock()
+		s.judged = true
+		s.mu.Unlock()
+	}
+	return true
+}
+
 // open hears what sub wants, and notes it.
-func (s *session) open(ctx context.Context, key, filter string, subjects []string, sub *subscription) error {
+func (s *session) open(ctx context.Context, key, filter string, sub *subscription) error {
 	s.mu.Lock()
 	if sub.made == 0 {
 		s.made++
@@ -140,40 +152,19 @@ func (s *session) open(ctx context.Context, key, filter string, subjects []strin
 		s.local.Store(true)
 	}
 	s.mu.Unlock()
-	var shared func()
 	if sub.Group != "" && sub.stop == nil {
-		var err error
-		if shared, err = s.share(ctx, key, filter, sub.Group); err != nil {
+		stop, err := s.share(ctx, key, filter, sub.Group)
+		if err != nil {
 			return err
 		}
-		sub.stop = shared
+		sub.stop = stop
 	}
 	s.mu.Lock()
 	s.rec.Subs[key] = *sub
-	if sub.subs == nil {
-		for _, subject := range subjects {
-			var one *nats.Subscription
-			var err error
-			if sub.Group != "" {
-				one, err = s.login.QueueSubscribe(subject, "mqtt."+digest(sub.Group, filter), s.hear)
-			} else {
-				one, err = s.login.Subscribe(subject, s.hear)
-			}
-			if err != nil {
-				s.mu.Unlock()
-				return err
-			}
-			// What is more is dropped, as QoS 0 may be.
-			if err := one.SetPendingLimits(livePending, s.p.pending()); err != nil {
-				s.mu.Unlock()
-				return err
-			}
-			sub.subs = append(sub.subs, one)
-			s.heard[one] = key
-		}
-		s.rec.Subs[key] = *sub
-	}
 	s.mu.Unlock()
+	if err := s.a.want(s, key, filter, sub.Group); err != nil {
+		return err
+	}
 	if sub.Group == "" {
 		s.a.feed.Lock()
 		if sub.QoS > 0 {
@@ -198,21 +189,15 @@ func (s *session) restore(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		var may []string
-		for _, subject := range subjectsOf(filter) {
-			if s.login.Principal.Permissions.Subscribe.Allows(subject) {
-				may = append(may, subject)
-			}
-		}
-		if len(may) == 0 {
+		if !s.maySubscribe(subjectsOf(filter)) {
 			continue // what it may do has changed
 		}
 		sub.made = 0
-		if err := s.open(ctx, full, filter, may, &sub); err != nil {
+		if err := s.open(ctx, full, filter, &sub); err != nil {
 			return err
 		}
 	}
-	return s.login.FlushWithContext(ctx)
+	return s.a.listen(ctx, s, slices.Collect(maps.Keys(subs))...)
 }
 
 // unsubscribe takes an UNSUBSCRIBE.
@@ -222,17 +207,12 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 		s.mu.Lock()
 		sub, had := s.rec.Subs[full]
 		delete(s.rec.Subs, full)
-		for _, one := range sub.subs {
-			delete(s.heard, one)
-		}
 		s.mu.Unlock()
 		code := packet.Success
 		if !had {
 			code = packet.NoSubscriptionExisted
 		}
-		for _, one := range sub.subs {
-			_ = one.Unsubscribe() // [MQTT-3.10.4-2]
-		}
+		s.a.leave(s, full) // [MQTT-3.10.4-2]
 		if sub.stop != nil {
 			sub.stop()
 		}
