@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
@@ -90,11 +91,50 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	}
 	judgeLinks(&status)
 	status.Sources = s.knownSources(ctx)
-	status.Survives = max(0, alive-(len(members)/2+1))
+	copies, behind := s.stateCopies(ctx, len(members))
+	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, fleetFindings(status), linkFindings(status))
+		return slices.Concat(status.Findings, behind, fleetFindings(status), linkFindings(status))
 	}))
 	return status, nil
+}
+
+// stateCopies is how many copies of what the fleet agrees on may be lost, and what
+// is to be said of those that are not there yet: a fleet that has just grown is not
+// at once as safe as it is large. Nodes that are down are told of elsewhere.
+func (s *Server) stateCopies(ctx context.Context, members int) (spare int, behind []doctor.Finding) {
+	if s.opts.Mode == Local || members < replicasWanted {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	js, err := jetstream.New(s.conn)
+	if err != nil {
+		return 0, nil
+	}
+	stream, err := js.Stream(ctx, ledgerStream)
+	if err != nil {
+		return 0, nil // nobody leads it, which is told of elsewhere
+	}
+	info := stream.CachedInfo()
+	current := 1 // the leader's
+	var waiting []string
+	if info.Cluster != nil {
+		for _, r := range info.Cluster.Replicas {
+			if r.Current {
+				current++
+			} else if !r.Offline {
+				waiting = append(waiting, r.Name)
+			}
+		}
+	}
+	if info.Config.Replicas < replicasWanted || len(waiting) > 0 {
+		behind = append(behind, doctor.Finding{
+			Code: "STATE-COPYING", Severity: doctor.Info, Subject: s.fleet.authority.Fleet(),
+			Text: fmt.Sprintf("what the fleet agrees on is on %d of %d nodes so far", current, replicasWanted), Fix: "wait until it is copied before any node stops",
+		})
+	}
+	return current - (info.Config.Replicas/2 + 1), behind
 }
 
 // fleetFindings are what only the whole shows.

@@ -394,10 +394,10 @@ func TestWebSocket(t *testing.T) {
 	// A page of another site, another path, and text in place of binary.
 	if _, answer, err := websocket.Dial(within(t), base+"/mqtt", &websocket.DialOptions{
 		HTTPClient: &http.Client{Transport: transport}, HTTPHeader: http.Header{"Origin": {"https://elsewhere.test"}},
-	}); err == nil || answer.StatusCode != http.StatusForbidden {
-		t.Errorf("a page of another site was let in: %v", err)
+	}); err == nil || answer == nil || answer.StatusCode != http.StatusForbidden {
+		t.Errorf("a page of another site was let in, or not told: %v", err)
 	}
-	if _, answer, err := websocket.Dial(within(t), base+"/other", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}}); err == nil || answer.StatusCode != http.StatusNotFound {
+	if _, answer, err := websocket.Dial(within(t), base+"/other", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}}); err == nil || answer == nil || answer.StatusCode != http.StatusNotFound {
 		t.Errorf("another path: %v", err)
 	}
 	if err := ws.Write(within(t), websocket.MessageText, []byte("text")); err != nil {

@@ -65,13 +65,13 @@ func (p *Protocol) upgrade(ctx context.Context, conn net.Conn, state *tls.Connec
 	one := &lone{conn: conn, done: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+webPath, func(w http.ResponseWriter, r *http.Request) {
-		defer one.end()
 		// Pages of other sites are refused by their origin.
 		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}}) // [MQTT-6.0.0-4]
 		if err != nil {
 			p.log().Info("MQTT client refused", "remote", conn.RemoteAddr().String(), "error", err)
-			return
+			return // the server ends it, with its answer
 		}
+		defer one.end()
 		c.SetReadLimit(int64(p.maxPacket()) + readBuffer)
 		p.serve(ctx, &framed{websocket.NetConn(context.WithoutCancel(ctx), c, websocket.MessageBinary), conn}, state, login) // [MQTT-6.0.0-2]
 	})
@@ -84,6 +84,7 @@ func (p *Protocol) upgrade(ctx context.Context, conn net.Conn, state *tls.Connec
 			}
 		},
 	}
+	srv.SetKeepAlivesEnabled(false)
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	_ = srv.Serve(one)
