@@ -42,6 +42,7 @@ func places() map[string]place {
 		"change/sqlite":                {"a source, and a database engine of 4 MB that only its users link", []string{"change"}},
 		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
+		"mqtt/mapping":                 {"how topics and properties of MQTT stand on the bus, for whoever speaks MQTT", []string{"mqtt/packet"}},
 		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
@@ -50,7 +51,7 @@ func places() map[string]place {
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "identity", "mqtt"}},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
-		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/packet"}},
+		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
 		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger", "mqtt"}},
 	}

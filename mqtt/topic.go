@@ -1,124 +1,16 @@
 package mqtt
 
 import (
-	"encoding/hex"
 	"strings"
+
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 )
 
-// A topic name and a subject are two spellings of one address. The levels of the
-// topic are the tokens of the subject, and within a level a "/", which no level
-// has, begins what a subject cannot say plainly:
-//
-//	empty level     /
-//	.               //
-//	* > DEL and every byte up to space     / and two upper-case hexadecimal digits
-//
-// So a/b is a.b, /a is /.a, a.b is a//b and "a b" is a/20b. Every topic has one
-// subject. A subject that no topic has, such as foo/bar, is not delivered.
-const hexDigits = "0123456789ABCDEF"
+func subjectOf(topic string) string { return mapping.Subject(topic) }
 
-// escapes reports whether a byte of a level is written otherwise in a subject.
-func escapes(c byte) bool { return c <= ' ' || c == '.' || c == '*' || c == '>' || c == 0x7F }
+func topicOf(subject string) (topic string, ok bool) { return mapping.Topic(subject) }
 
-func isPlain(s string) bool {
-	for i := range len(s) {
-		if escapes(s[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-// appendLevel appends the token of a level.
-func appendLevel(b []byte, level string) []byte {
-	if level == "" {
-		return append(b, '/')
-	}
-	for i := range len(level) {
-		switch c := level[i]; {
-		case c == '.':
-			b = append(b, '/', '/')
-		case escapes(c):
-			b = append(b, '/', hexDigits[c>>4], hexDigits[c&0xF])
-		default:
-			b = append(b, c)
-		}
-	}
-	return b
-}
-
-// subjectOf is the subject of a topic name.
-func subjectOf(topic string) string {
-	if !strings.Contains(topic, "/") && isPlain(topic) {
-		return topic
-	}
-	b := make([]byte, 0, len(topic)+8)
-	for level := range strings.SplitSeq(topic, "/") {
-		b = append(appendLevel(b, level), '.')
-	}
-	return string(b[:len(b)-1])
-}
-
-// topicOf is the topic name of a subject, if one has it.
-func topicOf(subject string) (topic string, ok bool) {
-	if !strings.Contains(subject, "/") {
-		return strings.ReplaceAll(subject, ".", "/"), true
-	}
-	b := make([]byte, 0, len(subject))
-	for token := range strings.SplitSeq(subject, ".") {
-		if token == "/" {
-			token = ""
-		}
-		for i := 0; i < len(token); i++ {
-			if token[i] != '/' {
-				b = append(b, token[i])
-				continue
-			}
-			if strings.HasPrefix(token[i+1:], "/") {
-				b = append(b, '.')
-				i++
-				continue
-			}
-			if len(token) < i+3 {
-				return "", false
-			}
-			digits := token[i+1 : i+3]
-			c, err := hex.DecodeString(digits)
-			if err != nil || c[0] == '.' || !escapes(c[0]) || strings.ToUpper(digits) != digits {
-				return "", false
-			}
-			b = append(b, c[0])
-			i += 2
-		}
-		b = append(b, '/')
-	}
-	return string(b[:len(b)-1]), true
-}
-
-// subjectsOf are the subjects of a topic filter: "#" includes the level above it,
-// which no one subject does.
-func subjectsOf(filter string) []string {
-	levels := strings.Split(filter, "/")
-	b := make([]byte, 0, len(filter)+8)
-	for i, level := range levels {
-		switch level {
-		case "+":
-			b = append(b, '*')
-		case "#":
-			below := string(b) + ">"
-			if i == 0 {
-				return []string{below}
-			}
-			return []string{below, string(b[:len(b)-1])}
-		default:
-			b = appendLevel(b, level)
-		}
-		if i < len(levels)-1 {
-			b = append(b, '.')
-		}
-	}
-	return []string{string(b)}
-}
+func subjectsOf(filter string) []string { return mapping.Subjects(filter) }
 
 // matches reports whether a filter takes a topic. [MQTT-4.7.1-1] [MQTT-4.7.1-2]
 func matches(filter, topic string) bool {

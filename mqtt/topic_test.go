@@ -7,56 +7,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestSubjectOf(t *testing.T) {
-	for topic, subject := range map[string]string{
-		"a/b": "a.b", "/a": "/.a", "a/": "a./", "a//b": "a./.b", "//a": "/./.a", "a//": "a././", "/": "/./", "//": "/././",
-		"a.b": "a//b", ".a": "//a", "a.": "a//", "a/.": "a.//", "a/./b": "a.//.b", "a./b": "a//.b", "..": "////", "$a/b": "$a.b",
-		"a b": "a/20b", "*": "/2A", "a/>": "a./3E", "a\tb/c": "a/09b.c", "é/ü": "é.ü",
-	} {
-		got := subjectOf(topic)
-		if got != subject {
-			t.Errorf("%q has subject %q, want %q", topic, got, subject)
-		}
-		if back, ok := topicOf(got); !ok || back != topic {
-			t.Errorf("%q came back from %q as %q", topic, got, back)
-		}
-	}
-	for _, subject := range []string{"foo/bar", "/foo", "foo/", "a./2a", "a./41", "a./2E", "a./2"} {
-		if topic, ok := topicOf(subject); ok {
-			t.Errorf("%q is taken for topic %q", subject, topic)
-		}
-	}
-}
-
-func TestTopicsAndSubjects(t *testing.T) {
-	level := rapid.StringOfN(rapid.SampledFrom([]rune("ab.*> \t$%é")), 0, 4, -1)
-	rapid.Check(t, func(t *rapid.T) {
-		topic := strings.Join(rapid.SliceOfN(level, 1, 5).Draw(t, "levels"), "/")
-		if topic == "" {
-			return
-		}
-		subject := subjectOf(topic)
-		if strings.ContainsAny(subject, " \t*>") || strings.Contains("."+subject+".", "..") {
-			t.Fatalf("%q has subject %q", topic, subject)
-		}
-		if back, ok := topicOf(subject); !ok || back != topic {
-			t.Fatalf("%q came back from %q as %q", topic, subject, back)
-		}
-	})
-}
-
-func FuzzTopicOf(f *testing.F) {
-	f.Add("a./.b")
-	f.Add("a/20b")
-	f.Fuzz(func(t *testing.T, subject string) {
-		if topic, ok := topicOf(subject); ok && subject != "" && !strings.Contains("."+subject+".", "..") && isPlain(strings.ReplaceAll(subject, ".", "")) {
-			if again := subjectOf(topic); again != subject {
-				t.Errorf("%q became topic %q, which is %q", subject, topic, again)
-			}
-		}
-	})
-}
-
 func TestMatches(t *testing.T) {
 	for _, c := range []struct {
 		filter, topic string
