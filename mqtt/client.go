@@ -142,7 +142,12 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		return no(code, why, err)
 	}
 	if w := c.Will; w != nil {
-		if topic := string(w.Topic); reserved(topic) || !s.login.Principal.Permissions.Publish.Allows(subjectOf(topic)) {
+		topic := string(w.Topic)
+		subject := subjectOf(topic)
+		if len(subject) > maxSubject {
+			return failed(packet.TopicNameInvalid, "the topic of its will is too long", nil)
+		}
+		if reserved(topic) || !s.login.Principal.Permissions.Publish.Allows(subject) {
 			return failed(packet.NotAuthorized, "it may not publish its will", nil)
 		}
 	}

@@ -41,6 +41,9 @@ func (s *session) published(p *packet.Publish) error {
 	switch {
 	case p.QoS == 0 && refusal != packet.Success:
 		return nil
+	case refusal == packet.TopicNameInvalid && s.v == packet.V311:
+		// It is not for want of a right: to acknowledge it would be to lose it.
+		return fault(refusal, "MQTT311-4.8.0-2", "PUBLISH with a topic that is too long") // [MQTT311-4.8.0-2]
 	case p.QoS == 0:
 		s.publishLive(subject, p)
 		if p.Retain {
@@ -58,6 +61,10 @@ func (s *session) published(p *packet.Publish) error {
 // maxSubject is the longest subject that the engine takes with room for the rest
 // of the line, in bytes.
 const maxSubject = 3072
+
+// headRoom is what of that line a reply subject may take beside the longest
+// subject, in bytes.
+const headRoom = 512
 
 // mayReply reports whether subject is an inbox: the engine knows whether the
 // client was asked something from there.
@@ -290,8 +297,12 @@ const (
 // correlation data.
 func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 	topic := string(p.ResponseTopic)
+	reply := subjectOf(topic)
+	if reserved(topic) || len(msg.Subject)+len(reply) > maxSubject+headRoom {
+		return // the engine does not take it: it is for MQTT clients only
+	}
 	if p.CorrelationData == nil {
-		msg.Reply = subjectOf(topic)
+		msg.Reply = reply
 		return
 	}
 	x := &s.replies

@@ -1,0 +1,70 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// well checks that a client is served as if nobody had done anything.
+func (p *peer) well() {
+	p.t.Helper()
+	p.send(&packet.Pingreq{})
+	next[*packet.Pingresp](p)
+}
+
+// TestLongTexts has topics that are longer than a subject can be: they are refused,
+// and nobody else notices.
+func TestLongTexts(t *testing.T) {
+	h := start(t)
+	long := strings.Repeat("x", 5000)
+	well, _ := h.connect(t, &packet.Connect{ClientID: "well", CleanStart: true})
+	well.subscribe(1, "#")
+	_, ack := h.connect(t, &packet.Connect{ClientID: "will", CleanStart: true, Will: &packet.Will{Message: packet.Message{Topic: []byte(long)}}})
+	if ack.Code != packet.TopicNameInvalid {
+		t.Errorf("a long will topic: %v", ack.Code)
+	}
+	c, _ := h.connect(t, &packet.Connect{ClientID: strings.Repeat("c", 0xFFFF), CleanStart: true, SessionExpiry: 60})
+	c.send(publish(long, "", 1, 1))
+	if a := next[*packet.Ack](c); a.Code != packet.TopicNameInvalid {
+		t.Errorf("a long topic: %v", a.Code)
+	}
+	c.send(&packet.Subscribe{ID: 2, Subscriptions: []packet.Subscription{{Filter: long, QoS: 1}, {Filter: "a/" + long}}})
+	if s := next[*packet.Suback](c); s.Codes[0] != packet.TopicFilterInvalid || s.Codes[1] != packet.TopicFilterInvalid {
+		t.Errorf("long filters: %v", s.Codes)
+	}
+	// A response topic is only handed on.
+	for _, response := range []string{long, "$JS/ACK/x", "_R_/x", strings.Repeat("y", 3000)} {
+		p := publish(strings.Repeat("t", 2500), response, 1, 3)
+		p.ResponseTopic = []byte(response)
+		c.send(p)
+		if a := next[*packet.Ack](c); a.Code.Failed() {
+			t.Errorf("a response topic of %d bytes: %v", len(response), a.Code)
+		}
+		m := next[*packet.Publish](well)
+		if !bytes.Equal(m.ResponseTopic, p.ResponseTopic) {
+			t.Errorf("a response topic of %d bytes came as one of %d", len(response), len(m.ResponseTopic))
+		}
+		well.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+		p.QoS, p.ID = 0, 0
+		c.send(p)
+		if m := next[*packet.Publish](well); !bytes.Equal(m.ResponseTopic, p.ResponseTopic) {
+			t.Errorf("a response topic of %d bytes came as one of %d", len(response), len(m.ResponseTopic))
+		}
+	}
+	c.well()
+	old, _ := h.connect(t, &packet.Connect{Version: packet.V311, ClientID: "old", CleanStart: true})
+	old.send(publish(long, "", 1, 1))
+	if err := old.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := old.r.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("3.1.1, a long topic: %+v %v", p, err)
+	}
+	well.well()
+}
