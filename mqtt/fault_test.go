@@ -3,6 +3,7 @@ package mqtt_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -67,4 +68,73 @@ func TestLongTexts(t *testing.T) {
 		t.Errorf("3.1.1, a long topic: %+v %v", p, err)
 	}
 	well.well()
+}
+
+// TestManyRetained has more retained than waits for a client: it gets all of it.
+func TestManyRetained(t *testing.T) {
+	h := start(t)
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const many = 100 // 50 MB are retained
+	for i := range uint16(many) {
+		p := publish("keep/"+fmt.Sprintf("%02d", i), strings.Repeat("x", 500_000), 1, i+1)
+		p.Retain = true
+		pub.send(p)
+		if a := next[*packet.Ack](pub); a.Code.Failed() {
+			t.Fatal(a.Code)
+		}
+	}
+	for _, qos := range []packet.QoS{0, 1} {
+		sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", CleanStart: true})
+		sub.subscribe(qos, "keep/#")
+		for i := range many {
+			m := next[*packet.Publish](sub)
+			if want := "keep/" + fmt.Sprintf("%02d", i); string(m.Topic) != want || !m.Retain {
+				t.Fatalf("QoS %d: %s, not %s", qos, m.Topic, want)
+			}
+			if qos > 0 {
+				sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+			}
+		}
+	}
+}
+
+// TestFewAtOnce has a client come back with a smaller Receive Maximum.
+func TestFewAtOnce(t *testing.T) {
+	h := start(t)
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "few", SessionExpiry: 60})
+	sub.subscribe(2, "few/#")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	var ids []uint16
+	for i := range uint16(6) {
+		pub.send(publish("few/x", fmt.Sprintf("%02d", i), 1+packet.QoS(i%2), i+1))
+		next[*packet.Ack](pub)
+		ids = append(ids, next[*packet.Publish](sub).ID)
+	}
+	sub.gone()
+	sub, ack := h.connect(t, &packet.Connect{ClientID: "few", SessionExpiry: 60, ReceiveMaximum: 2})
+	if !ack.SessionPresent {
+		t.Fatal("the session is gone")
+	}
+	var under []packet.Publish // as many as it may be, and no more until one is finished
+	for got := 0; got < len(ids) || len(under) > 0; {
+		if len(under) < min(2, len(ids)-got+len(under)) {
+			m := *next[*packet.Publish](sub)
+			if want := fmt.Sprintf("%02d", got); string(m.Payload) != want || m.ID != ids[got] || !m.Dup {
+				t.Errorf("%+v, not %s", m, want)
+			}
+			under = append(under, m)
+			got++
+			continue
+		}
+		sub.well() // nothing else comes before it
+		m := under[0]
+		under = under[1:]
+		if m.QoS == 1 {
+			sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+			continue
+		}
+		sub.send(&packet.Ack{Kind: packet.PUBREC, ID: m.ID})
+		next[*packet.Ack](sub)
+		sub.send(&packet.Ack{Kind: packet.PUBCOMP, ID: m.ID})
+	}
 }

@@ -3,6 +3,7 @@ package mqtt
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -101,10 +102,13 @@ func (s *session) pump() {
 		if !g.any || m.expired(time.Now()) {
 			m.finished()
 		} else if qos == 0 {
+			if m.kept && s.out.full() {
+				break // it is not dropped because there is much
+			}
 			s.send(m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
 			m.finished()
 		} else {
-			if s.quota <= 0 || s.out.full() {
+			if s.quota <= 0 || s.repeating || s.out.full() {
 				break
 			}
 			s.begin(m, qos, g)
@@ -119,10 +123,7 @@ func (s *session) pump() {
 	}
 	if sent {
 		s.later()
-		select {
-		case s.room <- struct{}{}:
-		default:
-		}
+		s.roomier()
 	}
 	if s.behind > 0 && !s.reading && len(s.queue) == 0 && !s.closed {
 		s.catchUp(s.behind)
@@ -131,7 +132,7 @@ func (s *session) pump() {
 
 // begin sends a message that the client has to acknowledge. [MQTT-4.3.2-1] [MQTT-4.3.3-1]
 func (s *session) begin(m *message, qos packet.QoS, g granted) {
-	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub}
+	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub, sent: true}
 	p := &packet.Publish{ID: f.ID, SubscriptionIDs: g.ids, Message: packet.Message{QoS: qos, Retain: g.retain}}
 	if m.shared != nil && qos == 1 {
 		f.done = m.finished
@@ -206,11 +207,22 @@ func (s *session) land(f *flight) {
 			break
 		}
 	}
-	s.quota++
+	if f.sent {
+		s.quota++
+	}
 	if f.done != nil {
 		f.done()
 	}
 	s.later()
+	s.roomier()
+}
+
+// roomier wakes who waits for the queue to be shorter, or for a flight to end.
+func (s *session) roomier() {
+	select {
+	case s.room <- struct{}{}:
+	default:
+	}
 }
 
 // acknowledged takes PUBACK, PUBREC and PUBCOMP.
@@ -242,41 +254,79 @@ func (s *session) acknowledged(a *packet.Ack) error {
 	return nil
 }
 
-// again sends what the client has not acknowledged once more. [MQTT-4.4.0-1]
+// again sends what the client has not acknowledged once more, no more at once than
+// it takes. [MQTT-4.4.0-1]
 func (s *session) again() {
 	s.mu.Lock()
-	flights := append([]*flight(nil), s.order...)
+	flights := slices.Clone(s.order)
 	s.mu.Unlock()
+	var rest []*flight
 	for _, f := range flights {
-		if f.Released {
-			s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: f.ID})
-			continue
-		}
-		m, err := s.stored(f)
-		s.mu.Lock()
 		switch {
-		case errors.Is(err, jetstream.ErrMsgNotFound):
-			s.land(f) // it expired
-		case err != nil:
-			s.expel(packet.ServerUnavailable, "a message cannot be read")
-		default:
-			g := granted{retain: f.Retained}
-			if g.retain {
-				if f.Sub > 0 {
-					g.ids = []uint32{f.Sub}
+		case f.Released: // [MQTT-4.9.0-3]
+			s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: f.ID})
+		case len(rest) > 0 || !s.repeat(f):
+			rest = append(rest, f)
+		}
+	}
+	if len(rest) == 0 {
+		s.goOn()
+		return
+	}
+	s.a.running.Go(func() {
+		for _, f := range rest {
+			for !s.repeat(f) {
+				select {
+				case <-s.room:
+				case <-s.ctx.Done():
+					return
 				}
-			} else {
-				g = s.grant(&m)
-			}
-			p := &packet.Publish{ID: f.ID, Dup: true, SubscriptionIDs: g.ids, Message: packet.Message{QoS: f.QoS, Retain: g.retain}}
-			if !s.send(&m, p) {
-				s.land(f)
 			}
 		}
-		s.mu.Unlock()
+		s.goOn()
+	})
+}
+
+// repeat sends a message once more, and reports whether it could.
+func (s *session) repeat(f *flight) bool {
+	s.mu.Lock()
+	s.repeating = true
+	free := s.quota > 0
+	s.mu.Unlock()
+	if !free {
+		return false
 	}
+	m, err := s.stored(f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch {
+	case s.flights[f.ID] != f: // it was acknowledged
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		s.land(f) // it expired
+	case err != nil:
+		s.expel(packet.ServerUnavailable, "a message cannot be read")
+	default:
+		f.sent = true
+		s.quota--
+		g := granted{retain: f.Retained}
+		if !g.retain {
+			g = s.grant(&m)
+		} else if f.Sub > 0 {
+			g.ids = []uint32{f.Sub}
+		}
+		p := &packet.Publish{ID: f.ID, Dup: true, SubscriptionIDs: g.ids, Message: packet.Message{QoS: f.QoS, Retain: g.retain}} // [MQTT-3.3.1-1]
+		if !s.send(&m, p) {
+			s.land(f)
+		}
+	}
+	return true
+}
+
+// goOn sends what came while the client was away, and then what comes.
+func (s *session) goOn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.repeating = false
 	for _, sub := range s.rec.Subs {
 		if sub.QoS > 0 && s.resumed {
 			s.catchUp(s.rec.Seq + 1)
@@ -284,6 +334,7 @@ func (s *session) again() {
 		}
 	}
 	s.reading = false
+	s.pump()
 }
 
 // stored reads the message of a flight.

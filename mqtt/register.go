@@ -65,6 +65,7 @@ type flight struct {
 	// Retained says that it is a retained message, whose Seq is in that stream.
 	Retained bool   `json:"retained,omitempty"`
 	Sub      uint32 `json:"sub,omitempty"`
+	sent     bool   // on this connection
 	done     func() // tells the consumer of a shared subscription
 }
 

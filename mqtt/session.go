@@ -58,27 +58,28 @@ type session struct {
 	sleeping *time.Timer
 	closed   bool
 
-	quota    int
-	queue    []message
-	queued   int           // bytes of payload in queue and held
-	space    chan struct{} // has an element if an answer went out
-	behind   uint64        // if not 0, the stream has messages from here on for it
-	held     []message     // came while the stream is being read
-	reading  bool          // the stream is being read, up to before at
-	at       uint64
-	room     chan struct{} // has an element if the queue is shorter
-	flights  map[uint16]*flight
-	order    []*flight
-	in       map[uint16]bool
-	pending  []*answer          // to PUBLISH, in their order
-	local    atomic.Bool        // it has a subscription with No Local
-	resumed  bool               // it had subscriptions
-	takes    *nats.Subscription // requests of other nodes for it
-	made     int                // subscriptions until now
-	judged   bool               // its permissions have to be asked of each message
-	given    map[string]uint16  // the topic aliases that the client knows
-	aliasMax uint16
-	replies  replies
+	quota     int // of PUBLISH packets that the client takes now
+	queue     []message
+	queued    int           // bytes of payload in queue and held
+	space     chan struct{} // has an element if an answer went out
+	behind    uint64        // if not 0, the stream has messages from here on for it
+	held      []message     // came while the stream is being read
+	reading   bool          // the stream is being read, up to before at
+	at        uint64
+	repeating bool          // what was not acknowledged is being sent again
+	room      chan struct{} // has an element if the queue is shorter, or a flight ended
+	flights   map[uint16]*flight
+	order     []*flight
+	in        map[uint16]bool
+	pending   []*answer          // to PUBLISH, in their order
+	local     atomic.Bool        // it has a subscription with No Local
+	resumed   bool               // it had subscriptions
+	takes     *nats.Subscription // requests of other nodes for it
+	made      int                // subscriptions until now
+	judged    bool               // its permissions have to be asked of each message
+	given     map[string]uint16  // the topic aliases that the client knows
+	aliasMax  uint16
+	replies   replies
 }
 
 // attach makes s the session of its client identifier, here and at every other
@@ -190,7 +191,10 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 		f := s.rec.Out[i]
 		s.flights[f.ID] = &f
 		s.order = append(s.order, &f)
-		s.quota--
+		if f.Released {
+			f.sent = true
+			s.quota--
+		}
 	}
 	r := s.snapshot()
 	s.mu.Unlock()
