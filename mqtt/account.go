@@ -127,6 +127,7 @@ func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*accoun
 
 func (a *account) close() {
 	a.stop()
+	_ = a.beat(gone)
 	a.conn.Close()
 	a.running.Wait()
 }
@@ -162,7 +163,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	a.storing.waiting = map[uint64]waiting{}
 	a.storing.inbox = nats.NewInbox() + "."
 	a.feed.local = map[string]*session{}
-	a.index.entries, a.index.beats = map[string]entry{}, map[string]time.Time{}
+	a.index.entries, a.index.beats, a.index.back = map[string]entry{}, map[string]time.Time{}, func() { _ = a.beat("") }
 	a.keep.init()
 	a.live.init()
 	if _, err := a.conn.Subscribe(a.storing.inbox+"*", a.stored); err != nil {
@@ -172,6 +173,12 @@ func (a *account) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.takes = make(chan *nats.Msg, 1024)
+	if _, err := a.conn.ChanSubscribe(takePrefix+a.p.run(), a.takes); err != nil {
+		return err
+	}
+	if err := a.beat(""); err != nil {
+		return err
+	}
 	a.running.Go(a.give)
 	a.running.Go(a.hand)
 	info, err := a.messages.Info(ctx)
@@ -321,6 +328,25 @@ func (a *account) storeNow(msg *nats.Msg) (seq uint64, err error) {
 	return seq, err
 }
 
+// ask has the other nodes give up the session of key, if one of them has it. Each
+// is asked by its name: a client that hears everything would be taken for one that
+// may still answer. Who does not answer is gone.
+func (a *account) ask(ctx context.Context, key string) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var asked sync.WaitGroup
+	for _, run := range a.index.others(time.Now(), a.p.run()) {
+		asked.Go(func() { _, _ = a.conn.RequestWithContext(ctx, takePrefix+run, []byte(key)) })
+	}
+	asked.Wait()
+}
+
+// beat tells the other nodes that this one is there, or, with a word, that it is
+// not any more.
+func (a *account) beat(word string) error {
+	return a.conn.Publish(alivePrefix+a.p.run(), []byte(word))
+}
+
 // give gives up sessions that other nodes ask for.
 func (a *account) give() {
 	for {
@@ -330,9 +356,10 @@ func (a *account) give() {
 		case msg := <-a.takes:
 			a.running.Go(func() {
 				a.feed.Lock()
-				s := a.feed.local[strings.TrimPrefix(msg.Subject, takePrefix)]
+				s := a.feed.local[string(msg.Data)]
+				here := s != nil && s.here
 				a.feed.Unlock()
-				if s != nil {
+				if here {
 					s.kick(packet.SessionTakenOver, "another client has its identifier") // [MQTT-3.1.4-3]
 					select {
 					case <-s.done:
@@ -360,7 +387,7 @@ func (a *account) tick() {
 			a.overdue(now)
 			if now.Sub(beaten) >= beatEvery {
 				beaten = now
-				_ = a.conn.Publish(alivePrefix+a.p.run(), nil)
+				_ = a.beat("")
 			}
 			a.sweep(now)
 			if now.Sub(cleaned) >= cleanEvery {

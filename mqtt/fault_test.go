@@ -138,3 +138,23 @@ func TestFewAtOnce(t *testing.T) {
 		sub.send(&packet.Ack{Kind: packet.PUBCOMP, ID: m.ID})
 	}
 }
+
+// TestHearsAll has a client that hears everything, what the nodes tell each other
+// included: others connect as fast as ever.
+func TestHearsAll(t *testing.T) {
+	h := start(t)
+	all := h.Dial("acme", "all")
+	if _, err := all.SubscribeSync(">"); err != nil {
+		t.Fatal(err)
+	}
+	if err := all.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 5 {
+		h.connect(t, &packet.Connect{CleanStart: true})
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("five connects took %v", took)
+	}
+}

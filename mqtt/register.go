@@ -119,8 +119,12 @@ func (r *record) ends() time.Time {
 type register struct {
 	mu      sync.Mutex
 	entries map[string]entry
-	beats   map[string]time.Time // of the runs of other nodes
+	beats   map[string]time.Time // of the runs of all nodes
+	back    func()               // answers the first beat of a node
 }
+
+// gone is the last word of a node.
+const gone = "gone"
 
 // entry is what is remembered of a record.
 type entry struct {
@@ -131,9 +135,34 @@ type entry struct {
 }
 
 func (x *register) beat(msg *nats.Msg) {
+	run := strings.TrimPrefix(msg.Subject, alivePrefix)
+	x.mu.Lock()
+	_, known := x.beats[run]
+	if string(msg.Data) == gone {
+		delete(x.beats, run)
+		known = true
+	} else {
+		x.beats[run] = time.Now()
+	}
+	x.mu.Unlock()
+	if !known {
+		x.back()
+	}
+}
+
+// others are the runs of the other nodes that are there.
+func (x *register) others(now time.Time, own string) (runs []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.beats[strings.TrimPrefix(msg.Subject, alivePrefix)] = time.Now()
+	for run, at := range x.beats {
+		switch {
+		case now.Sub(at) > deadAfter:
+			delete(x.beats, run)
+		case run != own:
+			runs = append(runs, run)
+		}
+	}
+	return runs
 }
 
 func (x *register) hear(msg jetstream.Msg) {

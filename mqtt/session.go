@@ -3,7 +3,6 @@ package mqtt
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -11,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
@@ -49,6 +46,8 @@ type session struct {
 	aliases map[uint16]string
 	normal  bool // the client said good-bye
 
+	here bool // other nodes may ask for it; the feed's lock is held
+
 	mu       sync.Mutex
 	rec      record
 	durable  bool // rec is stored
@@ -71,13 +70,12 @@ type session struct {
 	flights   map[uint16]*flight
 	order     []*flight
 	in        map[uint16]bool
-	pending   []*answer          // to PUBLISH, in their order
-	local     atomic.Bool        // it has a subscription with No Local
-	resumed   bool               // it had subscriptions
-	takes     *nats.Subscription // requests of other nodes for it
-	made      int                // subscriptions until now
-	judged    bool               // its permissions have to be asked of each message
-	given     map[string]uint16  // the topic aliases that the client knows
+	pending   []*answer         // to PUBLISH, in their order
+	local     atomic.Bool       // it has a subscription with No Local
+	resumed   bool              // it had subscriptions
+	made      int               // subscriptions until now
+	judged    bool              // its permissions have to be asked of each message
+	given     map[string]uint16 // the topic aliases that the client knows
 	aliasMax  uint16
 	replies   replies
 }
@@ -123,9 +121,6 @@ func (a *account) claimLocal(ctx context.Context, s *session) error {
 }
 
 func (a *account) release(s *session) {
-	if s.takes != nil {
-		_ = s.takes.Unsubscribe()
-	}
 	for key := range s.rec.Subs {
 		a.leave(s, key)
 	}
@@ -142,12 +137,7 @@ func (a *account) release(s *session) {
 // resume reads what is stored of the session, and writes that it is here.
 func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, err error) {
 	a := s.a
-	take, cancel := context.WithTimeout(ctx, requestTimeout)
-	_, err = a.conn.RequestWithContext(take, takePrefix+s.key, []byte(a.p.run()))
-	cancel()
-	if err != nil && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, context.DeadlineExceeded) {
-		return false, fmt.Errorf("asking other nodes for a session: %w", err)
-	}
+	a.ask(ctx, s.key)
 	old, revision, err := a.load(ctx, s.key)
 	if err != nil {
 		return false, err
@@ -211,9 +201,9 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 		}
 		was = nil
 	}
-	if s.takes, err = a.conn.ChanSubscribe(takePrefix+s.key, a.takes); err != nil {
-		return false, err
-	}
+	a.feed.Lock()
+	s.here = true
+	a.feed.Unlock()
 	if was != nil && present {
 		a.announce(was, s.key)
 	}
