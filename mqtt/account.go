@@ -40,8 +40,6 @@ const (
 	requestTimeout  = 5 * time.Second
 	openTimeout     = 30 * time.Second
 	sessionsBytes   = 256 << 20
-	retainedBytes   = 64 << 20
-	messagesBytes   = 256 << 20
 	smallBytes      = 16 << 20
 	maxExpiry       = 7 * 24 * time.Hour
 	notEnoughNodes  = jetstream.ErrorCode(10005)
@@ -142,7 +140,10 @@ func (a *account) open(ctx context.Context) (err error) {
 		if err != nil {
 			return nil
 		}
-		c.Storage, c.Metadata = jetstream.FileStorage, map[string]string{"fleetbus.replicas": "auto"}
+		c.Storage, c.Metadata = jetstream.FileStorage, map[string]string{fleetbus.ReplicasKey: "auto"}
+		if a.p.LazySync {
+			c.PersistMode, c.Metadata[fleetbus.ReplicasKey] = jetstream.AsyncPersistMode, "1"
+		}
 		var s jetstream.Stream
 		s, err = a.stream(ctx, c, bytes)
 		return s
@@ -150,13 +151,13 @@ func (a *account) open(ctx context.Context) (err error) {
 	a.messages = stream(jetstream.StreamConfig{
 		Name: messagesStream, Subjects: []string{messagePrefix + ">", markPrefix + "*"}, Discard: jetstream.DiscardNew,
 		MaxAge: maxExpiry, Duplicates: 5 * time.Minute,
-	}, messagesBytes)
+	}, a.p.maxStored())
 	a.registry = stream(jetstream.StreamConfig{
 		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
 	}, sessionsBytes)
 	a.retained = stream(jetstream.StreamConfig{
 		Name: retainedStream, Subjects: []string{retainedPrefix + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
-	}, retainedBytes)
+	}, a.p.maxRetained())
 	if err != nil {
 		return err
 	}
@@ -206,11 +207,15 @@ func (a *account) open(ctx context.Context) (err error) {
 // stream opens a stream, and makes it if it is missing: on three nodes where there
 // are three.
 func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes int64) (jetstream.Stream, error) {
+	copies := []int{3, 1}
+	if c.PersistMode == jetstream.AsyncPersistMode {
+		copies = []int{1} // the engine has it for one
+	}
 	for {
 		attempt, cancel := context.WithTimeout(ctx, requestTimeout/2)
 		s, err := a.js.Stream(attempt, c.Name)
 		for _, size := range []int64{bytes, smallBytes} {
-			for _, replicas := range []int{3, 1} {
+			for _, replicas := range copies {
 				if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, notEnoughNodes, needsCluster, noResources, noStorage) {
 					c.Replicas, c.MaxBytes = replicas, size
 					s, err = a.js.CreateStream(attempt, c)

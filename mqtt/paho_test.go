@@ -65,7 +65,7 @@ func TestPaho(t *testing.T) {
 	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
 		o.Accounts = []string{"acme"}
 		o.Grace = 100 * time.Millisecond
-		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{KeepAlive: time.Minute}})
+		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{Options: mqtt.Options{KeepAlive: time.Minute}}})
 	})
 	if _, err := s.Admin().AddRole(t.Context(), identity.Role{Name: "device", Permissions: identity.Permissions{
 		Publish: identity.Rule{Allow: []string{">"}}, Subscribe: identity.Rule{Allow: []string{">"}, Deny: []string{"test.nosubscribe"}}}}); err != nil {

@@ -11,7 +11,6 @@
 package mqtt
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -31,24 +30,7 @@ type Protocol struct {
 	// Logger is told what clients of 3.1.1 cannot be told, and what goes wrong.
 	// Default: nobody is.
 	Logger *slog.Logger
-	// MaxPacket is the size of the largest packet that is taken, in bytes. Default
-	// 1 MiB, which is the engine's payload limit.
-	MaxPacket int
-	// ReceiveMaximum is how many messages of QoS 1 and 2 of a client may be under
-	// way to the engine. Default 1024.
-	ReceiveMaximum uint16
-	// TopicAliases is how many aliases a client may use, and is given at most.
-	// Default 64.
-	TopicAliases uint16
-	// KeepAlive is the longest keep alive. A client that asks for more, or for
-	// none, is told this one. Default 5 minutes; negative: any.
-	KeepAlive time.Duration
-	// SessionExpiry is how long a session without its client is kept at most.
-	// Default and maximum 7 days.
-	SessionExpiry time.Duration
-	// Pending is how many bytes wait for a client that does not read; what is more
-	// of QoS 0 is dropped. Default 4 MiB.
-	Pending int
+	Options
 
 	once     sync.Once
 	dropped  atomic.Uint64
@@ -84,15 +66,6 @@ func (p *Protocol) log() *slog.Logger {
 func (p *Protocol) run() string {
 	p.once.Do(func() { p.name = rand.Text() })
 	return p.name
-}
-
-func (p *Protocol) maxPacket() int           { return cmp.Or(p.MaxPacket, 1<<20) }
-func (p *Protocol) receiveMaximum() uint16   { return cmp.Or(p.ReceiveMaximum, 1024) }
-func (p *Protocol) topicAliases() uint16     { return cmp.Or(p.TopicAliases, 64) }
-func (p *Protocol) keepAlive() time.Duration { return cmp.Or(p.KeepAlive, 5*time.Minute) }
-func (p *Protocol) pending() int             { return cmp.Or(p.Pending, 4<<20) }
-func (p *Protocol) sessionExpiry() uint32 {
-	return uint32(min(cmp.Or(p.SessionExpiry, maxExpiry), maxExpiry) / time.Second)
 }
 
 // account returns the account of s, which is opened when its first client comes.

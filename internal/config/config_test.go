@@ -144,6 +144,9 @@ func TestEveryKeyBySource(t *testing.T) {
 			}
 			// What the key is not valid without.
 			around := map[string]string{}
+			if strings.HasPrefix(k.Path, "mqtt.") {
+				around["listeners.mqtt.addr"] = ":8883"
+			}
 			switch k.Path {
 			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"

@@ -33,6 +33,7 @@ type target struct {
 	options   fleetbus.Options
 	log       Log
 	listeners []*listener
+	mqtt      mqtt.Protocol
 }
 
 type listener struct {
@@ -96,6 +97,24 @@ func (t *target) field(path []string) any {
 		return &o.Store.Reserve
 	case "store.lazy_sync":
 		return &o.Store.LazySync
+	case "mqtt.max_packet":
+		return &t.mqtt.MaxPacket
+	case "mqtt.receive_maximum":
+		return &t.mqtt.ReceiveMaximum
+	case "mqtt.topic_aliases":
+		return &t.mqtt.TopicAliases
+	case "mqtt.keep_alive":
+		return &t.mqtt.KeepAlive
+	case "mqtt.session_expiry":
+		return &t.mqtt.SessionExpiry
+	case "mqtt.pending":
+		return &t.mqtt.Pending
+	case "mqtt.max_stored":
+		return &t.mqtt.MaxStored
+	case "mqtt.max_retained":
+		return &t.mqtt.MaxRetained
+	case "mqtt.lazy_sync":
+		return &t.mqtt.LazySync
 	case "limits.connections":
 		return &o.Limits.Connections
 	case "limits.payload":
@@ -180,10 +199,13 @@ func decode(root *node, broken bool) (*target, []Problem) {
 			})
 		}
 		l.Protocol = known.Protocol
+		if l.protocol == "mqtt" {
+			l.Protocol = &t.mqtt
+		}
 		t.options.Listeners = append(t.options.Listeners, l.Listener)
 	}
 	if !broken {
-		d.validate(root, t.options.Validate())
+		d.validate(root, errors.Join(append(t.mqtt.Validate(), t.options.Validate())...))
 	}
 	return t, d.problems
 }
