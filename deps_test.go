@@ -53,7 +53,7 @@ func places() map[string]place {
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger", "mqtt", "mqtt/packet"}},
 	}
 }
 

@@ -54,6 +54,8 @@ type fleet struct {
 	storing   sync.Mutex
 	admitting bool
 
+	resting resting
+
 	mu     sync.Mutex
 	ledger *ledger.Ledger
 	// closed counts the connections that an event ended here; recent are its keys
@@ -200,8 +202,9 @@ func (f *fleet) actAccount(name string) (closed int, err error) {
 	if old == "" || old == a.Public {
 		return 0, err
 	}
-	conns, e := f.connections(old, "")
-	return len(conns), errors.Join(err, e, f.dropAccount(old))
+	conns, e := f.broker.Connections(old)
+	closed = len(conns) + f.resting.end(name, func(string) bool { return true })
+	return closed, errors.Join(err, e, f.dropAccount(old))
 }
 
 // dropAccount removes an account from the engine, which closes its connections.
@@ -232,6 +235,7 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 	// whoever let them in and looks again.
 	u, _ := f.directory.User(account, name)
 	closed, err = f.closeUser(a.Public, u, name)
+	closed += f.resting.end(account, func(one string) bool { return one == name })
 	return closed, errors.Join(err, f.storeAccounts([]identity.Account{a}))
 }
 
@@ -251,6 +255,7 @@ func (f *fleet) actRole(name string) (closed int, err error) {
 		if len(holders) == 0 {
 			continue
 		}
+		closed += f.resting.end(a.Name, func(one string) bool { return holders[one] })
 		all, e := f.broker.Connections(a.Public)
 		err = errors.Join(err, e)
 		for _, c := range all {
@@ -311,6 +316,11 @@ func (f *fleet) storeAccounts(accounts []identity.Account) error {
 // connections lists this node's connections of a user, or of a whole account.
 func (f *fleet) connections(public, name string) ([]broker.Connection, error) {
 	all, err := f.broker.Connections(public)
+	for _, s := range f.resting.of("") {
+		if a, ok := f.account(s.Principal.Account); ok && (public == "" || a.Public == public) {
+			all = append(all, s.connection(a.Public))
+		}
+	}
 	if err != nil || name == "" {
 		return all, err
 	}

@@ -23,19 +23,11 @@ type Protocol interface {
 }
 
 // Login exchanges what a client presented for a session that can do only what
-// the principal may do. It is the one capability a Protocol is given. It is safe
+// the principal may do, once it is open. It is the one capability a Protocol is
+// given. It is safe
 // for concurrent use. An error that wraps identity.ErrUnauthorized may be shown
 // to the client; what only the operator may know has been logged.
 type Login func(context.Context, identity.Credentials) (*Session, error)
-
-// A Session is a connection to the engine, bound to one principal. The engine
-// enforces the principal's permissions and closes the connection when the
-// principal expires or is denied. Close it when the client is gone.
-type Session struct {
-	Principal identity.Principal
-	*nats.Conn
-	server *Server
-}
 
 // Account opens a second connection of the session's account, which may do what
 // permissions say and not what the principal may: with it a Protocol keeps what is
@@ -97,10 +89,8 @@ func (s *Server) login(listener string) Login {
 		if err != nil {
 			return nil, err
 		}
-		session, err := s.open(p)
-		if err != nil {
-			return nil, err
-		}
+		session := &Session{Principal: p, server: s, listener: listener, remote: c.Remote, started: time.Now()}
+		s.fleet.resting.add(session)
 		if err := s.reconsider(ctx, c, seq, p); err != nil {
 			session.Close()
 			return nil, err
@@ -148,9 +138,18 @@ func operatorText(err error) string {
 	return err.Error()
 }
 
-// open makes the in-process connection of a principal, with a key that exists
-// for this connection only.
+// open makes an open session of a principal.
 func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, error) {
+	session := &Session{Principal: p, server: s, started: time.Now()}
+	if err := session.Open(opts...); err != nil {
+		return nil, err
+	}
+	return session, nil
+}
+
+// connect makes the in-process connection of a principal, with a key that exists
+// for this connection only.
+func (s *Server) connect(p identity.Principal, opts ...nats.Option) (*nats.Conn, error) {
 	account, ok := s.fleet.account(p.Account)
 	if !ok {
 		return nil, fmt.Errorf("opening a session of %q: there is no account %q", p, p.Account)
@@ -168,7 +167,7 @@ func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, erro
 	if err != nil {
 		return nil, fmt.Errorf("opening a session of %q: %w", p, err)
 	}
-	return &Session{Principal: p, Conn: nc, server: s}, nil
+	return nc, nil
 }
 
 // sessionError logs what a session is told by itself. Without it the library

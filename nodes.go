@@ -31,7 +31,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	}
 	n.Version = Version()
 	info := admin.NodeInfo{
-		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections(),
+		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
 		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()),
 	}

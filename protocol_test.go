@@ -60,6 +60,9 @@ func (p lines) talk(ctx context.Context, conn net.Conn, login fleetbus.Login) {
 	}
 	c := lineClient{conn: conn}
 	session, err := login(ctx, c.credentials(in.Text()))
+	if err == nil {
+		err = session.Open()
+	}
 	if err != nil {
 		if !errors.Is(err, identity.ErrUnauthorized) {
 			err = errors.New("unavailable")
@@ -234,7 +237,7 @@ func withLines(o *fleetbus.Options) {
 }
 
 func TestLinesKeepTheContract(t *testing.T) {
-	fleetbustest.TestProtocol(t, fleetbustest.ProtocolContract{Protocol: lines{patience: 2 * time.Second}, Dial: loginLines})
+	fleetbustest.TestProtocol(t, fleetbustest.ProtocolContract{Protocol: func() fleetbus.Protocol { return lines{patience: 2 * time.Second} }, Dial: loginLines})
 }
 
 // TestEngineRefuses shows that it is the engine that refuses, in its own words,

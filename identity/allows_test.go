@@ -15,4 +15,8 @@ func TestRuleAllows(t *testing.T) {
 	if (Rule{}).Allows("a") || !(Rule{Allow: []string{">"}}).Allows(">") {
 		t.Error("nothing allows, or everything does not")
 	}
+	all := Rule{Allow: []string{">"}}
+	if all.Allows(Private+"a") || all.Allows(Private+">") || !(Rule{Allow: []string{">", Private + "a.>"}}).Allows(Private+"a.b") {
+		t.Error("private subjects are to be named")
+	}
 }

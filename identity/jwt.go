@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -183,7 +184,12 @@ func enginePermission(r Rule) jwt.Permission {
 	if len(r.Allow) == 0 {
 		return jwt.Permission{Deny: jwt.StringList{">"}}
 	}
-	return jwt.Permission{Allow: r.Allow, Deny: r.Deny}
+	out := jwt.Permission{Allow: r.Allow, Deny: r.Deny}
+	wide := func(pattern string) bool { return pattern == ">" || strings.HasPrefix(pattern, "*") }
+	if slices.ContainsFunc(r.Allow, wide) && !r.private() {
+		out.Deny = append(slices.Clone(out.Deny), Private+">")
+	}
+	return out
 }
 
 // connectionTypes says by which of the engine's own ways in a creds file is

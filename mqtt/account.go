@@ -29,7 +29,7 @@ const (
 	sessionsStream = "MQTT5_SESSIONS"
 	retainedStream = "MQTT5_RETAINED"
 
-	house           = "$MQTT5."
+	house           = identity.Private + "MQTT."
 	messagePrefix   = house + "msg."
 	markPrefix      = house + "mark."
 	sessionPrefix   = house + "ses."
@@ -40,7 +40,6 @@ const (
 	requestTimeout  = 5 * time.Second
 	openTimeout     = 30 * time.Second
 	sessionsBytes   = 256 << 20
-	smallBytes      = 16 << 20
 	maxExpiry       = 7 * 24 * time.Hour
 	notEnoughNodes  = jetstream.ErrorCode(10005)
 	needsCluster    = jetstream.ErrorCode(10074)
@@ -55,6 +54,7 @@ const (
 	deadAfter       = 10 * time.Second
 	othersWait      = 3 * time.Second
 	cleanEvery      = time.Minute
+	weighEvery      = time.Second
 	holdsBackAtMost = 10_000
 )
 
@@ -72,8 +72,7 @@ type account struct {
 	conn *fleetbus.Session
 	js   jetstream.JetStream
 
-	messages, retained jetstream.Stream
-	registry           jetstream.Stream
+	messages, retained, registry bounded
 
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -108,8 +107,8 @@ type waiting struct {
 // openAccount opens the account of s for the protocol.
 func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*account, error) {
 	conn, err := s.Account("mqtt", identity.Permissions{
-		Publish:   identity.Rule{Allow: []string{">"}},
-		Subscribe: identity.Rule{Allow: []string{">"}},
+		Publish:   identity.Rule{Allow: []string{">", house + ">"}},
+		Subscribe: identity.Rule{Allow: []string{">", house + ">"}},
 	})
 	if err != nil {
 		return nil, err
@@ -136,28 +135,27 @@ func (a *account) open(ctx context.Context) (err error) {
 	if a.js, err = jetstream.New(a.conn.Conn); err != nil {
 		return err
 	}
-	stream := func(c jetstream.StreamConfig, bytes int64) jetstream.Stream {
+	open := func(b *bounded, most int64, c jetstream.StreamConfig) {
 		if err != nil {
-			return nil
+			return
 		}
 		c.Storage, c.Metadata = jetstream.FileStorage, map[string]string{fleetbus.ReplicasKey: "auto"}
 		if a.p.LazySync {
 			c.PersistMode, c.Metadata[fleetbus.ReplicasKey] = jetstream.AsyncPersistMode, "1"
 		}
-		var s jetstream.Stream
-		s, err = a.stream(ctx, c, bytes)
-		return s
+		b.most = most
+		b.Stream, err = a.stream(ctx, c)
 	}
-	a.messages = stream(jetstream.StreamConfig{
+	open(&a.messages, a.p.maxStored(), jetstream.StreamConfig{
 		Name: messagesStream, Subjects: []string{messagePrefix + ">", markPrefix + "*"}, Discard: jetstream.DiscardNew,
 		MaxAge: maxExpiry, Duplicates: 5 * time.Minute,
-	}, a.p.maxStored())
-	a.registry = stream(jetstream.StreamConfig{
+	})
+	open(&a.registry, sessionsBytes, jetstream.StreamConfig{
 		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
-	}, sessionsBytes)
-	a.retained = stream(jetstream.StreamConfig{
+	})
+	open(&a.retained, a.p.maxRetained(), jetstream.StreamConfig{
 		Name: retainedStream, Subjects: []string{retainedPrefix + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
-	}, a.p.maxRetained())
+	})
 	if err != nil {
 		return err
 	}
@@ -192,9 +190,9 @@ func (a *account) open(ctx context.Context) (err error) {
 		config jetstream.OrderedConsumerConfig
 		take   func(jetstream.Msg)
 	}{
-		{a.messages, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: a.last.Load() + 1}, a.hear},
-		{a.retained, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.keep.hear},
-		{a.registry, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.index.hear},
+		{a.messages.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: a.last.Load() + 1}, a.hear},
+		{a.retained.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.keep.hear},
+		{a.registry.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.index.hear},
 	} {
 		if err := a.follow(ctx, f.stream, f.config, f.take); err != nil {
 			return err
@@ -206,7 +204,7 @@ func (a *account) open(ctx context.Context) (err error) {
 
 // stream opens a stream, and makes it if it is missing: on three nodes where there
 // are three.
-func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes int64) (jetstream.Stream, error) {
+func (a *account) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
 	copies := []int{3, 1}
 	if c.PersistMode == jetstream.AsyncPersistMode {
 		copies = []int{1} // the engine has it for one
@@ -214,12 +212,10 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes in
 	for {
 		attempt, cancel := context.WithTimeout(ctx, requestTimeout/2)
 		s, err := a.js.Stream(attempt, c.Name)
-		for _, size := range []int64{bytes, smallBytes} {
-			for _, replicas := range copies {
-				if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, notEnoughNodes, needsCluster, noResources, noStorage) {
-					c.Replicas, c.MaxBytes = replicas, size
-					s, err = a.js.CreateStream(attempt, c)
-				}
+		for _, replicas := range copies {
+			if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, notEnoughNodes, needsCluster) {
+				c.Replicas = replicas
+				s, err = a.js.CreateStream(attempt, c)
 			}
 		}
 		cancel()
@@ -239,6 +235,32 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig, bytes in
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// bounded is a stream and how large it may become. The engine's own bound would be
+// set aside on the disk for each account, whether it needs it or not; this one is
+// looked at while there is something written, and may be passed by what comes in a
+// second.
+type bounded struct {
+	jetstream.Stream
+	most          int64 // bytes
+	written, full atomic.Bool
+}
+
+// errFull says that a stream has reached its bound.
+var errFull = errors.New("the account has no more room for it")
+
+// weigh looks whether b is full, if that may have changed.
+func (b *bounded) weigh(ctx context.Context) {
+	if !b.written.Swap(false) && !b.full.Load() {
+		return
+	}
+	info, err := b.Info(ctx)
+	if err != nil {
+		b.written.Store(true)
+		return
+	}
+	b.full.Store(int64(info.State.Bytes) >= b.most)
 }
 
 // refused reports whether the engine refused something for one of reasons.
@@ -276,9 +298,10 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 	return nil
 }
 
-// store writes msg to the stream of its subject. done is called once, when it is
+// store writes msg to b, which has its subject. done is called once, when it is
 // there or is not; it must not block.
-func (a *account) store(msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+func (a *account) store(b *bounded, msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+	b.written.Store(true)
 	st := &a.storing
 	st.Lock()
 	st.next++
@@ -289,6 +312,15 @@ func (a *account) store(msg *nats.Msg, done func(seq uint64, again bool, err err
 	if err := a.conn.PublishMsg(msg); err != nil {
 		go a.settle(n, 0, false, err) // the caller may hold what done wants
 	}
+}
+
+// storeMore is store for what is refused when there is too much already.
+func (a *account) storeMore(b *bounded, msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+	if b.full.Load() {
+		go done(0, false, errFull)
+		return
+	}
+	a.store(b, msg, done)
 }
 
 // settle ends the wait of one message.
@@ -323,9 +355,9 @@ func (a *account) stored(msg *nats.Msg) {
 }
 
 // storeNow is store for who can wait.
-func (a *account) storeNow(msg *nats.Msg) (seq uint64, err error) {
+func (a *account) storeNow(b *bounded, msg *nats.Msg) (seq uint64, err error) {
 	answered := make(chan struct{})
-	a.store(msg, func(s uint64, _ bool, e error) {
+	a.store(b, msg, func(s uint64, _ bool, e error) {
 		seq, err = s, e
 		close(answered)
 	})
@@ -383,6 +415,7 @@ func (a *account) tick() {
 	defer every.Stop()
 	var beaten, cleaned time.Time
 	cleaned = time.Now()
+	weighed := cleaned
 	for {
 		select {
 		case <-a.ctx.Done():
@@ -395,11 +428,23 @@ func (a *account) tick() {
 				_ = a.beat("")
 			}
 			a.sweep(now)
+			if now.Sub(weighed) >= weighEvery {
+				weighed = now
+				a.running.Go(a.weigh)
+			}
 			if now.Sub(cleaned) >= cleanEvery {
 				cleaned = now
 				a.running.Go(a.clean)
 			}
 		}
+	}
+}
+
+func (a *account) weigh() {
+	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
+	defer cancel()
+	for _, b := range []*bounded{&a.messages, &a.retained, &a.registry} {
+		b.weigh(ctx)
 	}
 }
 

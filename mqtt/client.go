@@ -157,10 +157,16 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 	s.key = digest(s.login.Principal.String(), s.id)
 	s.judged = len(s.login.Principal.Permissions.Subscribe.Deny) > 0
 	present, err := s.attach(ctx, c)
+	if errors.Is(err, errFull) {
+		return failed(packet.QuotaExceeded, "the account has no more room for sessions", err)
+	}
 	if err != nil {
 		return failed(packet.ServerUnavailable, "its session cannot be had now", err)
 	}
 	s.login.SetClosedHandler(func(*nats.Conn) { s.kick(packet.NotAuthorized, "its right to be connected ended") })
+	if s.login.IsClosed() { // before there was a handler
+		s.kick(packet.NotAuthorized, "its right to be connected ended")
+	}
 	if err := s.restore(ctx); err != nil {
 		s.mu.Lock()
 		s.rec.Will = nil

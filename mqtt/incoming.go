@@ -1,11 +1,9 @@
 package mqtt
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,12 +29,18 @@ func (s *session) published(p *packet.Publish) error {
 	switch {
 	case len(subject) > maxSubject:
 		refusal = packet.TopicNameInvalid
-	case reserved(topic) && !s.mayReply(subject), !reserved(topic) && !s.login.Principal.Permissions.Publish.Allows(subject):
+	case !s.mayPublish(topic, subject) && !s.takeOwed(topic):
 		refusal = packet.NotAuthorized
 	}
 	if refusal != packet.Success && (p.QoS == 0 || s.v == packet.V311) {
 		// There is no packet that says so. [MQTT311-3.3.5-2]
 		s.log("MQTT client may not publish", "subject", clip(subject), "code", refusal.String())
+	}
+	if refusal == packet.Success {
+		// A client that only listens has no connection of its own to the engine.
+		if err := s.login.Open(); err != nil {
+			return fmt.Errorf("opening a session: %w", err)
+		}
 	}
 	switch {
 	case p.QoS == 0 && refusal != packet.Success:
@@ -66,10 +70,9 @@ const maxSubject = 3072
 // subject, in bytes.
 const headRoom = 512
 
-// mayReply reports whether subject is an inbox: the engine knows whether the
-// client was asked something from there.
-func (s *session) mayReply(subject string) bool {
-	return strings.HasPrefix(subject, "_INBOX.") && (s.login.Principal.Permissions.Replies != nil || s.login.Principal.Permissions.Publish.Allows(subject))
+// mayPublish reports whether the client's permissions allow a topic.
+func (s *session) mayPublish(topic, subject string) bool {
+	return s.login.Principal.Permissions.Publish.Allows(subject) && (!reserved(topic) || strings.HasPrefix(subject, "_INBOX."))
 }
 
 // unalias puts the topic for an alias, or remembers it. [MQTT-3.3.2-7]
@@ -115,7 +118,11 @@ func (s *session) publishLive(subject string, p *packet.Publish) {
 	if p.ResponseTopic != nil {
 		s.expectReply(msg, p)
 	}
-	if err := s.login.PublishMsg(msg); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+	conn := s.login
+	if !s.login.Principal.Permissions.Publish.Allows(subject) {
+		conn = s.a.conn // it owes it as an answer, of which the engine does not know
+	}
+	if err := conn.PublishMsg(msg); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		s.log("a message was not published", "error", err)
 	}
 }
@@ -182,7 +189,7 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		// same message comes again with it.
 		stored.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("%s.%s.%d.%d", s.key, s.rec.Born, p.ID, s.turn(p.ID)))
 		live := packet.Publish{Message: *m}
-		s.a.store(stored, func(_ uint64, again bool, err error) {
+		s.a.storeMore(&s.a.messages, stored, func(_ uint64, again bool, err error) {
 			if err == nil && !again {
 				s.publishLive(subject, &live)
 			}
@@ -190,7 +197,7 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		})
 	} else {
 		s.publishLive(subject, p)
-		s.a.store(stored, func(_ uint64, _ bool, err error) { done(err) })
+		s.a.storeMore(&s.a.messages, stored, func(_ uint64, _ bool, err error) { done(err) })
 	}
 	if p.Retain {
 		s.a.retain(subject, s.key, m, done)
@@ -224,7 +231,7 @@ func (s *session) settled(reply *answer, err error) {
 	reply.waits--
 	if err != nil {
 		reply.Code = packet.UnspecifiedError
-		if refused(err, storeFull, noStorage, noResources) {
+		if errors.Is(err, errFull) || refused(err, storeFull, noStorage, noResources) {
 			reply.Code = packet.QuotaExceeded
 		}
 		delete(s.in, reply.ID)
@@ -270,84 +277,4 @@ func (s *session) released(id uint16) {
 	}
 	s.rec.Turns[id]++
 	s.persist(func() { s.out.send(&done) })
-}
-
-// replies are the answers that the client waits for from those who know nothing of
-// correlation data.
-type replies struct {
-	mu      sync.Mutex
-	inbox   string
-	sub     *nats.Subscription
-	waiting map[string]expected
-}
-
-type expected struct {
-	topic string
-	corr  []byte
-	until time.Time
-}
-
-const (
-	// maxReplies is how many answers a client may wait for, and replyTimeout how long.
-	maxReplies   = 256
-	replyTimeout = time.Minute
-)
-
-// expectReply has the answer to msg go to the response topic of p, with its
-// correlation data.
-func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
-	topic := string(p.ResponseTopic)
-	reply := subjectOf(topic)
-	if reserved(topic) || len(msg.Subject)+len(reply) > maxSubject+headRoom {
-		return // the engine does not take it: it is for MQTT clients only
-	}
-	if p.CorrelationData == nil {
-		msg.Reply = reply
-		return
-	}
-	x := &s.replies
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	now := time.Now()
-	if x.sub == nil {
-		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
-		sub, err := s.login.Subscribe(x.inbox+"*", s.replied)
-		if err != nil {
-			return
-		}
-		x.sub = sub
-	}
-	if len(x.waiting) >= maxReplies {
-		for token, e := range x.waiting {
-			if now.After(e.until) {
-				delete(x.waiting, token)
-			}
-		}
-		if len(x.waiting) >= maxReplies {
-			return
-		}
-	}
-	token := rand.Text()[:12]
-	x.waiting[token] = expected{topic, append([]byte(nil), p.CorrelationData...), now.Add(replyTimeout)}
-	msg.Reply = x.inbox + token
-}
-
-// replied takes an answer.
-func (s *session) replied(msg *nats.Msg) {
-	x := &s.replies
-	x.mu.Lock()
-	token := strings.TrimPrefix(msg.Subject, x.inbox)
-	e, ok := x.waiting[token]
-	delete(x.waiting, token)
-	x.mu.Unlock()
-	subject := subjectOf(e.topic)
-	if !ok || !s.login.Principal.Permissions.Publish.Allows(subject) {
-		return
-	}
-	m, _ := decode("a", msg)
-	p := packet.Message{Payload: msg.Data, CorrelationData: e.corr, Format: m.format, UserProperties: m.user}
-	if m.content != "" {
-		p.ContentType = []byte(m.content)
-	}
-	_ = s.login.PublishMsg(encode(subject, "", &p, time.Now()))
 }

@@ -169,6 +169,9 @@ func (s *session) send(m *message, p *packet.Publish) bool {
 		return true
 	}
 	m.publish(p, time.Now())
+	if m.response != "" {
+		s.owe(m.response)
+	}
 	if s.v == packet.V5 && s.aliasMax > 0 {
 		s.alias(p)
 	}
@@ -341,9 +344,9 @@ func (s *session) goOn() {
 func (s *session) stored(f *flight) (m message, err error) {
 	ctx, cancel := context.WithTimeout(s.a.ctx, requestTimeout)
 	defer cancel()
-	stream, prefix := s.a.messages, messagePrefix
+	stream, prefix := &s.a.messages, messagePrefix
 	if f.Retained {
-		stream, prefix = s.a.retained, retainedPrefix
+		stream, prefix = &s.a.retained, retainedPrefix
 	}
 	msg, err := stream.GetMsg(ctx, f.Seq)
 	if err != nil {
@@ -402,7 +405,7 @@ func (s *session) catchUp(from uint64) {
 func (s *session) readStream(seq uint64) (next uint64, err error) {
 	a := s.a
 	mark := markPrefix + s.key
-	end, err := a.storeNow(&nats.Msg{Subject: mark})
+	end, err := a.storeNow(&a.messages, &nats.Msg{Subject: mark})
 	if err != nil {
 		return seq, err
 	}

@@ -250,7 +250,7 @@ func (a *account) save(key string, r *record, revision uint64, done func(revisio
 	if r.Gone {
 		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(removed/time.Second))+"s")
 	}
-	a.store(msg, func(seq uint64, _ bool, err error) { done(seq, err) })
+	a.store(&a.registry, msg, func(seq uint64, _ bool, err error) { done(seq, err) })
 }
 
 func (a *account) saveNow(key string, r *record, revision uint64) (uint64, error) {
@@ -326,7 +326,7 @@ func (a *account) announce(w *will, client string) {
 	_ = a.conn.PublishMsg(msg)
 	if m.QoS > 0 {
 		stored := encode(messagePrefix+subject, client, m, time.Now())
-		a.store(stored, func(_ uint64, _ bool, err error) {
+		a.storeMore(&a.messages, stored, func(_ uint64, _ bool, err error) {
 			if err != nil {
 				a.p.log().Warn("a will was not stored", "account", a.name, "error", err)
 			}

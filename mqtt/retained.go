@@ -116,5 +116,9 @@ func (a *account) retain(subject, client string, p *packet.Message, done func(er
 		}
 		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(ttl/time.Second))+"s")
 	}
-	a.store(msg, func(_ uint64, _ bool, err error) { done(err) })
+	store := a.storeMore
+	if len(p.Payload) == 0 {
+		store = a.store
+	}
+	store(&a.retained, msg, func(_ uint64, _ bool, err error) { done(err) })
 }

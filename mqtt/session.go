@@ -78,6 +78,7 @@ type session struct {
 	given     map[string]uint16 // the topic aliases that the client knows
 	aliasMax  uint16
 	replies   replies
+	owed      map[string]owed // by topic
 }
 
 // attach makes s the session of its client identifier, here and at every other
@@ -174,6 +175,7 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 		s.rec.Subs = map[string]subscription{}
 	}
 	s.durable = s.rec.Expiry > 0 || s.rec.Will != nil
+	full := s.durable && !present && a.registry.full.Load()
 	for _, id := range s.rec.In {
 		s.in[id] = true
 	}
@@ -188,6 +190,9 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	}
 	r := s.snapshot()
 	s.mu.Unlock()
+	if full {
+		return false, errFull
+	}
 	if s.durable {
 		if revision, err = a.saveNow(s.key, &r, revision); err != nil {
 			return false, err

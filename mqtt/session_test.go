@@ -204,7 +204,7 @@ func TestPermissions(t *testing.T) {
 	if a := next[*packet.Ack](c); a.Code != packet.NotAuthorized {
 		t.Errorf("%+v", a)
 	}
-	for _, topic := range []string{"$SYS/x", "$JS/API/STREAM/LIST", "$MQTT5/msg/up", "_INBOX/x"} {
+	for _, topic := range []string{"$SYS/x", "$JS/API/STREAM/LIST", "$FLEETBUS/MQTT/msg/up", "_INBOX/x"} {
 		c.send(publish(topic, "x", 2, 1))
 		if a := next[*packet.Ack](c); a.Kind != packet.PUBREC || a.Code != packet.NotAuthorized {
 			t.Errorf("%s: %+v", topic, a)

@@ -47,7 +47,7 @@ func hidden(filter, topic string) bool {
 func reserved(topic string) bool {
 	first, _, _ := strings.Cut(topic, "/")
 	switch first {
-	case "$SYS", "$JS", "$KV", "$O", "$SRV", "$NRG", "$G", "$JSC", "$ACC", "$OBJ", "$MQTT", "$MQTT5", "$share":
+	case "$SYS", "$JS", "$KV", "$O", "$SRV", "$NRG", "$G", "$JSC", "$ACC", "$OBJ", "$MQTT", "$FLEETBUS", "$share":
 		return true
 	}
 	return strings.HasPrefix(first, "_INBOX") || strings.HasPrefix(first, "_R_") || strings.HasPrefix(first, "$NRG")

@@ -137,6 +137,10 @@ func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Ses
 			return
 		}
 		defer session.Close()
+		if err := session.Open(); err != nil {
+			refuse(w, http.StatusServiceUnavailable, "there is no session for you now", "try again, or another node")
+			return
+		}
 		do(w, r, session)
 	}
 }

@@ -1,0 +1,457 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// mqttTimeout bounds all of bench mqtt.
+const mqttTimeout = 30 * time.Minute
+
+// A mqttBroker is a system that speaks MQTT, over TLS.
+type mqttBroker struct {
+	*system
+	addrs []string // of each node
+	tls   *tls.Config
+}
+
+// newBenchMQTTCommand is beside bench house: the same, of MQTT.
+func newBenchMQTTCommand(a *app) *cobra.Command {
+	quick, only := false, ""
+	cmd := &cobra.Command{
+		Use: "mqtt", Args: takes(), Annotations: reads(), Hidden: true,
+		Short: "Measure what this project promises of MQTT",
+		Long: `Build this program and the bare engine, and measure the MQTT of both and of
+mosquitto, where it is installed, with the same client. It needs Go and runs in
+the source tree. A target that is missed is no failure.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h := &house{a: a, effort: effort{rounds: 7, idle: 2000, settling: 5 * time.Second}}
+			if quick {
+				h.effort = effort{rounds: 1, idle: 100, settling: 500 * time.Millisecond}
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), mqttTimeout)
+			defer cancel()
+			return h.runMQTT(ctx, only)
+		},
+	}
+	cmd.Flags().BoolVar(&quick, "quick", false, "do everything once, which is not enough for figures to rely on")
+	cmd.Flags().StringVar(&only, "only", "", "measure only what has this in its name, such as idle")
+	return a.output(cmd)
+}
+
+func (h *house) runMQTT(ctx context.Context, only string) (err error) {
+	began := time.Now()
+	if h.dir, err = os.MkdirTemp("", "fleetbus-bench-"); err != nil {
+		return fmt.Errorf("making a directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(h.dir)) }()
+	h.a.hint("building both servers")
+	if err := h.build(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, part := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"measuring one node against its peers", h.measureOneMQTT},
+		{"measuring three nodes against the engine's", h.measureThreeMQTT},
+		{"measuring idle clients", h.measureIdleMQTT},
+	} {
+		if !strings.Contains(part.what, only) {
+			continue
+		}
+		h.a.hint("%s", part.what)
+		if err := part.do(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", part.what, err))
+		}
+	}
+	h.conditions = append(h.conditions, machine(),
+		condition{"client", "the same for all: MQTT 3.1.1 over TLS 1.3, in one process; messages of 256 B"},
+		condition{"ours", "fleetbus serve, release build; clients show a certificate; it writes and syncs each message before it is acknowledged, unless it says lazy"},
+		condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
+		condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
+		condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)},
+		condition{"took", formatDuration(time.Since(began))})
+	return errors.Join(append(errs, h.show())...)
+}
+
+// mqttFleet runs n nodes of ours.
+func (h *house) mqttFleet(ctx context.Context, n int, flags ...string) (*mqttBroker, error) {
+	s, err := h.fleet(n)
+	if err != nil {
+		return nil, err
+	}
+	_, addrs, err := h.place(n)
+	if err != nil {
+		return nil, err
+	}
+	for i := range s.lines {
+		s.lines[i] = append(append(s.lines[i], "--listeners-mqtt-addr", addrs[i]), flags...)
+	}
+	if err := s.run(ctx); err != nil {
+		return nil, err
+	}
+	b := &mqttBroker{system: s, addrs: addrs, tls: s.trust.Clone()}
+	cert, err := s.device(ctx)
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	b.tls.Certificates = []tls.Certificate{cert}
+	return b, b.await(ctx)
+}
+
+// device makes a user with a certificate.
+func (s *system) device(ctx context.Context) (cert tls.Certificate, err error) {
+	nc, err := s.dial(ctx, s.urls, nats.UserCredentials(s.admin))
+	if err != nil {
+		return cert, err
+	}
+	defer nc.Close()
+	key, err := identity.NewKey()
+	if err != nil {
+		return cert, fmt.Errorf("making a key: %w", err)
+	}
+	csr, err := identity.NewCSR(key)
+	if err != nil {
+		return cert, fmt.Errorf("requesting a certificate: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	reply, err := admin.New(nc).AddUser(ctx, admin.UserRequest{
+		Name: benchAccount + "/device", CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr.Raw})),
+	})
+	if err != nil {
+		return cert, fmt.Errorf("making a user: %w", err)
+	}
+	cert.PrivateKey = key
+	for block, rest := pem.Decode([]byte(reply.Chain)); block != nil; block, rest = pem.Decode(rest) {
+		cert.Certificate = append(cert.Certificate, block.Bytes)
+	}
+	return cert, nil
+}
+
+// mqttPeers runs n bare servers of the engine.
+func (h *house) mqttPeers(ctx context.Context, n int, sync string) (*mqttBroker, error) {
+	dir, addrs, err := h.place(3 * n)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	authority, _, err := identity.NewAuthority(benchAccount, now)
+	if err != nil {
+		return nil, err
+	}
+	s := &system{name: "nats-server", dir: dir, env: slices.Clone(h.a.env)}
+	b := &mqttBroker{system: s, tls: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}}
+	var routes []string
+	for i := range n {
+		routes = append(routes, fmt.Sprintf("%q", "nats-route://"+addrs[3*i+1]))
+	}
+	for i := range n {
+		node := filepath.Join(dir, fmt.Sprintf("n%d", i+1))
+		if err := writeCertificates(authority, node, now); err != nil {
+			return nil, err
+		}
+		config := fmt.Sprintf(`server_name: n%d
+listen: %q
+jetstream { store_dir: %q%s }
+mqtt { listen: %q, tls { cert_file: %q, key_file: %q } }
+`, i+1, addrs[3*i], node, sync, addrs[3*i+2], node+"-server.pem", node+".key")
+		if n > 1 {
+			config += fmt.Sprintf(`cluster {
+  name: bench, listen: %q, routes: [%s]
+  tls { cert_file: %q, key_file: %q, ca_file: %q, min_version: "1.3", verify: true, insecure: true }
+}
+`, addrs[3*i+1], strings.Join(routes, ", "), node+"-mesh.pem", node+".key", node+"-mesh-ca.pem")
+		}
+		if err := os.WriteFile(node+".conf", []byte(config), 0o600); err != nil {
+			return nil, fmt.Errorf("writing settings: %w", err)
+		}
+		s.lines = append(s.lines, []string{h.peer, "-c", node + ".conf"})
+		b.addrs = append(b.addrs, addrs[3*i+2])
+	}
+	if err := s.start(ctx); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return b, b.await(ctx)
+}
+
+// errMissing says that a peer is not installed.
+var errMissing = errors.New("it is not installed")
+
+// mosquitto runs the broker of that name.
+func (h *house) mosquitto(ctx context.Context) (*mqttBroker, error) {
+	program, err := exec.LookPath("mosquitto")
+	if err != nil {
+		if program = "/usr/sbin/mosquitto"; !exists(program) {
+			return nil, errMissing
+		}
+	}
+	dir, addrs, err := h.place(1)
+	if err != nil {
+		return nil, err
+	}
+	authority, _, err := identity.NewAuthority(benchAccount, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	node := filepath.Join(dir, "n1")
+	if err := writeCertificates(authority, node, time.Now()); err != nil {
+		return nil, err
+	}
+	_, port, err := net.SplitHostPort(addrs[0])
+	if err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf(`listener %s 127.0.0.1
+allow_anonymous true
+certfile %s
+keyfile %s
+persistence true
+persistence_location %s/
+max_queued_messages 0
+max_inflight_messages 0
+`, port, node+"-server.pem", node+".key", dir)
+	if os.Geteuid() == 0 {
+		config += "user root\n" // or it gives up the right to read its key
+	}
+	if err := os.WriteFile(node+".conf", []byte(config), 0o600); err != nil {
+		return nil, fmt.Errorf("writing settings: %w", err)
+	}
+	b := &mqttBroker{
+		system: &system{name: "mosquitto", dir: dir, env: slices.Clone(h.a.env), lines: [][]string{{program, "-c", node + ".conf"}}},
+		addrs:  addrs, tls: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()},
+	}
+	if err := b.start(ctx); err != nil {
+		b.stop()
+		return nil, err
+	}
+	return b, b.await(ctx)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// await returns when every node carries a message of QoS 1. On error nothing is
+// left of the broker.
+func (b *mqttBroker) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for i := range b.addrs {
+		err := b.eventually(ctx, "waiting for MQTT of "+b.name, dialTimeout, func(ctx context.Context) error {
+			c, err := b.connect(ctx, i, fmt.Sprintf("await-%d", i))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return c.echo(fmt.Sprintf("await/%d", i))
+		})
+		if err != nil {
+			b.stop()
+			return err
+		}
+	}
+	return nil
+}
+
+// A mqttTrial is a load and what is to come of it.
+type mqttTrial struct {
+	name, unit string
+	do         func(context.Context, *mqttBroker) (float64, error)
+	on         []int // indexes of brokers; the first is ours
+	aim        func(f figure, peer string) figure
+}
+
+// compare does the trials in turns, and adds their figures.
+func (h *house) compare(ctx context.Context, brokers []*mqttBroker, trials []mqttTrial) error {
+	values := make([][][]float64, len(trials))
+	for i := range trials {
+		values[i] = make([][]float64, len(brokers))
+	}
+	for round := range 1 + h.effort.rounds {
+		for i, t := range trials {
+			for turn := range t.on {
+				which := t.on[(round+turn)%len(t.on)]
+				try, cancel := context.WithTimeout(ctx, time.Minute)
+				got, err := t.do(try, brokers[which])
+				cancel()
+				if err != nil {
+					return fmt.Errorf("%s of %s, round %d: %w", t.name, brokers[which].name, round, err)
+				}
+				if round > 0 {
+					values[i][which] = append(values[i][which], got)
+				}
+			}
+		}
+	}
+	for i, t := range trials {
+		for _, peer := range t.on[1:] {
+			f := versus(t.name+", "+brokers[t.on[0]].name+" / "+brokers[peer].name, t.unit, values[i][t.on[0]], values[i][peer])
+			h.figures = append(h.figures, t.aim(f, brokers[peer].name))
+		}
+	}
+	return nil
+}
+
+func (h *house) measureOneMQTT(ctx context.Context) error {
+	var brokers []*mqttBroker
+	defer func() {
+		for _, b := range brokers {
+			b.stop()
+		}
+	}()
+	add := func(name string, b *mqttBroker, err error) error {
+		if err != nil {
+			return fmt.Errorf("starting %s: %w", name, err)
+		}
+		b.name = name
+		brokers = append(brokers, b)
+		return nil
+	}
+	ours, err := h.mqttFleet(ctx, 1)
+	if err := add("ours", ours, err); err != nil {
+		return err
+	}
+	lazy, err := h.mqttFleet(ctx, 1, "--mqtt-lazy-sync")
+	if err := add("ours, lazy", lazy, err); err != nil {
+		return err
+	}
+	peer, err := h.mqttPeers(ctx, 1, "")
+	if err := add("nats-server", peer, err); err != nil {
+		return err
+	}
+	quick, slow, all := []int{0, 2}, []int{1, 2}, []int{0, 2}
+	mosquitto, err := h.mosquitto(ctx)
+	if errors.Is(err, errMissing) {
+		h.a.hint("mosquitto is not installed, and not measured")
+	} else if err := add("mosquitto", mosquitto, err); err != nil {
+		return err
+	} else {
+		quick, slow, all = append(quick, 3), append(slow, 3), append(all, 3)
+	}
+	atLeast := func(least map[string]float64) func(figure, string) figure {
+		return func(f figure, peer string) figure {
+			return f.aim("ratio "+significant(least[peer])+" or more", f.Ratio >= least[peer])
+		}
+	}
+	aimless := func(f figure, _ string) figure { return f }
+	same := map[string]float64{"mosquitto": 1, "nats-server": 1}
+	return h.compare(ctx, brokers, []mqttTrial{
+		{"QoS 0, one to one", "messages/s", mqttLoad{qos: 0, receivers: 1, n: 50_000, ahead: 2000}.carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
+		{"QoS 0, fan-out to 50", "deliveries/s", mqttLoad{qos: 0, receivers: 50, n: 3000, ahead: 200}.carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8})},
+		{"QoS 1", "messages/s", mqttLoad{qos: 1, receivers: 1, n: 10_000, ahead: 100}.carry, slow, atLeast(same)},
+		{"QoS 2", "messages/s", mqttLoad{qos: 2, receivers: 1, n: 3000, ahead: 15}.carry, slow, atLeast(same)},
+		{"QoS 1", "messages/s", mqttLoad{qos: 1, receivers: 1, n: 2000, ahead: 100}.carry, all, aimless},
+		{"QoS 2", "messages/s", mqttLoad{qos: 2, receivers: 1, n: 500, ahead: 15}.carry, all, aimless},
+	})
+}
+
+func (h *house) measureThreeMQTT(ctx context.Context) error {
+	ours, err := h.mqttFleet(ctx, 3)
+	if err != nil {
+		return err
+	}
+	defer ours.stop()
+	ours.name = "ours"
+	synced, err := h.mqttPeers(ctx, 3, ", sync_interval: always")
+	if err != nil {
+		return err
+	}
+	defer synced.stop()
+	synced.name = "nats-server, synced"
+	peer, err := h.mqttPeers(ctx, 3, "")
+	if err != nil {
+		return err
+	}
+	defer peer.stop()
+	peer.name = "nats-server"
+	lazy, err := h.mqttFleet(ctx, 3, "--store-lazy-sync")
+	if err != nil {
+		return err
+	}
+	defer lazy.stop()
+	lazy.name = "ours, lazy"
+	sooner := func(f figure, _ string) figure { return f.aim("ratio 1.1 or less", f.Ratio <= 1.1) }
+	l := mqttLoad{qos: packet.QoS(1), n: 300}
+	return h.compare(ctx, []*mqttBroker{ours, synced, peer, lazy}, []mqttTrial{
+		{"QoS 1 across three nodes, p50", "ms", l.echoes, []int{0, 1}, sooner},
+		{"QoS 1 across three nodes, p50", "ms", l.echoes, []int{3, 2}, sooner},
+	})
+}
+
+// measureIdleMQTT takes the memory of idle clients with one subscription.
+func (h *house) measureIdleMQTT(ctx context.Context) error {
+	var kib []float64
+	names := []string{"ours", "nats-server", "mosquitto"}
+	for _, start := range []func(context.Context) (*mqttBroker, error){
+		func(ctx context.Context) (*mqttBroker, error) { return h.mqttFleet(ctx, 1) },
+		func(ctx context.Context) (*mqttBroker, error) { return h.mqttPeers(ctx, 1, "") },
+		h.mosquitto,
+	} {
+		b, err := start(ctx)
+		if errors.Is(err, errMissing) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		got, err := h.idleMQTT(ctx, b)
+		b.stop()
+		if err != nil {
+			return err
+		}
+		kib = append(kib, got)
+	}
+	for i, peer := range kib[1:] {
+		f := figure{Name: "idle client with one subscription, memory of the node, ours / " + names[i+1], Unit: "KiB", Ours: kib[0], Peer: peer, Ratio: kib[0] / peer}
+		h.figures = append(h.figures, f.atMost(60))
+	}
+	h.conditions = append(h.conditions, condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
+	return nil
+}
+
+func (h *house) idleMQTT(ctx context.Context, b *mqttBroker) (float64, error) {
+	before, err := b.resident(ctx, h.effort.settling)
+	if err != nil {
+		return 0, err
+	}
+	pace := rate.NewLimiter(handshakes, 1)
+	for i := range h.effort.idle {
+		if err := pace.Wait(ctx); err != nil {
+			return 0, fmt.Errorf("connecting clients: %w", err)
+		}
+		c, err := b.connect(ctx, 0, fmt.Sprintf("idle-%d", i))
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		if err := c.subscribe(0, fmt.Sprintf("idle/%d", i)); err != nil {
+			return 0, err
+		}
+	}
+	after, err := b.resident(ctx, h.effort.settling)
+	return (after - before) / float64(h.effort.idle), err
+}

@@ -1,0 +1,167 @@
+package fleetbus
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+)
+
+// A Session is the right of one principal to use the bus, and, once it is open, a
+// connection to the engine that is bound to that principal: the engine enforces its
+// permissions. The session is over when the principal expires, is denied or may do
+// something else than before. Close it when the client is gone.
+//
+// Before Open it has no connection, and costs next to nothing: clients that only
+// listen may be served by a connection of their account, see Account. What such a
+// client may hear is for the Protocol to judge, by identity.Rule.Allows.
+type Session struct {
+	Principal identity.Principal
+	// Conn is nil before Open.
+	*nats.Conn
+
+	server   *Server
+	id       uint64
+	listener string // "" if a Protocol did not let it in
+	remote   string
+	started  time.Time
+
+	mu       sync.Mutex
+	over     bool
+	onClosed nats.ConnHandler
+	expiry   *time.Timer
+}
+
+// Open connects the session to the engine, if it is not connected yet; opts are
+// added to those of the server. It is not for several goroutines at once, and none
+// may use Conn before.
+func (s *Session) Open(opts ...nats.Option) error {
+	if s.Conn != nil {
+		return nil
+	}
+	nc, err := s.server.connect(s.Principal, append(opts, nats.ClosedHandler(func(*nats.Conn) { s.Close() }))...)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.Conn = nc
+	over := s.over
+	s.mu.Unlock()
+	if over {
+		nc.Close()
+		return nats.ErrConnectionClosed
+	}
+	return nil
+}
+
+// SetClosedHandler has handler called when the session is over, with its
+// connection, which may be nil, in a goroutine of its own. It is not called for
+// what was over before: see IsClosed.
+func (s *Session) SetClosedHandler(handler nats.ConnHandler) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onClosed = handler
+}
+
+// IsClosed reports whether the session is over.
+func (s *Session) IsClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+// Close ends the session. It may be called again, by any goroutine.
+func (s *Session) Close() { s.end() }
+
+// end reports whether the session was not over before.
+func (s *Session) end() bool {
+	s.mu.Lock()
+	if s.over {
+		s.mu.Unlock()
+		return false
+	}
+	s.over = true
+	nc, handler := s.Conn, s.onClosed
+	if s.expiry != nil {
+		s.expiry.Stop()
+	}
+	s.mu.Unlock()
+	if s.listener != "" {
+		s.server.fleet.resting.remove(s)
+	}
+	if nc != nil {
+		nc.Close()
+	}
+	if handler != nil {
+		go handler(nc)
+	}
+	return true
+}
+
+// rests reports whether the engine does not know the session.
+func (s *Session) rests() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Conn == nil && !s.over
+}
+
+// resting are the sessions that a Protocol let in. What the engine does with its
+// connections when a right ends is done here with those that have none.
+type resting struct {
+	last atomic.Uint64
+	mu   sync.Mutex
+	all  map[*Session]struct{}
+}
+
+// add watches over s from now on.
+func (r *resting) add(s *Session) {
+	s.id = r.last.Add(1)
+	if !s.Principal.Expires.IsZero() {
+		s.expiry = time.AfterFunc(time.Until(s.Principal.Expires), func() { s.end() })
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = map[*Session]struct{}{}
+	}
+	r.all[s] = struct{}{}
+}
+
+func (r *resting) remove(s *Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, s)
+}
+
+// of lists those of an account that rest, or of all accounts if account is empty.
+func (r *resting) of(account string) (some []*Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.all {
+		if (account == "" || s.Principal.Account == account) && s.rests() {
+			some = append(some, s)
+		}
+	}
+	return some
+}
+
+// end ends those of an account whose names are wanted, and counts them.
+func (r *resting) end(account string, wanted func(name string) bool) (closed int) {
+	for _, s := range r.of(account) {
+		if wanted(s.Principal.Name) && s.end() {
+			closed++
+		}
+	}
+	return closed
+}
+
+// connection is how s is listed, beside those of the engine.
+func (s *Session) connection(public string) broker.Connection {
+	return broker.Connection{
+		ID: s.id, Account: public, Name: s.Principal.Name, Session: true, Kind: s.listener, Remote: s.remote, Started: s.started,
+	}
+}
