@@ -50,12 +50,14 @@ const (
 	storeFull       = jetstream.ErrorCode(10077)
 	sweepEvery      = 250 * time.Millisecond
 	beatEvery       = 2 * time.Second
-	followBeat      = time.Second // a stream that is silent for twice as long is asked again
 	deadAfter       = 10 * time.Second
 	othersWait      = 3 * time.Second
 	cleanEvery      = time.Minute
 	weighEvery      = time.Second
 	holdsBackAtMost = 10_000
+	// heartbeat is how often the engine says that a consumer is there: after two
+	// that did not come it is made anew, on another node.
+	heartbeat = time.Second
 )
 
 // digest is the name of a client identifier, or of a group, in subjects.
@@ -276,7 +278,7 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 	if err != nil {
 		return err
 	}
-	consuming, err := consumer.Consume(take, jetstream.PullHeartbeat(followBeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	consuming, err := consumer.Consume(take, jetstream.PullHeartbeat(heartbeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if a.ctx.Err() == nil && !errors.Is(err, jetstream.ErrNoHeartbeat) {
 			a.p.log().Debug("following a stream of MQTT", "account", a.name, "error", err)
 		}

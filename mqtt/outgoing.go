@@ -432,7 +432,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	if err != nil {
 		return seq, err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue/2), jetstream.PullHeartbeat(followBeat))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue/2), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return seq, err
 	}

@@ -250,7 +250,19 @@ func (a *account) save(key string, r *record, revision uint64, done func(revisio
 	if r.Gone {
 		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(removed/time.Second))+"s")
 	}
-	a.store(&a.registry, msg, func(seq uint64, _ bool, err error) { done(seq, err) })
+	until := time.Now().Add(storeTimeout)
+	var try func()
+	try = func() {
+		a.store(&a.registry, msg, func(seq uint64, _ bool, err error) {
+			// A stream that is new, or has a new leader, is not heard everywhere yet.
+			if errors.Is(err, nats.ErrNoResponders) && time.Now().Before(until) {
+				time.AfterFunc(100*time.Millisecond, try)
+				return
+			}
+			done(seq, err)
+		})
+	}
+	try()
 }
 
 func (a *account) saveNow(key string, r *record, revision uint64) (uint64, error) {

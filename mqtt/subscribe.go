@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -247,7 +248,7 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(sharedAhead))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(sharedAhead), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
@@ -257,10 +258,13 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 		defer close(done)
 		for {
 			msg, err := messages.Next()
-			if err != nil {
+			switch {
+			case errors.Is(err, jetstream.ErrMsgIteratorClosed):
 				return
+			case err == nil:
+				s.takeShared(key, msg, h)
 			}
-			s.takeShared(key, msg, h)
+			// Others are of a node that died: the next call asks another one.
 		}
 	}()
 	beat := time.NewTicker(sharedWait / 3)
