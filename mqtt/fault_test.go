@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -157,4 +159,61 @@ func TestHearsAll(t *testing.T) {
 	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("five connects took %v", took)
 	}
+}
+
+// TestLongRun has a client use many packet identifiers: what is stored of its
+// session stays small.
+func TestLongRun(t *testing.T) {
+	h := start(t)
+	c, _ := h.connect(t, &packet.Connect{ClientID: "c", SessionExpiry: 60})
+	const many = 3000
+	for i := range uint16(many) {
+		c.send(publish("a", "x", 2, i+1))
+		if a := next[*packet.Ack](c); a.Kind != packet.PUBREC || a.Code.Failed() {
+			t.Fatalf("%+v", a)
+		}
+		c.send(&packet.Ack{Kind: packet.PUBREL, ID: i + 1})
+		next[*packet.Ack](c)
+	}
+	if size := recordSize(t, h); size > 16<<10 {
+		t.Errorf("the record of a session has %d bytes", size)
+	}
+	// The identifiers are good for other messages.
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", CleanStart: true})
+	sub.subscribe(0, "a")
+	for _, payload := range []string{"y", "z"} {
+		c.send(publish("a", payload, 2, 7))
+		next[*packet.Ack](c)
+		c.send(&packet.Ack{Kind: packet.PUBREL, ID: 7})
+		next[*packet.Ack](c)
+		if m := next[*packet.Publish](sub); string(m.Payload) != payload {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
+// recordSize is the size of the largest record of a session.
+func recordSize(t *testing.T, h *house) int {
+	t.Helper()
+	js, err := jetstream.New(h.Dial("acme", "app"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(within(t), "MQTT5_SESSIONS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := stream.Info(within(t), jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := 0
+	for subject := range info.State.Subjects {
+		msg, err := stream.GetLastMsgForSubject(within(t), subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size = max(size, len(msg.Data))
+	}
+	return size
 }

@@ -187,7 +187,7 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 	if p.QoS == 2 {
 		// Should the node die before it is stored that this identifier is in use, the
 		// same message comes again with it.
-		stored.Header.Set(jetstream.MsgIDHeader, fmt.Sprintf("%s.%s.%d.%d", s.key, s.rec.Born, p.ID, s.turn(p.ID)))
+		stored.Header.Set(jetstream.MsgIDHeader, s.turn(p.ID))
 		live := packet.Publish{Message: *m}
 		s.a.storeMore(&s.a.messages, stored, func(_ uint64, again bool, err error) {
 			if err == nil && !again {
@@ -219,11 +219,26 @@ func (s *session) underWay() int {
 	return n
 }
 
-// turn counts the uses of a packet identifier with QoS 2.
-func (s *session) turn(id uint16) uint64 {
+// turn names this use of a packet identifier with QoS 2.
+func (s *session) turn(id uint16) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.rec.Turns[id]
+	return fmt.Sprintf("%s.%s.%d.%d", s.key, s.rec.Born, id, s.rec.Turns[id])
+}
+
+// maxTurns is of how many identifiers the uses are counted.
+const maxTurns = 512
+
+// turned says that the next message with this identifier is another one; mu is held.
+func (s *session) turned(id uint16) {
+	if s.rec.Turns == nil {
+		s.rec.Turns = map[uint16]uint64{}
+	}
+	s.rec.Turns[id]++
+	// What is under way is noted in the record that is written next.
+	if len(s.rec.Turns) > maxTurns {
+		s.rec.Born, s.rec.Turns = rand.Text()[:8], nil
+	}
 }
 
 // settled is told of one part of what an answer waits for; mu is held.
@@ -235,6 +250,7 @@ func (s *session) settled(reply *answer, err error) {
 			reply.Code = packet.QuotaExceeded
 		}
 		delete(s.in, reply.ID)
+		s.turned(reply.ID) // [MQTT-4.3.3-9]
 		if !s.closed {
 			s.log("a message was not stored, and its publisher is told", "error", err)
 		}
@@ -272,9 +288,6 @@ func (s *session) released(id uint16) {
 		return
 	}
 	delete(s.in, id) // [MQTT-4.3.3-12]
-	if s.rec.Turns == nil {
-		s.rec.Turns = map[uint16]uint64{}
-	}
-	s.rec.Turns[id]++
+	s.turned(id)
 	s.persist(func() { s.out.send(&done) })
 }

@@ -343,7 +343,7 @@ func (s *session) snapshot() record {
 		r.In = append(r.In, id)
 	}
 	slices.Sort(r.In)
-	r.Subs = maps.Clone(s.rec.Subs)
+	r.Subs, r.Turns = maps.Clone(s.rec.Subs), maps.Clone(s.rec.Turns)
 	r.Seq = s.floor()
 	return r
 }
