@@ -74,7 +74,7 @@ func (o *outbox) write() {
 		for {
 			o.mu.Lock()
 			b, ended := o.wait, o.ended
-			o.wait = spare[:0]
+			o.wait, spare = spare[:0], nil // one of the two buffers at a time
 			o.mu.Unlock()
 			if len(b) == 0 {
 				if ended {
