@@ -8,6 +8,9 @@ import (
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
+// slack is how many bytes of answers may wait for a client beside its messages.
+const slack = 2 << 20
+
 // outbox is what goes out to a client. It is safe for concurrent use.
 type outbox struct {
 	conn net.Conn
@@ -39,6 +42,10 @@ func (o *outbox) send(p packet.Packet) bool {
 		return false
 	}
 	o.wait = b
+	if len(b) > 2*o.most+slack { // it asks and does not read
+		o.ended, o.wait = true, nil
+		_ = o.conn.SetWriteDeadline(time.Now())
+	}
 	o.signal()
 	return true
 }

@@ -72,7 +72,7 @@ func (p *Protocol) upgrade(ctx context.Context, conn net.Conn, state *tls.Connec
 			return // the server ends it, with its answer
 		}
 		defer one.end()
-		c.SetReadLimit(int64(p.maxPacket()) + readBuffer)
+		c.SetReadLimit(-1)                                                                                                   // a frame may have many packets, and is not held
 		p.serve(ctx, &framed{websocket.NetConn(context.WithoutCancel(ctx), c, websocket.MessageBinary), conn}, state, login) // [MQTT-6.0.0-2]
 	})
 	srv := &http.Server{
