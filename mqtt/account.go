@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,13 +48,14 @@ const (
 	noStorage       = jetstream.ErrorCode(10047)
 	wrongLast       = jetstream.ErrorCode(10071)
 	filtersOverlap  = jetstream.ErrorCode(10138)
-	storeFull       = jetstream.ErrorCode(10077)
 	sweepEvery      = 250 * time.Millisecond
 	beatEvery       = 2 * time.Second
 	deadAfter       = 10 * time.Second
 	othersWait      = 3 * time.Second
 	cleanEvery      = time.Minute
 	weighEvery      = time.Second
+	fullEvery       = time.Second
+	overhead        = 200 // of a stored message, in bytes
 	holdsBackAtMost = 10_000
 	// heartbeat is how often the engine says that a consumer is there: after two
 	// that did not come it is made anew, on another node.
@@ -98,6 +100,7 @@ type account struct {
 	keep  keeper
 	index register
 	last  atomic.Uint64 // the stored message that the sessions here were offered last
+	grown atomic.Int64  // bytes since it was cleaned
 	takes chan *nats.Msg
 }
 
@@ -126,7 +129,7 @@ func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*accoun
 
 func (a *account) close() {
 	a.stop()
-	_ = a.beat(gone)
+	_ = a.conn.Publish(alivePrefix+a.p.run(), []byte(gone))
 	a.conn.Close()
 	a.running.Wait()
 }
@@ -164,7 +167,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	a.storing.waiting = map[uint64]waiting{}
 	a.storing.inbox = nats.NewInbox() + "."
 	a.feed.local = map[string]*session{}
-	a.index.entries, a.index.beats, a.index.back = map[string]entry{}, map[string]time.Time{}, func() { _ = a.beat("") }
+	a.index.entries, a.index.beats, a.index.back = map[string]entry{}, map[string]beat{}, func() { _ = a.beat() }
 	a.keep.init()
 	a.live.init()
 	if _, err := a.conn.Subscribe(a.storing.inbox+"*", a.stored); err != nil {
@@ -177,9 +180,6 @@ func (a *account) open(ctx context.Context) (err error) {
 	if _, err := a.conn.ChanSubscribe(takePrefix+a.p.run(), a.takes); err != nil {
 		return err
 	}
-	if err := a.beat(""); err != nil {
-		return err
-	}
 	a.running.Go(a.give)
 	a.running.Go(a.hand)
 	info, err := a.messages.Info(ctx)
@@ -187,6 +187,9 @@ func (a *account) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.last.Store(info.State.LastSeq)
+	if err := a.beat(); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		stream jetstream.Stream
 		config jetstream.OrderedConsumerConfig
@@ -278,7 +281,7 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 	if err != nil {
 		return err
 	}
-	consuming, err := consumer.Consume(take, jetstream.PullHeartbeat(heartbeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	consuming, err := consumer.Consume(take, jetstream.PullMaxMessagesWithBytesLimit(500, 4*a.p.window()), jetstream.PullHeartbeat(heartbeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		if a.ctx.Err() == nil && !errors.Is(err, jetstream.ErrNoHeartbeat) {
 			a.p.log().Debug("following a stream of MQTT", "account", a.name, "error", err)
 		}
@@ -294,6 +297,9 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 			if a.ctx.Err() == nil {
 				a.p.log().Error("a stream of MQTT is not followed any more", "account", a.name)
 				a.stop()
+				for _, s := range a.local() {
+					s.kick(packet.ServerUnavailable, "the engine is not there")
+				}
 			}
 		}
 	})
@@ -380,10 +386,9 @@ func (a *account) ask(ctx context.Context, key string) {
 	asked.Wait()
 }
 
-// beat tells the other nodes that this one is there, or, with a word, that it is
-// not any more.
-func (a *account) beat(word string) error {
-	return a.conn.Publish(alivePrefix+a.p.run(), []byte(word))
+// beat tells the other nodes that this one is there, and what it needs.
+func (a *account) beat() error {
+	return a.conn.Publish(alivePrefix+a.p.run(), strconv.AppendUint(nil, a.floor(), 10))
 }
 
 // give gives up sessions that other nodes ask for.
@@ -427,16 +432,18 @@ func (a *account) tick() {
 			a.overdue(now)
 			if now.Sub(beaten) >= beatEvery {
 				beaten = now
-				_ = a.beat("")
+				_ = a.beat()
 			}
 			a.sweep(now)
 			if now.Sub(weighed) >= weighEvery {
 				weighed = now
 				a.running.Go(a.weigh)
 			}
-			if now.Sub(cleaned) >= cleanEvery {
+			full := a.grown.Load() > a.messages.most/8 && now.Sub(cleaned) >= fullEvery
+			if full || now.Sub(cleaned) >= cleanEvery {
 				cleaned = now
-				a.running.Go(a.clean)
+				a.grown.Store(0)
+				a.running.Go(func() { a.clean(full) })
 			}
 		}
 	}
@@ -447,6 +454,9 @@ func (a *account) weigh() {
 	defer cancel()
 	for _, b := range []*bounded{&a.messages, &a.retained, &a.registry} {
 		b.weigh(ctx)
+	}
+	if a.messages.full.Load() {
+		a.grown.Store(a.messages.most) // it is to be cleaned at once
 	}
 }
 
@@ -472,6 +482,7 @@ func (a *account) hear(msg jetstream.Msg) {
 		return
 	}
 	seq := meta.Sequence.Stream
+	a.grown.Add(int64(len(msg.Data())) + overhead)
 	f := &a.feed
 	f.Lock()
 	defer f.Unlock()
@@ -490,21 +501,20 @@ func (a *account) hear(msg jetstream.Msg) {
 	a.last.Store(seq)
 }
 
-// clean removes the stored messages that no session can ask for any more.
-func (a *account) clean() {
+// clean removes the stored messages that no session can ask for any more. If it is
+// full, sessions that say only now and then what they have had say so now.
+func (a *account) clean(full bool) {
 	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
 	defer cancel()
-	a.feed.Lock()
 	last := a.last.Load()
-	local := make([]*session, 0, len(a.feed.local))
-	for _, s := range a.feed.local {
-		local = append(local, s)
+	behind := uint64(holdsBackAtMost)
+	if full {
+		behind = 0
 	}
-	a.feed.Unlock()
-	for _, s := range local {
-		s.catchFloor(last)
+	for _, s := range a.local() {
+		s.catchFloor(last, behind)
 	}
-	floor := a.index.floor(last)
+	floor := min(a.index.floor(time.Now(), last), a.floor())
 	consumers := a.messages.ListConsumers(ctx)
 	for c := range consumers.Info() {
 		if c.Config.Durable != "" {
@@ -517,4 +527,23 @@ func (a *account) clean() {
 	if err := a.messages.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil && a.ctx.Err() == nil {
 		a.p.log().Debug("removing what every MQTT session has had", "account", a.name, "error", err)
 	}
+}
+
+// local are the sessions on this node.
+func (a *account) local() []*session {
+	a.feed.Lock()
+	defer a.feed.Unlock()
+	return slices.Collect(maps.Values(a.feed.local))
+}
+
+// floor is up to where no session on this node needs a stored message, also none
+// that has no record.
+func (a *account) floor() uint64 {
+	floor := a.last.Load()
+	for _, s := range a.local() {
+		s.mu.Lock()
+		floor = min(floor, s.floor())
+		s.mu.Unlock()
+	}
+	return floor
 }

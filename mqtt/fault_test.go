@@ -2,15 +2,20 @@ package mqtt_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -216,4 +221,112 @@ func recordSize(t *testing.T, h *house) int {
 		size = max(size, len(msg.Data))
 	}
 	return size
+}
+
+// TestPings has a client ask without end and read nothing.
+func TestPings(t *testing.T) {
+	h := start(t)
+	c := h.dial(t, packet.V5)
+	if err := c.Conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c.send(&packet.Connect{Version: packet.V5, CleanStart: true})
+	next[*packet.Connack](c)
+	if err := c.SetWriteDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	pings := bytes.Repeat([]byte{0xC0, 0}, 32<<10)
+	for sent := 0; ; sent += len(pings) {
+		if _, err := c.Write(pings); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("it is still there after %d bytes", sent)
+		} else if err != nil {
+			break
+		}
+		if sent > 400<<20 {
+			t.Fatalf("it may send %d bytes and read none", sent)
+		}
+	}
+	other, _ := h.connect(t, &packet.Connect{ClientID: "other", CleanStart: true})
+	other.well()
+}
+
+// small leaves 16 MiB for an account's waiting messages.
+func small(o *fleetbus.Options) { o.Store.MaxFile = 200 << 20 }
+
+// TestFull fills what an account may have waiting: the publisher is told, nobody who
+// is slow or away loses what was acknowledged, and when it is consumed there is room.
+func TestFull(t *testing.T) {
+	h := start(t, small)
+	away, _ := h.connect(t, &packet.Connect{ClientID: "away", SessionExpiry: 600})
+	away.subscribe(1, "first", "never")
+	slow, _ := h.connect(t, &packet.Connect{ClientID: "slow", CleanStart: true, KeepAlive: 300})
+	slow.subscribe(1, "full")
+	idle, _ := h.connect(t, &packet.Connect{ClientID: "idle", SessionExpiry: 600})
+	idle.subscribe(1, "idle")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	pub.send(publish("first", "x", 1, 1))
+	next[*packet.Ack](pub)
+	next[*packet.Publish](away) // and it does not acknowledge it
+	payload := strings.Repeat("x", 900_000)
+	taken, told := 0, false
+	for i := uint16(2); !told && i < 400; i++ {
+		pub.send(publish("full", payload, 1, i))
+		switch a := next[*packet.Ack](pub); {
+		case a.Code == packet.QuotaExceeded:
+			told = true
+		case a.Code.Failed():
+			t.Fatalf("%d: %v", taken, a.Code)
+		default:
+			taken++
+		}
+	}
+	if !told {
+		t.Fatalf("there is room for %d messages", taken)
+	}
+	old, _ := h.connect(t, &packet.Connect{Version: packet.V311, ClientID: "old", CleanStart: true})
+	old.send(publish("full", payload, 1, 1))
+	if err := old.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := old.r.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("3.1.1 was told %+v, %v", p, err)
+	}
+	for range taken {
+		m := next[*packet.Publish](slow)
+		if len(m.Payload) != len(payload) {
+			t.Fatalf("%d bytes", len(m.Payload))
+		}
+		slow.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+	away.send(&packet.Ack{Kind: packet.PUBACK, ID: 1})
+	fleetbustest.Eventually(t, "room", func() error {
+		pub.send(publish("full", payload, 1, 1))
+		if a := next[*packet.Ack](pub); a.Code.Failed() {
+			return errors.New(a.Code.String())
+		}
+		return nil
+	})
+}
+
+// TestKept has the account's messages cleaned away while a client that has one of
+// them under way is not there: it is sent again.
+func TestKept(t *testing.T) {
+	h := start(t, small)
+	connect := &packet.Connect{ClientID: "away", SessionExpiry: 600}
+	away, _ := h.connect(t, connect)
+	away.subscribe(1, "first")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	pub.send(publish("first", "x", 1, 1))
+	next[*packet.Ack](pub)
+	id := next[*packet.Publish](away).ID
+	payload := strings.Repeat("x", 900_000)
+	for i := range uint16(30) { // as much as is taken
+		pub.send(publish("other", payload, 1, i+2))
+		next[*packet.Ack](pub)
+	}
+	away.gone()
+	away, _ = h.connect(t, connect)
+	if m := next[*packet.Publish](away); !m.Dup || m.ID != id || string(m.Payload) != "x" {
+		t.Errorf("%+v", m)
+	}
 }

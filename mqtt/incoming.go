@@ -247,7 +247,7 @@ func (s *session) settled(reply *answer, err error) {
 	reply.waits--
 	if err != nil {
 		reply.Code = packet.UnspecifiedError
-		if errors.Is(err, errFull) || refused(err, storeFull, noStorage, noResources) {
+		if errors.Is(err, errFull) || refused(err, noStorage, noResources) {
 			reply.Code = packet.QuotaExceeded
 		}
 		delete(s.in, reply.ID)

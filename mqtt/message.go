@@ -44,6 +44,7 @@ type message struct {
 	grant  packet.QoS
 	sub    uint32
 	shared func() // tells the group's consumer
+	share  *holding
 }
 
 // finished tells the group, if it is one's, that the message is done with.

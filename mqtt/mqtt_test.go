@@ -22,13 +22,13 @@ type house struct {
 	config *tls.Config
 }
 
-func start(t *testing.T) *house {
+func start(t *testing.T, edit ...func(*fleetbus.Options)) *house {
 	t.Helper()
-	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
+	s := fleetbustest.Start(t, append([]func(*fleetbus.Options){func(o *fleetbus.Options) {
 		o.Accounts = []string{"acme", "other"}
 		o.Grace = 100 * time.Millisecond
 		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}})
-	})
+	}}, edit...)...)
 	config := s.TLS()
 	config.Certificates = []tls.Certificate{s.Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})}
 	return &house{s, config}

@@ -64,7 +64,13 @@ func (o *Options) Validate() (problems []error) {
 	return problems
 }
 
-func (o *Options) maxPacket() int           { return cmp.Or(o.MaxPacket, 1<<20) }
+func (o *Options) maxPacket() int { return cmp.Or(o.MaxPacket, 1<<20) }
+
+// window is how many bytes a consumer of the engine may have under way, which is
+// more than one message can have: the engine ends a connection that has 64 MiB
+// before it.
+func (o *Options) window() int { return 2 * max(o.maxPacket(), 1<<20) }
+
 func (o *Options) receiveMaximum() uint16   { return uint16(cmp.Or(o.ReceiveMaximum, 1024)) }
 func (o *Options) topicAliases() uint16     { return uint16(cmp.Or(o.TopicAliases, 64)) }
 func (o *Options) keepAlive() time.Duration { return cmp.Or(o.KeepAlive, 5*time.Minute) }

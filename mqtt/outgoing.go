@@ -99,7 +99,9 @@ func (s *session) pump() {
 			g = s.grant(m)
 		}
 		qos := min(m.qos, g.qos) // [MQTT-3.8.4-8]
-		if !g.any || m.expired(time.Now()) {
+		if m.share != nil && m.share.over() {
+			// The group has it again.
+		} else if !g.any || m.expired(time.Now()) {
 			m.finished()
 		} else if qos == 0 {
 			if m.kept && s.out.full() {
@@ -432,7 +434,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	if err != nil {
 		return seq, err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(maxQueue/2), jetstream.PullHeartbeat(heartbeat))
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(maxQueue/2, a.p.window()), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return seq, err
 	}

@@ -119,8 +119,14 @@ func (r *record) ends() time.Time {
 type register struct {
 	mu      sync.Mutex
 	entries map[string]entry
-	beats   map[string]time.Time // of the runs of all nodes
-	back    func()               // answers the first beat of a node
+	beats   map[string]beat // of the runs of all nodes
+	back    func()          // answers the first beat of a node
+}
+
+// beat is the last that was heard of a node.
+type beat struct {
+	at    time.Time
+	floor uint64 // of its sessions
 }
 
 // gone is the last word of a node.
@@ -138,11 +144,11 @@ func (x *register) beat(msg *nats.Msg) {
 	run := strings.TrimPrefix(msg.Subject, alivePrefix)
 	x.mu.Lock()
 	_, known := x.beats[run]
-	if string(msg.Data) == gone {
+	if floor, err := strconv.ParseUint(string(msg.Data), 10, 64); err == nil {
+		x.beats[run] = beat{time.Now(), floor}
+	} else {
 		delete(x.beats, run)
 		known = true
-	} else {
-		x.beats[run] = time.Now()
 	}
 	x.mu.Unlock()
 	if !known {
@@ -154,9 +160,9 @@ func (x *register) beat(msg *nats.Msg) {
 func (x *register) others(now time.Time, own string) (runs []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for run, at := range x.beats {
+	for run, b := range x.beats {
 		switch {
-		case now.Sub(at) > deadAfter:
+		case now.Sub(b.at) > deadAfter:
 			delete(x.beats, run)
 		case run != own:
 			runs = append(runs, run)
@@ -178,6 +184,11 @@ func (x *register) hear(msg jetstream.Msg) {
 		return
 	}
 	e := entry{seq: r.Seq, run: r.Run, by: r.By, seen: time.Now()}
+	for _, f := range r.Out {
+		if !f.Released && !f.Retained { // it will be sent again
+			e.seq = min(e.seq, f.Seq-1)
+		}
+	}
 	if r.Run == "" {
 		e.due = r.ends()
 		if r.Will != nil && r.WillAt.Before(e.due) {
@@ -187,12 +198,17 @@ func (x *register) hear(msg jetstream.Msg) {
 	x.entries[key] = e
 }
 
-// floor is up to where no session needs a stored message.
-func (x *register) floor(last uint64) uint64 {
+// floor is up to where no session needs a stored message, as far as others say.
+func (x *register) floor(now time.Time, last uint64) uint64 {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, e := range x.entries {
 		last = min(last, e.seq)
+	}
+	for _, b := range x.beats {
+		if now.Sub(b.at) <= deadAfter {
+			last = min(last, b.floor)
+		}
 	}
 	return last
 }
@@ -206,8 +222,8 @@ func (x *register) due(now time.Time, run string) (keys []string) {
 		switch {
 		case e.run == run:
 		case e.run != "":
-			alive, ok := x.beats[e.run]
-			if !ok || alive.Before(e.seen) {
+			alive := x.beats[e.run].at
+			if alive.Before(e.seen) {
 				alive = e.seen
 			}
 			if now.Sub(alive) > deadAfter {

@@ -391,14 +391,17 @@ func (s *session) save() {
 		case refused(err, wrongLast):
 			s.expel(packet.SessionTakenOver, "another node has its session")
 			return
-		case err != nil:
+		case err != nil && len(then) > 0:
 			if !s.closed {
 				s.log("an MQTT session was not stored", "error", err)
 			}
 			s.expel(packet.ServerUnavailable, "its session could not be stored")
 			return
+		case err != nil: // nobody waited for it
+			s.later()
+		default:
+			s.revision = revision
 		}
-		s.revision = revision
 		for _, do := range then {
 			do()
 		}
@@ -417,18 +420,27 @@ func (s *session) later() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.sleeping = nil
-		if !s.closed {
-			s.persist(func() {})
-		}
+		s.note()
 	})
+}
+
+// note stores what is now, but nobody waits for it; mu is held.
+func (s *session) note() {
+	switch {
+	case s.closed:
+	case s.saving:
+		s.later()
+	default:
+		s.save()
+	}
 }
 
 // catchFloor stores that the session needs nothing up to last, if what is stored
 // says that it needs much more.
-func (s *session) catchFloor(last uint64) {
+func (s *session) catchFloor(last, most uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.durable && !s.closed && last-min(last, s.rec.Seq) > holdsBackAtMost {
-		s.persist(func() {})
+	if s.durable && !s.closed && last-min(last, s.rec.Seq) > most {
+		s.note()
 	}
 }

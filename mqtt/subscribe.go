@@ -248,7 +248,7 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(sharedAhead), jetstream.PullHeartbeat(heartbeat))
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
@@ -282,7 +282,7 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 		messages.Stop()
 		<-done
 		beat.Stop()
-		h.each(func(msg jetstream.Msg) { _ = msg.Nak() })
+		h.end()
 	}, nil
 }
 
@@ -304,7 +304,7 @@ func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 		return // the end of the share gives it back
 	}
 	m.retain = m.retain && sub.Retain
-	m.grant, m.sub = sub.QoS, sub.ID // [MQTT-4.8.2-3]
+	m.grant, m.sub, m.share = sub.QoS, sub.ID, h // [MQTT-4.8.2-3]
 	m.shared = func() {
 		h.remove(msg)
 		_ = msg.Ack() // [MQTT-4.8.2-6]
