@@ -44,6 +44,7 @@ func places() map[string]place {
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
 		"mqtt/mapping":                 {"how topics and properties of MQTT stand on the bus, for whoever speaks MQTT", []string{"mqtt/packet"}},
 		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
+		"mqtt/packet/packettest":       {"packets that break every rule, for the tests of the codec and of the protocol", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 

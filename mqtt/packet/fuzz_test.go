@@ -5,6 +5,8 @@ import (
 	"io"
 	"reflect"
 	"testing"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet/packettest"
 )
 
 // chosen are a version and a side for a byte.
@@ -15,15 +17,15 @@ func chosen(n byte) (Version, Side) {
 // FuzzDecode reads anything as a packet, and reads again what it writes.
 func FuzzDecode(f *testing.F) {
 	for _, s := range samples() {
-		first, body := wire(f, s.spec)
+		first, body := packettest.Wire(s.spec)
 		for choice := range byte(6) {
 			f.Add(choice, first, body)
 		}
 	}
-	for _, b := range breaches() {
-		first, body := wire(f, b.spec)
+	for _, b := range packettest.Breaches() {
+		first, body := packettest.Wire(b.Spec)
 		for choice := range byte(6) {
-			if v, side := chosen(choice); v == b.v && side == b.from && len(body) < 200 {
+			if v, side := chosen(choice); v == Version(b.Version) && side == Side(b.From) && len(body) < 200 {
 				f.Add(choice, first, body)
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet/packettest"
 )
 
 // A sample is a packet that is right, and has all that one may have.
@@ -112,7 +114,7 @@ func samples() []sample {
 // TestDecode reads and writes each sample, byte for byte.
 func TestDecode(t *testing.T) {
 	for _, s := range samples() {
-		first, body := wire(t, s.spec)
+		first, body := packettest.Wire(s.spec)
 		got, err := Decode(first, body, s.connecting(), s.from)
 		if err != nil || !reflect.DeepEqual(got, s.want) {
 			t.Errorf("%s of %v was read as %s: %v", s.spec, s.v, describe(got), err)
@@ -135,7 +137,7 @@ func describe(p Packet) string { return strings.ReplaceAll(fmt.Sprintf("%+v", p)
 // with that of the whole.
 func TestCut(t *testing.T) {
 	for _, s := range samples() {
-		first, body := wire(t, s.spec)
+		first, body := packettest.Wire(s.spec)
 		for _, v := range []Version{0, V311, V5} {
 			for _, side := range []Side{Client, Server} {
 				for n := range len(body) {
@@ -180,7 +182,7 @@ func again(t interface{ Errorf(string, ...any) }, p Packet, v Version, from Side
 }
 
 func TestByteOrderMark(t *testing.T) {
-	first, body := wire(t, "30 \"\ufeffa\ufeff\" {}")
+	first, body := packettest.Wire("30 \"\ufeffa\ufeff\" {}")
 	p, err := Decode(first, body, V5, Client)
 	if err != nil || string(p.(*Publish).Topic) != "\ufeffa\ufeff" {
 		t.Errorf("it was read as %v: %v", p, err)

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"testing"
 	"testing/iotest"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet/packettest"
 )
 
 // stream is a CONNECT in version v, the samples of what else a client sends, and a
@@ -155,7 +157,7 @@ func TestReaderVersion(t *testing.T) {
 		{`10 "MQTT" 06 02 0000 {} "c"`, V5}, {`10 "MQTT" 85 02 0000 {} "c"`, V5}, {`10 "HTTP" 05 02 0000 {} "c"`, 0},
 		{`10 "MQTT" 05 03 0000 {} "c"`, V5}, {`10 "MQTT" 04 03 0000 "c"`, V311}, {`10 "MQTT"`, 0},
 	} {
-		first, body := wire(t, test.spec)
+		first, body := packettest.Wire(test.spec)
 		r := NewReader(bytes.NewReader(append([]byte{first, byte(len(body))}, body...)), Client, 64)
 		if p, err := r.Next(); p != nil || err == nil || r.Version != test.want {
 			t.Errorf("%s is to be answered in %v, want %v: %v", test.spec, r.Version, test.want, err)
