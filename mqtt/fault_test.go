@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -332,5 +333,52 @@ func TestKept(t *testing.T) {
 	away, _ = h.connect(t, connect)
 	if m := next[*packet.Publish](away); !m.Dup || m.ID != id || string(m.Payload) != "x" {
 		t.Errorf("%+v", m)
+	}
+}
+
+// TestComeAndGo has a client come and go, in every way, while messages are
+// published without a pause: it gets all of them.
+func TestComeAndGo(t *testing.T) {
+	h := start(t)
+	connect := &packet.Connect{ClientID: "sub", SessionExpiry: 600}
+	sub, _ := h.connect(t, connect)
+	sub.subscribe(1, "a")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const many = 4000
+	published := make(chan error, 1)
+	go func() {
+		for i := range uint16(many) {
+			b, _ := publish("a", strconv.Itoa(int(i)), 1, i+1).Append(nil, pub.v, 0)
+			if _, err := pub.Write(b); err != nil {
+				published <- err
+				return
+			}
+			if p, err := pub.r.Next(); err != nil {
+				published <- fmt.Errorf("%+v %w", p, err)
+				return
+			}
+		}
+		published <- nil
+	}()
+	got := map[string]bool{}
+	for n := 1; len(got) < many; n++ {
+		m := next[*packet.Publish](sub)
+		got[string(m.Payload)] = true
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+		if n%50 > 0 || len(got) == many {
+			continue
+		}
+		old := sub
+		switch n / 50 % 3 {
+		case 0:
+			old.gone()
+		case 1:
+			old.send(&packet.Disconnect{})
+		}
+		sub, _ = h.connect(t, connect)
+		old.gone()
+	}
+	if err := <-published; err != nil {
+		t.Fatal(err)
 	}
 }

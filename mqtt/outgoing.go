@@ -55,6 +55,9 @@ func (s *session) offer(m message) {
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
+		if s.behind == 0 { // it will be read when the client is back
+			s.behind = m.seq
+		}
 	case s.reading:
 		if len(s.held) < maxQueue && s.queued < s.p.pending() {
 			s.held = append(s.held, m)

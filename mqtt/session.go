@@ -61,9 +61,11 @@ type session struct {
 	queue     []message
 	queued    int           // bytes of payload in queue and held
 	space     chan struct{} // has an element if an answer went out
-	behind    uint64        // if not 0, the stream has messages from here on for it
-	held      []message     // came while the stream is being read
-	reading   bool          // the stream is being read, up to before at
+	parted    bool          // it was offered the messages upTo here, and is no more
+	upTo      uint64
+	behind    uint64    // if not 0, the stream has messages from here on for it
+	held      []message // came while the stream is being read
+	reading   bool      // the stream is being read, up to before at
 	at        uint64
 	repeating bool          // what was not acknowledged is being sent again
 	room      chan struct{} // has an element if the queue is shorter, or a flight ended
@@ -127,6 +129,9 @@ func (a *account) release(s *session) {
 	}
 	a.feed.Lock()
 	defer a.feed.Unlock()
+	s.mu.Lock()
+	s.upTo, s.parted = a.last.Load(), true
+	s.mu.Unlock()
 	if a.feed.local[s.key] == s {
 		delete(a.feed.local, s.key)
 	}
@@ -351,6 +356,9 @@ func (s *session) snapshot() record {
 // floor is up to where the stored messages were sent, or are flights.
 func (s *session) floor() uint64 {
 	at := s.a.last.Load()
+	if s.parted {
+		at = s.upTo
+	}
 	switch {
 	case s.reading:
 		at = s.at - 1
