@@ -244,12 +244,20 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig) (jetstre
 
 // bounded is a stream and how large it may become. The engine's own bound would be
 // set aside on the disk for each account, whether it needs it or not; this one is
-// looked at while there is something written, and may be passed by what comes in a
-// second.
+// looked at while there is something written, and may be passed by what is under
+// way.
 type bounded struct {
 	jetstream.Stream
 	most          int64 // bytes
+	size          atomic.Int64
 	written, full atomic.Bool
+}
+
+// grow notes that b has so many bytes more.
+func (b *bounded) grow(n int64) {
+	if b.size.Add(n) >= b.most {
+		b.full.Store(true)
+	}
 }
 
 // errFull says that a stream has reached its bound.
@@ -265,6 +273,7 @@ func (b *bounded) weigh(ctx context.Context) {
 		b.written.Store(true)
 		return
 	}
+	b.size.Store(int64(info.State.Bytes))
 	b.full.Store(int64(info.State.Bytes) >= b.most)
 }
 
@@ -483,6 +492,7 @@ func (a *account) hear(msg jetstream.Msg) {
 	}
 	seq := meta.Sequence.Stream
 	a.grown.Add(int64(len(msg.Data())) + overhead)
+	a.messages.grow(int64(len(msg.Data())) + overhead)
 	f := &a.feed
 	f.Lock()
 	defer f.Unlock()

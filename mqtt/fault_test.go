@@ -17,6 +17,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/mqtt"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -252,7 +253,13 @@ func TestPings(t *testing.T) {
 }
 
 // small leaves 16 MiB for an account's waiting messages.
-func small(o *fleetbus.Options) { o.Store.MaxFile = 200 << 20 }
+func small(o *fleetbus.Options) {
+	for _, l := range o.Listeners {
+		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
+			p.MaxStored = 16 << 20
+		}
+	}
+}
 
 // TestFull fills what an account may have waiting: the publisher is told, nobody who
 // is slow or away loses what was acknowledged, and when it is consumed there is room.
