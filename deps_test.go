@@ -46,15 +46,16 @@ func places() map[string]place {
 		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
 		"mqtt/packet/packettest":       {"packets that break every rule, for the tests of the codec and of the protocol", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
+		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
-		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "identity", "mqtt"}},
+		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/config", "internal/portowner", "ledger", "mqtt", "mqtt/packet"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/config", "internal/portowner", "ledger", "mqtt", "mqtt/packet"}},
 	}
 }
 
@@ -71,7 +72,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub"}
 }
 
 type goPackage struct {

@@ -1,0 +1,29 @@
+package change
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Heard is the pattern of the subjects on which watchers hear notices.
+const Heard = heardSubject + ">"
+
+// OpenHistory makes the history of nc's account if there is none. It is for who
+// hands on notices of another bus with KeptAt; a Publisher does it by itself.
+func OpenHistory(ctx context.Context, nc *nats.Conn) error {
+	_, err := openHistory(ctx, nc)
+	return err
+}
+
+// KeptAt is where the history keeps a notice that is heard on subject. Who hands on
+// a notice of another bus publishes it there too, so that watchers which were away
+// find it. The error wraps ErrMalformed; watchers make a Resync of such a message.
+func KeptAt(subject string, payload []byte) (string, error) {
+	n, err := read(subject, payload, new(words))
+	if err != nil {
+		return "", err
+	}
+	_, kept := n.subjects()
+	return kept, nil
+}

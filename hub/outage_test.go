@@ -1,0 +1,212 @@
+package hub
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/change"
+)
+
+// account says of what one node heard of count messages of each of the others: how
+// many are missing, how many came twice, and how many came behind a later one.
+func account(heard []string, count int, others []string) (missing, twice, late int) {
+	seen, last := map[string]int{}, map[string]int{}
+	for _, payload := range heard {
+		node, digits, _ := strings.Cut(payload, " ")
+		var i int
+		fmt.Sscan(digits, &i)
+		if seen[payload]++; seen[payload] > 1 {
+			twice++
+		} else if i < last[node] {
+			late++
+		}
+		last[node] = max(last[node], i)
+	}
+	for _, node := range others {
+		for i := range count {
+			if seen[fmt.Sprintf("%s %d", node, i)] == 0 {
+				missing++
+			}
+		}
+	}
+	return missing, twice, late
+}
+
+// TestHubDies kills the hub with nothing of it left, again and again, while all nodes
+// publish.
+func TestHubDies(t *testing.T) {
+	m := startMosquitto(t, true)
+	nodes := three(t, m)
+	names := []string{"n1", "n2", "n3"}
+	var heard []*listener
+	for _, n := range nodes {
+		heard = append(heard, n.listen("orders.>"))
+	}
+	const count = 1500
+	var publishing sync.WaitGroup
+	for _, n := range nodes {
+		js := n.jetstream()
+		publishing.Go(func() {
+			for i := range count {
+				if _, err := js.Publish(t.Context(), "orders."+n.name, fmt.Appendf(nil, "%s %d", n.name, i)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	reached := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprint(n, " messages come"), func() error {
+			if got := len(heard[0].payloads()); got < n {
+				return fmt.Errorf("%d messages", got)
+			}
+			return nil
+		})
+	}
+	for i := range 3 {
+		reached(count/4 + i*count/3)
+		m.kill()
+		m.start()
+	}
+	publishing.Wait()
+	for i, l := range heard {
+		eventually(t, "everything comes", func() error {
+			if missing, _, _ := account(l.payloads(), count, names); missing > 0 {
+				return fmt.Errorf("%s lacks %d: %+v", names[i], missing, nodes[i].link.Hub())
+			}
+			return nil
+		})
+		missing, twice, late := account(l.payloads(), count, names)
+		t.Logf("%s: %d missing, %d twice, %d out of order; %+v", names[i], missing, twice, late, nodes[i].link.Hub())
+		if twice > 0 || late > 0 {
+			t.Errorf("%s heard %d messages twice, and %d out of order", names[i], twice, late)
+		}
+		if h := nodes[i].link.Hub(); h.Lost != 0 {
+			t.Errorf("%+v", h)
+		}
+	}
+}
+
+// TestNodeRestarts ends nodes with messages on their disks while the hub is away.
+func TestNodeRestarts(t *testing.T) {
+	m := startMosquitto(t, false)
+	nodes := three(t, m)
+	heard := []*listener{nodes[0].listen("orders.>"), nodes[1].listen("orders.>"), nodes[2].listen("orders.>")}
+	m.kill()
+	js := nodes[0].jetstream()
+	for i := range 100 {
+		nodes[0].publish(js, "orders.a", fmt.Sprintf("n1 %d", i))
+	}
+	nodes[0].halt()
+	for i := 100; i < 200; i++ { // the queue is the engine's, and needs no link
+		nodes[0].publish(js, "orders.a", fmt.Sprintf("n1 %d", i))
+	}
+	m.start()
+	nodes[1].halt()
+	nodes[0].run()
+	eventually(t, "the third node has all", func() error {
+		if missing, _, _ := account(heard[2].payloads(), 200, []string{"n1"}); missing > 0 {
+			return fmt.Errorf("%d are missing: %+v", missing, nodes[2].link.Hub())
+		}
+		return nil
+	})
+	nodes[1].run()
+	eventually(t, "who was away has all", func() error {
+		if missing, _, _ := account(heard[1].payloads(), 200, []string{"n1"}); missing > 0 {
+			return fmt.Errorf("%d are missing: %+v", missing, nodes[1].link.Hub())
+		}
+		return nil
+	})
+	for i, l := range heard {
+		if missing, twice, late := account(l.payloads(), 200, []string{"n1"}); missing+twice+late > 0 {
+			t.Errorf("node %d: %d missing, %d twice, %d late", i+1, missing, twice, late)
+		}
+	}
+	// What all have is kept no longer.
+	eventually(t, "the queue is empty", func() error {
+		s, err := js.Stream(t.Context(), Stream)
+		if err != nil {
+			return err
+		}
+		if n := s.CachedInfo().State.Msgs; n > 0 {
+			return fmt.Errorf("it has %d messages", n)
+		}
+		return nil
+	})
+}
+
+// TestChangesPass announces changes at one node, and watches them at another, which
+// is away meanwhile.
+func TestChangesPass(t *testing.T) {
+	m := startMosquitto(t, true)
+	nodes := three(t, m)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	publisher, err := change.NewPublisher(ctx, nodes[0].bus.Connect(), "crm", change.PublisherOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer publisher.Close()
+	watch := func(nc *nats.Conn) *change.Watcher {
+		w, err := change.NewWatcher(ctx, nc, "crm", "", change.WatcherOptions{Jitter: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(w.Close)
+		return w
+	}
+	expect := func(w *change.Watcher, want ...string) {
+		t.Helper()
+		for len(want) > 0 {
+			n, err := w.Next(ctx)
+			if err != nil {
+				t.Fatalf("waiting for %q: %v", want, err)
+			}
+			got := fmt.Sprintf("%s %s %s", n.Kind, n.Key, n.Reason)
+			i := slices.Index(want, strings.TrimSpace(got))
+			if i < 0 {
+				t.Fatalf("heard %q, and waited for %q", got, want)
+			}
+			want = slices.Delete(want, i, i+1)
+		}
+	}
+	w := watch(nodes[1].bus.Connect())
+	expect(w, "resync  started")
+	for _, n := range []change.Notice{{Key: change.Key{"customers", "42"}, Kind: change.Update}, {Key: change.Key{"a b", "é"}, Kind: change.Insert}, {Key: change.Key{"orders"}, Kind: change.Resync}} {
+		if err := publisher.Announce(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(w, "update customers.42", "insert a%20b.%C3%A9", "resync orders announced")
+	// A client of the hub's says something without any library.
+	foreign := dialForeign(t, m)
+	foreign.publish("fleetbus/acme/change/crm/customers/7", "")
+	expect(w, "update customers.7")
+	w2 := watch(nodes[0].bus.Connect())
+	expect(w2, "resync  started")
+	foreign.publish("fleetbus/acme/change/crm/customers/8", `{"kind":"delete"}`)
+	expect(w2, "delete customers.8")
+	expect(w, "delete customers.8")
+	// The history has it too.
+	eventually(t, "the third node remembers", func() error {
+		js := nodes[2].jetstream()
+		s, err := js.Stream(ctx, change.History)
+		if err != nil {
+			return err
+		}
+		_, err = s.GetLastMsgForSubject(ctx, "announced.crm.customers.42")
+		return err
+	})
+	// A queue that nobody reads is no reason to wait.
+	if h := nodes[1].link.Hub(); h.State != "connected" || time.Since(h.Since) > patience {
+		t.Errorf("%+v", h)
+	}
+}

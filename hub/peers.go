@@ -1,0 +1,140 @@
+package hub
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+const (
+	// maxOrigins bounds the origins that a link knows.
+	maxOrigins = 4096
+	// askAgain is how soon an origin may be asked for the same again, and repeatAgain
+	// how soon it does as it is asked.
+	askAgain, repeatAgain = time.Second, 500 * time.Millisecond
+)
+
+// A telling is what a link tells the others of itself, every second.
+type telling struct {
+	// Origin names its queue; before the colon, the node.
+	Origin string `json:"origin"`
+	// Last is the last message of its own that the hub has taken.
+	Last uint64 `json:"last"`
+	// Have is the last message of each other origin that it has.
+	Have map[string]uint64 `json:"have,omitempty"`
+	// Ask has an origin send again everything after that message of its own.
+	Ask map[string]uint64 `json:"ask,omitempty"`
+}
+
+// peer is what is known of another link.
+type peer struct {
+	Heard time.Time `json:"heard"`
+	// Has is the last message of this node's that it has, if it Knows this node.
+	Has   uint64 `json:"has"`
+	Knows bool   `json:"knows"`
+}
+
+// told is what another link told last, and what was here of it then.
+type told struct{ last, have uint64 }
+
+// nodeOf is the name of an origin's node.
+func nodeOf(origin string) string {
+	node, _, _ := strings.Cut(origin, ":")
+	return node
+}
+
+// announce tells the other links of this one; ask, if it is not empty, is asked to
+// repeat.
+func (s *session) announce(ask string) error {
+	t := telling{Origin: s.q.origin}
+	s.run.mu.Lock()
+	t.Last = s.record.Last
+	t.Have = s.record.Have
+	if ask != "" {
+		t.Ask = map[string]uint64{ask: s.record.Have[ask]}
+	}
+	data, err := json.Marshal(t)
+	s.run.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("telling other links of this one: %w", err)
+	}
+	p := &packet.Publish{Message: packet.Message{Topic: []byte(s.o.base() + controlTopic), Payload: data}}
+	if err := s.c.send(p); err != nil {
+		return fmt.Errorf("telling other links of this one: %w", err)
+	}
+	return nil
+}
+
+// ask asks an origin to send again what comes after a message, but not too often.
+func (s *session) ask(origin string, have uint64) {
+	s.run.mu.Lock()
+	due := time.Since(s.asked[origin]) > askAgain
+	if due {
+		s.asked[origin] = time.Now()
+	}
+	s.run.mu.Unlock()
+	if !due {
+		return
+	}
+	s.log.Info("messages are missing, and asked for again", "node", nodeOf(origin), "after", have)
+	s.count(func(v *view) { v.repeats++ })
+	_ = s.announce(origin) // an error is the connection's, which reading finds
+}
+
+// readTelling reads what another link tells.
+func readTelling(payload []byte) (t telling, ok bool) {
+	if json.Unmarshal(payload, &t) != nil || !isOrigin(t.Origin) || len(t.Have) > maxOrigins {
+		return telling{}, false
+	}
+	return t, true
+}
+
+// hear takes what another link tells.
+func (s *session) hear(payload []byte) {
+	t, ok := readTelling(payload)
+	if !ok || t.Origin == s.q.origin {
+		return
+	}
+	s.run.mu.Lock()
+	before, again := s.told[t.Origin]
+	p := s.record.Peers[t.Origin]
+	if len(s.record.Peers) >= maxOrigins && p.Heard.IsZero() {
+		s.run.mu.Unlock()
+		return
+	}
+	p.Heard = time.Now()
+	p.Has, p.Knows = t.Have[s.q.origin]
+	s.record.Peers[t.Origin] = p
+	have, met := s.in.have[t.Origin]
+	if !met && len(s.in.have) < maxOrigins {
+		// What it sent before they met is not missed.
+		s.in.have[t.Origin], s.record.Have[t.Origin] = t.Last, t.Last
+		have = t.Last
+	}
+	// A message may be on its way for one second, and not for two.
+	missing := again && before.last > have && before.have == have
+	s.told[t.Origin] = told{t.Last, have}
+	s.dirty = true
+	s.run.mu.Unlock()
+	if missing {
+		s.ask(t.Origin, have)
+	}
+	if after, asked := t.Ask[s.q.origin]; asked {
+		s.repeat(t.Origin, after)
+	}
+}
+
+// repeat sends again what another link lacks.
+func (s *session) repeat(origin string, after uint64) {
+	s.out.mu.Lock()
+	due := s.out.held.IsZero() && time.Since(s.out.rewound) > repeatAgain
+	s.out.mu.Unlock()
+	if !due || after >= s.place().before {
+		return
+	}
+	s.log.Info("messages are sent again, which another link lacks", "node", nodeOf(origin), "after", after)
+	s.out.rewind(place{after, after})
+}
