@@ -41,7 +41,7 @@ func (f *failures) findings() (all []doctor.Finding) {
 }
 
 // findings are what is wrong with this node.
-func (s *Server) findings(context.Context) []doctor.Finding {
+func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	var all []doctor.Finding
 	add := func(code string, severity doctor.Severity, text, fix string) {
 		all = append(all, doctor.Finding{Code: code, Severity: severity, Subject: s.opts.Name, Text: text, Fix: fix})
@@ -58,10 +58,15 @@ func (s *Server) findings(context.Context) []doctor.Finding {
 		add("LAZY-SYNC", doctor.Warning, "messages are acknowledged before they are on disk", "remove store.lazy_sync")
 	}
 	all = append(all, s.failures.findings()...)
+	for _, b := range s.opts.Services {
+		if l, ok := b.Service.(Linker); ok {
+			all = append(all, l.Check(ctx)...)
+		}
+	}
 	if s.home == nil {
 		return all
 	}
-	if _, err := os.Stat(s.home.path("offline", "operator.nk")); err == nil && s.opts.Mode == Mesh {
+	if _, err := os.Stat(s.home.path("offline", "operator.nk")); err == nil && s.opts.Mode != Local {
 		add("OFFLINE-KEYS-HERE", doctor.Info, "the operator's offline keys are still in "+s.home.path("offline"), "move the directory to safe storage")
 	}
 	s.mu.Lock()

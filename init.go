@@ -205,10 +205,9 @@ func NodeRecord(o Options) identity.Node {
 // nodeRecord is this node as the fleet knows it.
 func (o *Options) nodeRecord(now time.Time) identity.Node {
 	n := identity.Node{Name: o.Name, Advertise: o.Advertise, Version: Version(), Joined: now, Incarnation: 1}
-	if o.Mode != Mesh {
-		return n
+	if o.Mode == Mesh {
+		n.ClusterAddr = reachable(o.Cluster.Advertise, o.Cluster.Addr, o.Advertise)
 	}
-	n.ClusterAddr = reachable(o.Cluster.Advertise, o.Cluster.Addr, o.Advertise)
 	for _, l := range o.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); ok {
 			n.ClientAddr = reachable(l.Advertise, l.Addr, o.Advertise)

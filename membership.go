@@ -62,7 +62,7 @@ func (f *fleet) dropNode(ctx context.Context, name string) (uint64, error) {
 
 // dropMember removes a node from the engine's group, if it is a member.
 func (s *Server) dropMember(ctx context.Context, n identity.Node) error {
-	if s.opts.Mode == Local {
+	if s.opts.Mode.alone() {
 		return nil
 	}
 	nc, err := s.broker.Connect(s.systemAuth()...)

@@ -33,7 +33,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	info := admin.NodeInfo{
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
-		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()),
+		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()), Hubs: s.hubs(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
 	info.Clock = time.Duration(time.Now().UnixNano())
@@ -73,19 +73,19 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	}
 	members := s.broker.Members()
 	status.Leader, _, _ = strings.Cut(s.broker.Leader(), ".")
-	if s.opts.Mode == Local {
+	if s.opts.Mode.alone() {
 		status.Leader = s.fleet.node
 	}
 	alive := 0
 	for _, n := range d.Nodes() {
 		info, ok := up[n.Name]
 		if !ok {
-			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Links: []admin.Link{}, Findings: []doctor.Finding{}}
+			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Links: []admin.Link{}, Hubs: []admin.Hub{}, Findings: []doctor.Finding{}}
 		} else {
 			alive++
 		}
 		info.Leader = n.Name == status.Leader
-		info.Voter = slices.ContainsFunc(members, func(m broker.Member) bool { return m.Name == n.Server() }) || s.opts.Mode == Local
+		info.Voter = slices.ContainsFunc(members, func(m broker.Member) bool { return m.Name == n.Server() }) || s.opts.Mode.alone()
 		status.Nodes = append(status.Nodes, info)
 		status.Findings = append(status.Findings, info.Findings...)
 	}
@@ -160,13 +160,14 @@ func fleetFindings(status admin.Status) []doctor.Finding {
 			Fix: "start more of the nodes; if they are lost for good: fleetbus rescue",
 		})
 	}
-	switch len(status.Nodes) {
-	case 1:
+	switch hub := len(status.Nodes) == 1 && len(status.Nodes[0].Hubs) > 0; {
+	case hub: // the others are fleets of their own
+	case len(status.Nodes) == 1:
 		all = append(all, doctor.Finding{
 			Code: "ONE-NODE", Severity: doctor.Info, Subject: status.Fleet, Text: "one node survives no failure",
 			Fix: "add two: fleetbus token add node",
 		})
-	case 2:
+	case len(status.Nodes) == 2:
 		all = append(all, doctor.Finding{
 			Code: "TWO-NODES", Severity: doctor.Warning, Subject: status.Fleet, Text: "two voters survive no failure: when either is away nothing durable can be written",
 			Fix: "add a third: fleetbus token add node",

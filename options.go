@@ -25,7 +25,13 @@ const (
 	Mesh Mode = "mesh"
 	// Client embeds no engine: services connect to other nodes.
 	Client Mode = "client"
+	// Hub embeds the engine of one node alone, which a Linker among its services
+	// links to others, by way of a central broker.
+	Hub Mode = "hub"
 )
+
+// alone reports whether the engine has no others to agree with.
+func (m Mode) alone() bool { return m == Local || m == Hub }
 
 // Options are the settings of a Server. The zero value, with Dir set, is a
 // durable bus inside this process with no open port.
@@ -198,9 +204,9 @@ func (o *Options) Validate() error {
 	var v problems
 	mode := o.mode()
 	switch mode {
-	case Local, Mesh, Client:
+	case Local, Mesh, Client, Hub:
 	default:
-		v.add("mode", fmt.Sprintf("%q is not local, mesh or client", o.Mode), "set mode to local, mesh or client")
+		v.add("mode", fmt.Sprintf("%q is not local, mesh, hub or client", o.Mode), "set mode to local, mesh, hub or client")
 	}
 	if o.Name != "" {
 		v.check("name", identity.CheckName(o.Name))
@@ -213,6 +219,7 @@ func (o *Options) Validate() error {
 	}
 	o.validateListeners(&v, mode)
 	o.validateLinks(&v, mode)
+	o.validateHub(&v, mode)
 	if (o.TLS.Cert == "") != (o.TLS.Key == "") {
 		v.add("tls", "cert and key belong together and one is missing", "set both tls.cert and tls.key")
 	}
@@ -239,8 +246,8 @@ func (o *Options) Validate() error {
 }
 
 func (o *Options) validateListeners(v *problems, mode Mode) {
-	if mode != Mesh && len(o.Listeners) > 0 {
-		v.add("listeners", "a server in "+string(mode)+" mode opens no port", "set mode to mesh, or remove the listeners")
+	if mode != Mesh && mode != Hub && len(o.Listeners) > 0 {
+		v.add("listeners", "a server in "+string(mode)+" mode opens no port", "set mode to mesh or hub, or remove the listeners")
 	}
 	seen := map[string]string{}
 	for _, l := range o.Listeners {
@@ -293,6 +300,28 @@ func (o *Options) validateLinks(v *problems, mode Mode) {
 		} else if host == "" && o.Monitor != "" && strings.HasPrefix(o.Monitor, ":") {
 			v.add("monitor", "the engine's monitoring API has no authentication and "+o.Monitor+" is every address", "use 127.0.0.1:8222")
 		}
+	}
+}
+
+// validateHub keeps to one way between nodes: with two, messages would arrive twice.
+func (o *Options) validateHub(v *problems, mode Mode) {
+	linked := map[string]bool{}
+	for _, b := range o.Services {
+		if _, ok := b.Service.(Linker); !ok {
+			continue
+		}
+		if linked[b.Principal.Account] {
+			v.add("hub", fmt.Sprintf("account %q has two hubs, and what both carry would come twice", b.Principal.Account), "keep one of them")
+		}
+		linked[b.Principal.Account] = true
+	}
+	switch {
+	case mode == Hub && len(linked) == 0:
+		v.add("hub", "a server in hub mode needs a hub, and an account that is linked to it", "set hub.servers and accounts")
+	case mode == Hub && len(o.Cluster.Routes) > 0:
+		v.add("cluster.routes", "a node is in the mesh or on a hub, and not both: messages would arrive twice", "set mode to mesh, or remove the routes")
+	case (mode == Mesh || mode == Client) && len(linked) > 0:
+		v.add("hub", "a node is in the mesh or on a hub, and not both: messages would arrive twice", "set mode to hub, or remove the hub")
 	}
 }
 

@@ -258,9 +258,13 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	if s.opts.Mode == Mesh {
-		if err := s.meshOptions(&o); err != nil {
-			return err
-		}
+		err = s.meshOptions(&o)
+	}
+	if s.opts.Mode == Hub {
+		err = s.hubOptions(&o)
+	}
+	if err != nil {
+		return err
 	}
 	start, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer in %v", startTimeout))
 	defer cancel()
@@ -286,6 +290,28 @@ func (s *Server) meshOptions(o *broker.Options) error {
 		// A founder whose disk was lost must not begin a second cluster.
 		Found: s.home.node.Founder && len(s.fleet.directory.Nodes()) == 1,
 	}
+	if err := s.clientOptions(o); err != nil {
+		return err
+	}
+	if o.Clients == nil {
+		// The engine cannot do without a port for clients; nobody gets through here.
+		nobody := func() error { return errNoListener }
+		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.forListener(CertificateRequired, nobody)}
+	}
+	return nil
+}
+
+// hubOptions make the engine one of its own, with a port for clients.
+func (s *Server) hubOptions(o *broker.Options) error {
+	if _, err := os.Stat(s.home.path("store")); err == nil {
+		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of a cluster, which a node on a hub would not read", s.home.path("store")),
+			Hint: "make the node anew with mode hub, or run it with mode mesh"}
+	}
+	return s.clientOptions(o)
+}
+
+// clientOptions open the port for NATS clients, if there is one.
+func (s *Server) clientOptions(o *broker.Options) error {
 	for _, l := range s.opts.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); !ok {
 			continue
@@ -300,11 +326,6 @@ func (s *Server) meshOptions(o *broker.Options) error {
 		if !l.Plaintext {
 			o.Clients.TLS = s.certs.forListener(l.ClientCertificate, s.admission().admit)
 		}
-	}
-	if o.Clients == nil {
-		// The engine cannot do without a port for clients; nobody gets through here.
-		nobody := func() error { return errNoListener }
-		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.forListener(CertificateRequired, nobody)}
 	}
 	return nil
 }

@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/doctor"
 )
 
 // A Service is an ordinary client of the bus that happens to run inside the
@@ -12,6 +15,26 @@ import (
 // is logged, is a finding, and Run is called again with backoff.
 type Service interface {
 	Run(ctx context.Context, nc *nats.Conn) error
+}
+
+// A Linker is a Service that links an account of this node to other nodes, by way of
+// a central broker. A server in Hub mode has one for each account that is linked.
+type Linker interface {
+	Service
+	doctor.Checker
+	// Hub is how the link stands.
+	Hub() admin.Hub
+}
+
+// hubs are how the links of this node stand.
+func (s *Server) hubs() []admin.Hub {
+	all := []admin.Hub{}
+	for _, b := range s.opts.Services {
+		if l, ok := b.Service.(Linker); ok {
+			all = append(all, l.Hub())
+		}
+	}
+	return all
 }
 
 const (

@@ -337,6 +337,8 @@ type NodeInfo struct {
 	// Unreached the nodes that it does not reach.
 	Bus       string   `json:"bus"`
 	Unreached []string `json:"unreached"`
+	// Hubs are its links to a central broker.
+	Hubs []Hub `json:"hubs"`
 	// Certificates end at NotAfter, the earliest of them.
 	NotAfter time.Time `json:"not_after"`
 	// Clock is its clock less that of the node that answered.

@@ -100,6 +100,23 @@ func (c *conn) send(packets ...packet.Packet) (err error) {
 	return err
 }
 
+// next is the hub's next packet. The error is an *Error.
+func (c *conn) next() (packet.Packet, error) {
+	p, err := c.r.Next()
+	if err == nil {
+		return p, nil
+	}
+	var bad *packet.Error
+	var timeout net.Error
+	switch {
+	case errors.As(err, &bad):
+		return nil, &Error{Step: StepVersion, Err: fmt.Errorf("the hub does not keep to MQTT 5.0: %w", err), Fix: "update the hub, or look what listens there"}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		err = errors.New("it is silent")
+	}
+	return nil, &Error{Step: StepReach, Err: fmt.Errorf("the connection to the hub broke: %w", err), Fix: "start the hub, or look at the network and at the hub's log"}
+}
+
 // qos is the best that both want.
 func (c *conn) qos(o *Options) packet.QoS {
 	if o.AtMostOnce || c.connack.MaximumQoS != nil && *c.connack.MaximumQoS == 0 {
@@ -299,9 +316,9 @@ func (c *conn) subscribe(qos packet.QoS, other func(packet.Packet) error, filter
 		return fmt.Errorf("subscribing: %w", err)
 	}
 	for {
-		p, err := c.r.Next()
+		p, err := c.next()
 		if err != nil {
-			return fmt.Errorf("subscribing: %w", err)
+			return err
 		}
 		ack, ok := p.(*packet.Suback)
 		if !ok {

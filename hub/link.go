@@ -38,9 +38,13 @@ const (
 // A Link links one account to one hub. Make it with New. It is a service of a server,
 // which calls Run; everything else is safe for concurrent use.
 type Link struct {
+	// Logger is told of the hub's coming and going. It is set before Run. Default:
+	// nobody is told.
+	Logger *slog.Logger
+
 	o       Options
 	servers []server
-	log     *slog.Logger
+	log     *slog.Logger // of Run
 
 	mu   sync.Mutex
 	view view
@@ -56,7 +60,7 @@ func New(o Options) (*Link, error) {
 	if err := o.checkNames(); err != nil {
 		return nil, err
 	}
-	l := &Link{o: o, log: o.Logger.With("hub", o.Account)}
+	l := &Link{o: o}
 	for _, text := range o.Servers {
 		s, err := parseServer(text)
 		if err != nil {
@@ -71,6 +75,10 @@ func New(o Options) (*Link, error) {
 // do anything there. That the hub is away is no error. Run ends with ctx, or when the
 // engine cannot be used.
 func (l *Link) Run(ctx context.Context, nc *nats.Conn) error {
+	l.log = slog.New(slog.DiscardHandler)
+	if l.Logger != nil {
+		l.log = l.Logger.With("hub", l.o.Account)
+	}
 	closed := nc.StatusChanged(nats.CLOSED)
 	defer nc.RemoveStatusListener(closed)
 	ctx, fail := context.WithCancelCause(ctx)
@@ -272,7 +280,7 @@ func (r *run) serve(ctx context.Context, c *conn, server server) error {
 	spawn(s.send)
 	spawn(s.beat)
 	for {
-		p, err := c.r.Next()
+		p, err := c.next()
 		if err == nil {
 			err = s.take(p)
 		}

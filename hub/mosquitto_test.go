@@ -218,7 +218,6 @@ func (m *mosquitto) options(name string) Options {
 func startNode(t testing.TB, o Options) *node {
 	t.Helper()
 	n := &node{t: t, name: o.Node, bus: changetest.Start(t), o: o}
-	n.o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", o.Node)
 	n.run()
 	return n
 }
@@ -230,6 +229,7 @@ func (n *node) run() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	link.Logger = slog.New(slog.NewTextHandler(n.t.Output(), nil)).With("node", n.name)
 	n.link = link
 	ctx, cancel := context.WithCancel(context.Background())
 	nc, done := n.bus.Connect(), make(chan error, 1)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
@@ -63,8 +62,6 @@ type Options struct {
 
 	// Node and Account are whose messages are carried.
 	Node, Account string
-	// Logger is told of the hub's coming and going. Default: nobody is.
-	Logger *slog.Logger
 }
 
 const (
@@ -166,9 +163,6 @@ func (o Options) withDefaults() Options {
 	o.SessionExpiry = cmp.Or(o.SessionExpiry, defaultSessionExpiry)
 	o.Queue = cmp.Or(o.Queue, defaultQueue)
 	o.ClientID = cmp.Or(o.ClientID, "fleetbus-"+o.Node+"-"+o.Account)
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 	return o
 }
 

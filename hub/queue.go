@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// Stream is the queue of what goes to the hub, and Bucket holds how far it came:
-	// one of each in an account.
+	// Stream is the name of the queue of what goes to the hub, one in an account.
 	Stream = "HUB"
+	// Bucket is the name of the bucket that says how far the queue came.
 	Bucket = "HUB"
 
 	stateKey = "state"

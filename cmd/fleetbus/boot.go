@@ -81,7 +81,7 @@ func (b *boot) logger(l config.Log, level *slog.LevelVar) *slog.Logger {
 // with a listener for NATS clients.
 func standard(o fleetbus.Options) fleetbus.Options {
 	o.SourceTypes = sourceTypes()
-	if o.Mode == "" && len(o.Listeners) == 0 {
+	if (o.Mode == "" || o.Mode == fleetbus.Hub) && len(o.Listeners) == 0 {
 		o.Listeners = []fleetbus.Listener{{Name: "nats", Addr: ":4222", Protocol: fleetbus.NATS()}}
 	}
 	return o

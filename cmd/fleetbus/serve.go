@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/internal/config"
 	"github.com/fleetbus/fleetbus/mqtt"
 )
@@ -54,6 +55,11 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	for _, l := range o.Listeners {
 		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
 			p.Logger = o.Logger
+		}
+	}
+	for _, s := range o.Services {
+		if l, ok := s.Service.(*hub.Link); ok {
+			l.Logger = o.Logger
 		}
 	}
 	const what = "starting the node"

@@ -208,7 +208,7 @@ func (o *Options) server() (*server.Options, error) {
 		SyncAlways:          !o.LazySync,
 		// An engine limit of 1000 consumers a stream would stop a fleet of devices.
 		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
-		DontListen:      o.Cluster == nil,
+		DontListen:      o.Cluster == nil && o.Clients == nil,
 		Host:            "127.0.0.1",
 		Port:            server.RANDOM_PORT,
 	}

@@ -86,7 +86,7 @@ func load(root *node, problems []Problem, broken bool, sources Sources) (*Config
 	putFlags(root, sources.Flags)
 	t, found := decode(root, broken)
 	problems = append(problems, found...)
-	problems = append(problems, checkFiles(root, &t.options)...)
+	problems = append(problems, checkFiles(root, &t.options, &t.hub)...)
 	if len(problems) > 0 {
 		list := &ProblemList{problems}
 		list.sort()
@@ -122,8 +122,8 @@ func reason(err error) string {
 }
 
 // Options are the settings of the server, with everything unset left to its
-// default. Services and Logger are for the caller to add; slices are shared by
-// all calls and are not to be changed.
+// default. Services has the links to a hub. Other services, and Logger, are for the
+// caller to add; slices are shared by all calls and are not to be changed.
 func (c *Config) Options() fleetbus.Options { return c.target.options }
 
 // Log says how to write the log.

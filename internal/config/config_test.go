@@ -135,7 +135,8 @@ func TestTable(t *testing.T) {
 // same options each time and the place in Show.
 func TestEveryKeyBySource(t *testing.T) {
 	cert, key := issue(t, t.TempDir(), "node")
-	texts := map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert, "client.creds": key}
+	texts := map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert, "client.creds": key, "hub.cert": cert, "hub.key": key, "hub.ca": cert, "hub.password_file": key}
+	hub := map[string]string{"mode": "hub", "hub.accounts": "orders", "hub.servers": "mqtts://127.0.0.1", "hub.cert": cert, "hub.key": key, "hub.user": "me"}
 	for _, k := range settings(protocolNames()) {
 		t.Run(k.Path, func(t *testing.T) {
 			text, ok := texts[k.Path]
@@ -151,7 +152,11 @@ func TestEveryKeyBySource(t *testing.T) {
 			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"
 			case "tls.cert", "tls.key":
-				around = maps.Clone(texts)
+				around = map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert}
+				delete(around, k.Path)
+			}
+			if strings.HasPrefix(k.Path, "hub.") {
+				around = maps.Clone(hub)
 				delete(around, k.Path)
 			}
 			both := maps.Clone(around)
@@ -206,7 +211,7 @@ func TestDefaults(t *testing.T) {
 		var args []string
 		for _, k := range settings([]string{"nats"}) {
 			// What names files, or is valid only together with others, has its own test.
-			alone := !strings.HasPrefix(k.Path, "tls.") && k.Path != "client.creds" && k.Path != "mode"
+			alone := !strings.HasPrefix(k.Path, "tls.") && !strings.HasPrefix(k.Path, "hub.") && k.Path != "client.creds" && k.Path != "mode"
 			if alone && rapid.Bool().Draw(rt, k.Path) {
 				live[k.Path] = true
 				args = append(args, "--"+k.Flag()+"="+k.sample())

@@ -12,26 +12,19 @@ import (
 	"strconv"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/hub"
 )
 
 // checkFiles looks at the files that o names: whether they can be read, hold
 // what they should, and keep their secrets.
-func checkFiles(root *node, o *fleetbus.Options) []Problem {
+func checkFiles(root *node, o *fleetbus.Options, h *hub.Options) []Problem {
 	c := checker{root: root}
-	cert := c.read("tls.cert", o.TLS.Cert, false)
-	key := c.read("tls.key", o.TLS.Key, true)
-	if cert != nil && key != nil {
-		if _, err := tls.X509KeyPair(cert, key); err != nil {
-			c.refuse("tls.key", fmt.Sprintf("%q and %q are not a certificate and its key: %v", o.TLS.Cert, o.TLS.Key, err), "name the key that the certificate was issued for")
-		}
-	}
+	c.authorities("hub.ca", h.CA)
+	c.pair("hub", h.Cert, h.Key)
+	c.read("hub.password_file", h.PasswordFile, true)
+	c.pair("tls", o.TLS.Cert, o.TLS.Key)
 	for i, path := range o.TLS.CA {
-		field := "tls.ca[" + strconv.Itoa(i) + "]"
-		if data := c.read(field, path, false); data != nil {
-			if err := parseAuthorities(data); err != nil {
-				c.refuse(field, fmt.Sprintf("%q holds no usable authority: %v", path, err), "name a PEM file of CERTIFICATE blocks")
-			}
-		}
+		c.authorities("tls.ca["+strconv.Itoa(i)+"]", path)
 	}
 	c.read("client.creds", o.Client.Creds, true)
 	return c.problems
@@ -44,6 +37,28 @@ type checker struct {
 
 func (c *checker) refuse(field, text, fix string) {
 	c.problems = append(c.problems, Problem{Place: c.root.at(field), Key: field, Text: text, Fix: fix})
+}
+
+// pair looks at a certificate and its key, the keys cert and key of a section.
+func (c *checker) pair(section, certPath, keyPath string) {
+	cert := c.read(section+".cert", certPath, false)
+	key := c.read(section+".key", keyPath, true)
+	if cert == nil || key == nil {
+		return
+	}
+	if _, err := tls.X509KeyPair(cert, key); err != nil {
+		c.refuse(section+".key", fmt.Sprintf("%q and %q are not a certificate and its key: %v", certPath, keyPath, err), "name the key that the certificate was issued for")
+	}
+}
+
+func (c *checker) authorities(field, path string) {
+	data := c.read(field, path, false)
+	if data == nil {
+		return
+	}
+	if err := parseAuthorities(data); err != nil {
+		c.refuse(field, fmt.Sprintf("%q holds no usable authority: %v", path, err), "name a PEM file of CERTIFICATE blocks")
+	}
 }
 
 // read returns the content of the file, nil without a path or with a problem.

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/change/sse"
+	"github.com/fleetbus/fleetbus/hub"
+	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/mqtt"
 )
 
@@ -31,6 +34,9 @@ func protocolNames() []string { return slices.Sorted(maps.Keys(protocols())) }
 // A target is what the tree is decoded into.
 type target struct {
 	options   fleetbus.Options
+	hub       hub.Options
+	accounts  []string // of the hub
+	qos       string
 	log       Log
 	listeners []*listener
 	mqtt      mqtt.Protocol
@@ -46,6 +52,9 @@ type listener struct {
 func (t *target) field(path []string) any {
 	if path[0] == "listeners" && len(path) == 3 {
 		return t.listener(path[1]).field(path[2])
+	}
+	if path[0] == "hub" {
+		return t.hubField(path[len(path)-1])
 	}
 	o := &t.options
 	switch strings.Join(path, ".") {
@@ -133,6 +142,87 @@ func (t *target) field(path []string) any {
 	return nil
 }
 
+func (t *target) hubField(name string) any {
+	h := &t.hub
+	switch name {
+	case "servers":
+		return &h.Servers
+	case "accounts":
+		return &t.accounts
+	case "subjects":
+		return &h.Subjects
+	case "prefix":
+		return &h.Prefix
+	case "ca":
+		return &h.CA
+	case "cert":
+		return &h.Cert
+	case "key":
+		return &h.Key
+	case "server_name":
+		return &h.ServerName
+	case "pin":
+		return &h.Pin
+	case "user":
+		return &h.User
+	case "password_file":
+		return &h.PasswordFile
+	case "client_id":
+		return &h.ClientID
+	case "qos":
+		return &t.qos
+	case "keep_alive":
+		return &h.KeepAlive
+	case "session_expiry":
+		return &h.SessionExpiry
+	case "queue":
+		return &h.Queue
+	}
+	return nil
+}
+
+// linkHub adds a service for every account that is linked to the hub, if there is
+// one.
+func (t *target) linkHub(d *decoder, root *node) {
+	if t.options.Mode != fleetbus.Hub && len(t.hub.Servers) == 0 {
+		return
+	}
+	t.hub.AtMostOnce = t.qos == "0"
+	t.hub.Node = fleetbus.NodeRecord(t.options).Name
+	if len(t.accounts) == 0 {
+		t.accounts = t.options.Accounts
+	}
+	d.validate(root, t.hub.Validate())
+	if len(t.accounts) == 0 && !d.covers("hub.accounts") {
+		d.refuse(root.at("hub"), []string{"hub", "accounts"}, fault{"no account is named whose messages pass", "set hub.accounts, or accounts"})
+	}
+	for i, account := range t.accounts {
+		if err := identity.CheckAccountName(account); err != nil {
+			field := "hub.accounts[" + strconv.Itoa(i) + "]"
+			d.refuse(root.at(field), []string{field}, fault{err.Error(), "use letters, digits, - and _, 63 bytes at most"})
+		}
+	}
+	everything := identity.Rule{Allow: []string{">"}}
+	for _, account := range t.accounts {
+		o := t.hub
+		o.Account = account
+		if o.ClientID != "" && len(t.accounts) > 1 {
+			o.ClientID += "-" + account
+		}
+		link, err := hub.New(o)
+		if err != nil {
+			continue // it was reported, as are names
+		}
+		t.options.Services = append(t.options.Services, fleetbus.ServiceBinding{
+			Name: "hub " + account, Service: link,
+			Principal: identity.Principal{Account: account, Name: "hub", Kind: identity.KindService, Permissions: identity.Permissions{Publish: everything, Subscribe: everything}},
+		})
+	}
+	if len(t.options.Services) == 0 {
+		d.spoil("hub") // it was reported why
+	}
+}
+
 func (t *target) listener(name string) *listener {
 	for _, l := range t.listeners {
 		if l.Name == name {
@@ -205,6 +295,7 @@ func decode(root *node, broken bool) (*target, []Problem) {
 		t.options.Listeners = append(t.options.Listeners, l.Listener)
 	}
 	if !broken {
+		t.linkHub(d, root)
 		d.validate(root, errors.Join(append(t.mqtt.Validate(), t.options.Validate())...))
 	}
 	return t, d.problems
@@ -220,6 +311,11 @@ func (d *decoder) validate(root *node, err error) {
 		return
 	}
 	var wrong *fleetbus.OptionError
+	var field *hub.FieldError
+	if errors.As(err, &field) {
+		wrong = &fleetbus.OptionError{Field: "hub." + field.Field, Problem: field.Problem, Hint: field.Hint}
+		err = wrong
+	}
 	switch {
 	case err == nil:
 	case !errors.As(err, &wrong):
