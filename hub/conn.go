@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fleetbus/fleetbus/mqtt/packet"
@@ -37,8 +38,10 @@ const (
 	StepTLS       Step = "tls"
 	StepVersion   Step = "version"
 	StepLogin     Step = "login"
+	StepLimits    Step = "limits"
 	StepSubscribe Step = "subscribe"
 	StepPublish   Step = "publish"
+	StepRoundTrip Step = "round trip"
 )
 
 // An Error is why the hub cannot be used: the step that failed, and what to do.
@@ -208,11 +211,13 @@ func tlsFix(err error) string {
 		return "set server_name to a name in the hub's certificate"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "renew the hub's certificate, or set this machine's clock"
-	case errors.As(err, &record), errors.Is(err, io.EOF):
+	case errors.As(err, &record), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return "the port may be one without TLS: use that of TLS, or mqtt://"
 	}
 	return "look at the hub's log; it may demand a certificate, set by cert and key"
 }
+
+const fixOld = "update the hub to a version with MQTT 5.0: mosquitto has it since 1.6"
 
 // errOld says that the hub speaks an older version.
 var errOld = errors.New("the hub speaks MQTT 3.1.1 and not 5.0")
@@ -233,17 +238,18 @@ func (c *conn) login(o *Options, clean bool) error {
 	if clean {
 		connect.SessionExpiry = 0
 	}
-	if err := c.send(connect); err != nil {
-		return &Error{Step: StepVersion, Err: fmt.Errorf("sending CONNECT: %w", err), Fix: "look at the hub's log"}
-	}
+	sent := c.send(connect)
 	in := bufio.NewReaderSize(c, 4<<10)
-	head, err := in.Peek(4)
+	head, err := in.Peek(4) // also if it was not sent: TLS 1.3 tells late why not
+	if err != nil && sent != nil {
+		err = fmt.Errorf("%w, after %w", err, sent)
+	}
 	if err != nil {
 		return c.refused(err)
 	}
 	// CONNACK of MQTT 3.1.1 is the only one without properties.
 	if head[0] == byte(packet.CONNACK)<<4 && head[1] == 2 {
-		return &Error{Step: StepVersion, Code: packet.UnsupportedProtocolVersion, Err: errOld, Fix: "update the hub to a version with MQTT 5.0: mosquitto has it since 1.6"}
+		return &Error{Step: StepVersion, Code: packet.UnsupportedProtocolVersion, Err: errOld, Fix: fixOld}
 	}
 	c.r = packet.NewReader(in, packet.Server, 4<<10)
 	c.r.Version, c.r.Maximum = packet.V5, maxIncoming
@@ -268,7 +274,7 @@ func (c *conn) login(o *Options, clean bool) error {
 	e := &Error{Step: StepLogin, Code: ack.Code, Err: text}
 	switch ack.Code {
 	case packet.UnsupportedProtocolVersion:
-		e.Step, e.Err, e.Fix = StepVersion, errOld, "update the hub to a version with MQTT 5.0: mosquitto has it since 1.6"
+		e.Step, e.Err, e.Fix = StepVersion, errOld, fixOld
 	case packet.BadUserNameOrPassword:
 		e.Fix = "correct user and password_file, or make that user at the hub"
 	case packet.NotAuthorized, packet.Banned:
@@ -293,7 +299,7 @@ func (c *conn) refused(err error) error {
 	var remote *net.OpError
 	fix := "look at the hub's log; it may demand a certificate, or speak an older MQTT"
 	switch {
-	case errors.As(err, &remote) && remote.Op == "remote error": // of TLS 1.3, which tells late
+	case errors.As(err, &remote) && remote.Op == "remote error", c.state != nil && errors.Is(err, syscall.ECONNRESET):
 		return &Error{Step: StepTLS, Err: fmt.Errorf("the hub refuses TLS: %w", err), Fix: "give this node a certificate of an authority that the hub trusts: cert, key"}
 	case errors.As(err, &bad):
 		err, fix = fmt.Errorf("what answers does not speak MQTT 5.0: %w", err), "correct the port, or look what listens there"

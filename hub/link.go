@@ -272,7 +272,7 @@ func (r *run) serve(ctx context.Context, c *conn, server server) error {
 	if err := c.subscribe(s.qos, s.take, s.filters()...); err != nil {
 		return s.why(ctx, err)
 	}
-	r.connected(server)
+	r.connected(server, c)
 	s.log.Info("hub is connected", "server", server.url, "session", c.connack.SessionPresent)
 	if err := s.announce(""); err != nil {
 		return s.why(ctx, err)

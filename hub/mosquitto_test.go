@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -179,6 +180,15 @@ func (m *mosquitto) kill() {
 		_ = m.cmd.Process.Kill()
 		_ = m.cmd.Wait() // it was killed
 		m.cmd = nil
+	}
+}
+
+// hangup has it read its lists again.
+func (m *mosquitto) hangup() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		m.t.Error(err)
 	}
 }
 

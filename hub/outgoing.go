@@ -262,8 +262,12 @@ func (s *session) acknowledged(a *packet.Ack) {
 	delete(o.ids, a.ID)
 	if !a.Code.Failed() {
 		e.done = true
-		o.probing = o.probing && !o.held.IsZero()
+		well := o.probing && o.held.IsZero()
+		o.probing = o.probing && !well
 		o.mu.Unlock()
+		if well {
+			s.accepted()
+		}
 		s.advance()
 		o.free()
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ type view struct {
 	server server
 	since  time.Time // connected; zero: it is not
 	err    error     // why it is not, or why the hub takes nothing
+	ended  time.Time // when the hub ended the last connection without a word
 	taken  []time.Time
 	queued uint64
 	full   bool
@@ -30,11 +32,17 @@ type view struct {
 }
 
 // takenOver is how often, within takenWithin, somebody else has to take the session
-// over before it is a finding.
+// over before it is a finding. Some brokers do not say so, and end the connection; who
+// is back within takenSoon and finds the session there was taken over.
 const (
-	takenOver   = 2
+	takenOver   = 3
 	takenWithin = 5 * time.Minute
+	takenSoon   = 10 * time.Second
 )
+
+func (v *view) takeOver() {
+	v.taken = append(slices.DeleteFunc(v.taken, func(t time.Time) bool { return time.Since(t) > takenWithin }), time.Now())
+}
 
 func (l *Link) count(change func(*view)) {
 	l.mu.Lock()
@@ -42,8 +50,13 @@ func (l *Link) count(change func(*view)) {
 	change(&l.view)
 }
 
-func (r *run) connected(server server) {
-	r.count(func(v *view) { v.server, v.since, v.err, v.run = server, time.Now(), nil, r })
+func (r *run) connected(server server, c *conn) {
+	r.count(func(v *view) {
+		v.server, v.since, v.err, v.run = server, time.Now(), nil, r
+		if c.connack.SessionPresent && time.Since(v.ended) < takenSoon {
+			v.takeOver()
+		}
+	})
 }
 
 // disconnected notes and tells why there is no connection.
@@ -56,7 +69,9 @@ func (r *run) disconnected(err error) {
 		r.view.err = err
 	}
 	if errors.As(err, &e) && e.Code == packet.SessionTakenOver {
-		r.view.taken = append(slices.DeleteFunc(r.view.taken, func(t time.Time) bool { return time.Since(t) > takenWithin }), time.Now())
+		r.view.takeOver()
+	} else if was && errors.Is(err, io.EOF) {
+		r.view.ended = time.Now()
 	}
 	r.Link.mu.Unlock()
 	if err != nil && (was || before == nil || before.Error() != err.Error()) {
@@ -68,6 +83,15 @@ func (r *run) disconnected(err error) {
 func (s *session) refused(err *Error) {
 	s.log.Warn("hub refuses a message, which is offered again", "error", err)
 	s.count(func(v *view) { v.err = err })
+}
+
+// accepted notes that the hub takes messages again.
+func (s *session) accepted() {
+	s.count(func(v *view) {
+		if e, ok := v.err.(*Error); ok && e.Step == StepPublish {
+			v.err = nil
+		}
+	})
 }
 
 // lost tells that messages of an origin are gone for good.
@@ -142,7 +166,7 @@ func (l *Link) Check(context.Context) []doctor.Finding {
 	}
 	taken := slices.DeleteFunc(slices.Clone(v.taken), func(t time.Time) bool { return time.Since(t) > takenWithin })
 	if len(taken) >= takenOver {
-		add("HUB-CLIENT-ID-TWICE", doctor.Problem, "give every node a name of its own, or set hub.client_id", "another client of the hub has the identifier %q, too: the two disconnect each other", l.o.ClientID)
+		add("HUB-CLIENT-ID-TWICE", doctor.Problem, "give every node a name of its own, or set hub.client_id", "another client of the hub seems to have the identifier %q, too: the two disconnect each other", l.o.ClientID)
 	}
 	if v.full {
 		add("HUB-QUEUE-FULL", doctor.Problem, "bring the hub back, or raise hub.queue", "nine tenths of the hub's queue are full: what is published will be refused")

@@ -149,16 +149,7 @@ func (f *joinFlags) joinNode(cmd *cobra.Command, host, token string) error {
 
 // preflight prints each check when it is done.
 func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.Check, error) {
-	join.Progress = func(c enroll.Check) {
-		mark := "ok  "
-		if !c.OK {
-			mark = "FAIL"
-		}
-		f.a.hint("  %s  %-16s %s", mark, c.Name, c.Detail)
-		if c.Fix != "" {
-			f.a.hint("        %-16s fix: %s", "", c.Fix)
-		}
-	}
+	join.Progress = func(c enroll.Check) { f.a.showCheck(c.Name, c.OK, c.Detail, c.Fix) }
 	checks, err := join.Preflight(ctx)
 	if err == nil {
 		return checks, nil

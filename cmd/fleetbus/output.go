@@ -299,3 +299,15 @@ func escape(s string) string {
 func bidi(r rune) bool {
 	return r == '\u061c' || r == '\u200e' || r == '\u200f' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069'
 }
+
+// showCheck prints a check when it is done.
+func (a *app) showCheck(name string, ok bool, detail, fix string) {
+	mark := "ok  "
+	if !ok {
+		mark = "FAIL"
+	}
+	a.hint("  %s  %-16s %s", mark, name, detail)
+	if fix != "" {
+		a.hint("        %-16s fix: %s", "", fix)
+	}
+}

@@ -30,7 +30,7 @@ type app struct {
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newAccountCommand(a), newUserCommand(a), newRoleCommand(a), newTokenCommand(a), newNodeCommand(a),
-		newStreamCommand(a), newChangeCommand(a), newConfigCommand(a),
+		newStreamCommand(a), newChangeCommand(a), newHubCommand(a), newConfigCommand(a),
 		newInitCommand(a), newServeCommand(a), newJoinCommand(a), newLeaveCommand(a), newRescueCommand(a),
 		newStatusCommand(a), newDoctorCommand(a), newDemoCommand(a),
 		newPubCommand(a), newSubCommand(a), newRequestCommand(a), newReplyCommand(a), newBenchCommand(a),

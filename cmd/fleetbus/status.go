@@ -51,6 +51,7 @@ func statusPage(p *page, s admin.Status) {
 		{"accounts", formatInt(int64(s.Accounts))}, {"users", formatInt(int64(s.Users))}})
 	p.line("")
 	nodeTable(p, s.Nodes)
+	hubTable(p, s.Nodes)
 	if len(s.Sources) > 0 {
 		p.line("")
 		sourceTable(p, s.Sources)

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/hub"
+)
+
+func newHubCommand(a *app) *cobra.Command {
+	return noun("hub", "Hubs: central MQTT brokers that link nodes, in place of the mesh", newHubCheck(a))
+}
+
+func newHubCheck(a *app) *cobra.Command {
+	var o hub.Options
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "check URL", Args: takes("URL"), Annotations: reads(),
+		Short: "Try whether a broker can be a hub: reachability, TLS, version, permissions",
+		Long: `Try whether a broker can be a hub: whether it is reached, its TLS, its version of
+MQTT, the login, its limits, and a message there and back below the prefix. It
+leaves nothing there. URL is mqtts://host:port, or without TLS
+mqtt://host:port.`,
+		Example: `  fleetbus hub check mqtts://mqtt.example.net --ca ca.pem --cert node.crt --key node.key
+  fleetbus hub check mqtts://mqtt.example.net --user eu-1 --password-file password`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Servers = args
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			checks, err := hub.Probe(ctx, o, func(c hub.Check) { a.showCheck(c.Name, c.OK, c.Detail, c.Fix) })
+			if checks == nil && err != nil {
+				return hubSettings(args[0], err)
+			}
+			if checks == nil {
+				checks = []hub.Check{}
+			}
+			if err := a.show(report{value: checks, text: func(p *page) {
+				if err == nil {
+					p.line("ok: %s can be a hub", args[0])
+				}
+			}}); err != nil {
+				return err
+			}
+			return hubFailure(args[0], err)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.CA, "ca", "", "PEM file of the authorities that may have signed the broker's certificate (default: the system's)")
+	flags.StringVar(&o.Cert, "cert", "", "PEM file of a certificate that the broker knows")
+	flags.StringVar(&o.Key, "key", "", "PEM file of its private key")
+	flags.StringVar(&o.ServerName, "server-name", "", "name that the broker's certificate must have (default: the host of URL)")
+	flags.StringVar(&o.Pin, "pin", "", "digest of the broker's public key, as this command prints it")
+	flags.StringVar(&o.User, "user", "", "user that the broker knows")
+	flags.StringVar(&o.PasswordFile, "password-file", "", "file with the user's password")
+	flags.StringVar(&o.ClientID, "client-id", "", "MQTT client identifier (default: a new one)")
+	flags.StringVar(&o.Prefix, "prefix", "", "topic below which everything is (default: fleetbus)")
+	flags.StringVar(&o.Account, "account", "", "account whose topics are tried (default: none, right below the prefix)")
+	flags.DurationVar(&timeout, "timeout", 30*time.Second, "how long it may take")
+	return a.output(cmd)
+}
+
+// hubSettings is the failure of a flag or of the URL.
+func hubSettings(url string, err error) error {
+	var wrong *hub.FieldError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	if strings.HasPrefix(wrong.Field, "servers") {
+		return fail(exitUsage, wrong.Hint, "checking the hub: %s", wrong.Problem)
+	}
+	return fail(exitUsage, wrong.Hint, "checking the hub at %s: %s: %s", url, strings.ReplaceAll(wrong.Field, "_", "-"), wrong.Problem)
+}
+
+// hubFailure is the failure of a check.
+func hubFailure(url string, err error) error {
+	var e *hub.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	code := exitFailed
+	switch e.Step {
+	case hub.StepSettings:
+		code = exitUsage
+	case hub.StepReach:
+		code = exitUnavailable
+	case hub.StepLogin, hub.StepSubscribe, hub.StepPublish:
+		if code = exitDenied; !e.Code.Failed() {
+			code = exitUnavailable
+		}
+	case hub.StepRoundTrip:
+		code = exitDenied
+	}
+	return fail(code, e.Fix, "checking the hub at %s: %v", url, e)
+}
+
+func hubTable(p *page, nodes []admin.NodeInfo) {
+	type row struct {
+		node string
+		admin.Hub
+	}
+	var all []row
+	for _, n := range nodes {
+		for _, h := range n.Hubs {
+			all = append(all, row{n.Name, h})
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	p.line("")
+	table(p, all,
+		column[row]{"NODE", func(r row) string { return r.node }},
+		column[row]{"ACCOUNT", func(r row) string { return r.Account }},
+		column[row]{"HUB", func(r row) string { return r.Server }},
+		column[row]{"STATE", func(r row) string { return strings.ReplaceAll(r.State, "_", " ") }},
+		column[row]{"QUEUED", func(r row) string { return fmt.Sprint(r.Queued) }},
+		column[row]{"SENT", func(r row) string { return fmt.Sprint(r.Sent) }},
+		column[row]{"RECEIVED", func(r row) string { return fmt.Sprint(r.Received) }},
+		column[row]{"OTHER NODES", func(r row) string { return peerWords(r.Peers) }},
+	)
+}
+
+// peerWords say how the other nodes on a hub stand, each by its name.
+func peerWords(peers []admin.HubPeer) string {
+	var words []string
+	for _, p := range peers {
+		words = append(words, p.Node+" "+strings.ReplaceAll(p.State, "_", " "))
+	}
+	return strings.Join(words, ", ")
+}
