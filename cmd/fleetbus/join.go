@@ -103,6 +103,9 @@ func (f *joinFlags) joinNode(cmd *cobra.Command, host, token string) error {
 		return err
 	}
 	o = standard(o)
+	if o.Mode == fleetbus.Hub {
+		return fail(exitUsage, "fleetbus init, with the same settings of the hub", "joining: a node on a hub is a fleet of its own, and joins none")
+	}
 	there, err := fleetbus.Initialized(o.Dir)
 	if err != nil {
 		return options("joining", err)

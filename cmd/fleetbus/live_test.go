@@ -37,7 +37,8 @@ func TestLive(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// Where .ci/test puts the client of others.
 			tools, err := filepath.Abs("../../.tools")
-			env.Setenv("PATH", env.Getenv("PATH")+string(filepath.ListSeparator)+tools)
+			path := []string{env.Getenv("PATH"), tools, "/usr/sbin"} // of brokers
+			env.Setenv("PATH", strings.Join(path, string(filepath.ListSeparator)))
 			env.Setenv("HOME", env.WorkDir)
 			env.Vars = append(env.Vars, noDelay)
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)

@@ -229,6 +229,10 @@ func (a *app) showFounded(o fleetbus.Options, f *fleetbus.Founded) error {
 		p.line("")
 		p.line("start the node:")
 		p.line("  %s", a.serveLine(o.Dir))
+		if o.Mode == fleetbus.Hub {
+			p.line("make the other nodes like this one, each with a name of its own: they meet at the hub")
+			return
+		}
 		p.line("add a node, on its machine, within a day:")
 		p.line("  %s", value.Join)
 	}})
