@@ -194,6 +194,9 @@ func public(u identity.User) identity.User {
 	if u.Password != "" {
 		u.Password = "set"
 	}
+	if u.Bearer != nil {
+		u.Bearer = &identity.Bearer{SecretHash: "set", Created: u.Bearer.Created, Expires: u.Bearer.Expires}
+	}
 	return u
 }
 
@@ -284,6 +287,11 @@ func (g *grant) parse() error {
 			return admin.Errorf(admin.Invalid, "", "%v", err)
 		}
 	}
+	if r.Bearer != "" {
+		if err := identity.CheckBearerHash(r.Bearer); err != nil {
+			return admin.Errorf(admin.Invalid, "", "%v", err)
+		}
+	}
 	if g.csr != nil {
 		life := certificateLife
 		if !g.expires.IsZero() {
@@ -331,6 +339,9 @@ func (g *grant) user(d *identity.Directory) (identity.User, error) {
 		u.Certificates = append(u.Certificates, identity.UserCertificate{
 			SHA256: identity.KeyHash(c), Serial: c.SerialNumber.Text(16), NotAfter: c.NotAfter, Registered: true,
 		})
+	}
+	if g.request.Bearer != "" {
+		u.Bearer = &identity.Bearer{SecretHash: g.request.Bearer, Created: g.now, Expires: g.expires}
 	}
 	if g.request.Password != "" {
 		u.Password = g.request.Password

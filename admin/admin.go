@@ -193,6 +193,9 @@ type UserRequest struct {
 	// Password is the encoded argon2id hash of a password, made by
 	// identity.HashPassword.
 	Password string `json:"password,omitempty"`
+	// Bearer is the hash of the secret of a bearer token, made by
+	// identity.NewBearer. It takes the place of the one before.
+	Bearer string `json:"bearer,omitempty"`
 }
 
 // UserReply carries what was asked for.

@@ -17,6 +17,7 @@ const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAA
 //
 //   - a verified client certificate that names a user of the fleet, or whose key
 //     is registered for one. A username beside it must be the same user's.
+//   - a bearer token. A username beside it must be the same user's.
 //   - a username, account/name, and its password
 //   - an enrollment token, whose principal may only enroll
 //
@@ -38,6 +39,8 @@ func (d *Directory) Authenticate(c Credentials, fleet string, now time.Time) (Pr
 		}
 	}
 	switch {
+	case c.Bearer != "":
+		return d.authenticateBearer(c, now)
 	case c.Username != "":
 		return d.authenticatePassword(c, now)
 	case c.Token != "":

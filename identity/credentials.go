@@ -20,6 +20,8 @@ type Credentials struct {
 	Username string `json:"username,omitempty"`
 	// Password of Username.
 	Password string `json:"-"`
+	// Bearer is a bearer token of a user, see IsBearer.
+	Bearer string `json:"-"`
 	// Token is an enrollment token.
 	Token string `json:"-"`
 	// Listener is the name of the listener that the client came in by.
@@ -39,6 +41,9 @@ func (c Credentials) String() string {
 	}
 	if c.Password != "" {
 		kinds = append(kinds, "password")
+	}
+	if c.Bearer != "" {
+		kinds = append(kinds, "bearer token")
 	}
 	if c.Token != "" {
 		kinds = append(kinds, "token")

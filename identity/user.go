@@ -29,6 +29,8 @@ type User struct {
 	Certificates []UserCertificate `json:"certificates,omitempty"`
 	// Password as HashPassword returned it. Empty: the user has none.
 	Password string `json:"password,omitempty"`
+	// Bearer is the user's bearer token. Nil: it has none.
+	Bearer *Bearer `json:"bearer,omitempty"`
 	// Denied shuts the user out, whatever it presents. DeniedAt is since when.
 	Denied   bool      `json:"denied,omitempty"`
 	DeniedAt time.Time `json:"denied_at,omitzero"`

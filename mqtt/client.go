@@ -127,6 +127,9 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 	if c.Username != nil {
 		credentials.Username = *c.Username
 	}
+	if identity.IsBearer(credentials.Password) {
+		credentials.Bearer, credentials.Password = credentials.Password, ""
+	}
 	var err error
 	s.login, err = login(ctx, credentials)
 	switch {

@@ -490,3 +490,31 @@ func TestSlowReader(t *testing.T) {
 		t.Errorf("%d bytes", len(m.Payload))
 	}
 }
+
+// TestBearer comes in with a bearer token in place of a password.
+func TestBearer(t *testing.T) {
+	h := start(t)
+	text, hash, err := identity.NewBearer("acme", "sensor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.User(admin.UserRequest{Name: "acme/sensor", Role: "client", Bearer: hash})
+	anybody := &house{h.Server, h.TLS()}
+	for _, c := range []*packet.Connect{
+		{Version: packet.V5, CleanStart: true, Password: packet.Secret(text)},
+		{Version: packet.V5, CleanStart: true, Username: new("acme/sensor"), Password: packet.Secret(text)},
+		{Version: packet.V311, CleanStart: true, Username: new("acme/sensor"), Password: packet.Secret(text), ClientID: "c"},
+	} {
+		if _, ack := anybody.connect(t, c); ack.Code != packet.Success {
+			t.Errorf("%+v: %v", c, ack.Code)
+		}
+	}
+	for _, c := range []*packet.Connect{
+		{Version: packet.V5, CleanStart: true, Password: packet.Secret(text + "x")},
+		{Version: packet.V5, CleanStart: true, Username: new("acme/device"), Password: packet.Secret(text)},
+	} {
+		if _, ack := anybody.connect(t, c); !ack.Code.Failed() {
+			t.Errorf("%+v is let in", c)
+		}
+	}
+}

@@ -126,10 +126,14 @@ func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Ses
 		user, password, _ := r.BasicAuth()
 		ctx, cancel := context.WithTimeout(r.Context(), setupTimeout)
 		defer cancel()
-		session, err := h.login(ctx, identity.Credentials{TLS: r.TLS, Username: user, Password: password, Remote: r.RemoteAddr})
+		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !identity.IsBearer(bearer) {
+			bearer = ""
+		}
+		session, err := h.login(ctx, identity.Credentials{TLS: r.TLS, Username: user, Password: password, Bearer: bearer, Remote: r.RemoteAddr})
 		if errors.Is(err, identity.ErrUnauthorized) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="fleetbus"`)
-			refuse(w, http.StatusUnauthorized, err.Error(), "show a client certificate, or log in as account/name with a password")
+			refuse(w, http.StatusUnauthorized, err.Error(), "show a client certificate or a bearer token, or log in as account/name with a password")
 			return
 		}
 		if err != nil {

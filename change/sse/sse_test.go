@@ -28,7 +28,7 @@ func within(t testing.TB) context.Context {
 
 type client struct {
 	*http.Client
-	base, user, password string
+	base, user, password, bearer string
 }
 
 func (c client) do(t *testing.T, method, path, body string) *http.Response {
@@ -37,7 +37,10 @@ func (c client) do(t *testing.T, method, path, body string) *http.Response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.user != "" {
+	switch {
+	case c.bearer != "":
+		r.Header.Set("Authorization", "Bearer "+c.bearer)
+	case c.user != "":
 		r.SetBasicAuth(c.user, c.password)
 	}
 	answer, err := c.Do(r)
@@ -145,6 +148,13 @@ func TestRefused(t *testing.T) {
 	narrow.user, nothing.user = "acme/narrow", "acme/nothing"
 	narrow.password = s.Password(admin.UserRequest{Name: "acme/narrow", Role: "narrow"})
 	nothing.password = s.Password(admin.UserRequest{Name: "acme/nothing", Role: "nothing"})
+	token, hash, err := identity.NewBearer("acme", "token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.User(admin.UserRequest{Name: "acme/token", Role: "narrow", Bearer: hash})
+	known, unknown := c, c
+	known.bearer, unknown.bearer = token, token+"x"
 	nobody, guesser := c, c
 	nobody.user, guesser.password = "", "guessed"
 	for _, r := range []struct {
@@ -155,6 +165,8 @@ func TestRefused(t *testing.T) {
 		{nobody, "GET", "/changes/orders", "", http.StatusUnauthorized},
 		{guesser, "GET", "/changes/orders", "", http.StatusUnauthorized},
 		{narrow, "GET", "/changes/orders", "", http.StatusForbidden},
+		{known, "GET", "/changes/orders", "", http.StatusForbidden},
+		{unknown, "GET", "/changes/orders", "", http.StatusUnauthorized},
 		{c, "GET", "/", "", http.StatusNotFound},
 		{c, "GET", "/changes/", "", http.StatusNotFound},
 		{c, "DELETE", "/changes/orders", "", http.StatusMethodNotAllowed},

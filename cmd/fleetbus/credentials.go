@@ -23,6 +23,18 @@ type userKeys struct {
 	// is none.
 	seed []byte
 	key  *ecdsa.PrivateKey
+	// bearer is the text of a bearer token.
+	bearer string
+}
+
+// makeBearer makes a bearer token. Only its hash is sent.
+func (k *userKeys) makeBearer(request *admin.UserRequest) error {
+	account, name, err := identity.SplitName(request.Name)
+	if err != nil {
+		return err
+	}
+	k.bearer, request.Bearer, err = identity.NewBearer(account, name)
+	return err
 }
 
 // makeKey makes the key of a creds file and asks for its JWT.

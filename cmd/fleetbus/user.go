@@ -63,8 +63,12 @@ func newUserInfo(a *app) *cobra.Command {
 				if u.Denied {
 					state += " since " + formatTime(u.DeniedAt)
 				}
+				bearer := "no"
+				if u.Bearer != nil {
+					bearer = "until " + or(formatTime(u.Bearer.Expires), "it is replaced")
+				}
 				fields(p, []field{{"name", u.String()}, {"kind", string(u.Kind)}, {"role", u.Role}, {"state", state},
-					{"created", formatTime(u.Created)}, {"password", password}})
+					{"created", formatTime(u.Created)}, {"password", password}, {"bearer token", bearer}})
 				if len(u.Keys) > 0 {
 					p.line("")
 					table(p, u.Keys,

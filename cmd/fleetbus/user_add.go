@@ -30,6 +30,7 @@ type userFlags struct {
 	expires                    life
 	out, certOut, caOut        string
 	certRegister, passwordFile string
+	bearerOut                  string
 	g                          guard
 }
 
@@ -44,7 +45,8 @@ stays as it is.`,
 		Example: `  fleetbus user add acme/alice --out alice.creds --ca-out ca.pem
   fleetbus user add acme/alice -o creds > alice.creds
   fleetbus user add acme/press --role machine --cert press --expires 30d
-  fleetbus user add acme/bob --password-file bob.txt`,
+  fleetbus user add acme/bob --password-file bob.txt
+  fleetbus user add acme/sensor --bearer-out sensor.token --expires 30d`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, a, args[0]) },
 	}
 	flags := cmd.Flags()
@@ -55,6 +57,7 @@ stays as it is.`,
 	flags.StringVar(&f.caOut, "ca-out", "", "write the authority that servers are verified with to a `file`")
 	flags.StringVar(&f.certRegister, "cert-register", "", "PEM `file` of a certificate of your own authority that is to stand for the user")
 	flags.StringVar(&f.passwordFile, "password-file", "", "`file` with a password, - for stdin; only its hash is sent")
+	flags.StringVar(&f.bearerOut, "bearer-out", "", "write a bearer token to a `file`, for clients of MQTT and HTTPS; it takes the place of the one before")
 	f.g.drying(cmd)
 	flags.BoolVarP(&f.g.yes, "yes", "y", false, "write over files that exist")
 	return a.output(cmd, formatCreds)
@@ -77,6 +80,11 @@ func (f *userFlags) run(cmd *cobra.Command, a *app, name string) error {
 	}
 	if f.certOut != "" {
 		if err := keys.makeCSR(&request); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if f.bearerOut != "" {
+		if err := keys.makeBearer(&request); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
@@ -115,7 +123,7 @@ func (f *userFlags) files() (paths []string) {
 	if f.certOut != "" {
 		paths = append(paths, f.certOut+".key", f.certOut+".crt", f.certOut+"-ca.pem")
 	}
-	for _, path := range []string{f.out, f.caOut} {
+	for _, path := range []string{f.out, f.bearerOut, f.caOut} {
 		if path != "" {
 			paths = append(paths, path)
 		}
@@ -216,6 +224,9 @@ func (f *userFlags) write(a *app, keys userKeys, reply admin.UserReply) error {
 	if f.out != "" {
 		files = append(files, secretFile{f.out, creds, 0o600})
 	}
+	if f.bearerOut != "" {
+		files = append(files, secretFile{f.bearerOut, []byte(keys.bearer + "\n"), 0o600})
+	}
 	if f.caOut != "" {
 		files = append(files, secretFile{f.caOut, []byte(reply.CA), 0o644})
 	}
@@ -259,7 +270,7 @@ func (f *userFlags) advise(a *app, name string, reply admin.UserReply) {
 	switch {
 	case f.out != "" || a.format == formatCreds:
 		a.hint("try: nats --server tls://%s --creds %s --tlsca %s pub greeting hello", reply.Servers[0], or(f.out, short+".creds"), ca)
-	case f.certOut == "" && f.certRegister == "" && f.passwordFile == "":
+	case f.certOut == "" && f.certRegister == "" && f.passwordFile == "" && f.bearerOut == "":
 		a.hint("a credentials file: fleetbus user add %s --out %s.creds --ca-out ca.pem", name, short)
 	}
 	if ca == "ca.pem" && f.caOut == "" {
