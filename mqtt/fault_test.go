@@ -351,6 +351,9 @@ func TestComeAndGo(t *testing.T) {
 	sub, _ := h.connect(t, connect)
 	sub.subscribe(1, "a")
 	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	if err := pub.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
 	const many = 4000
 	published := make(chan error, 1)
 	go func() {
@@ -360,8 +363,9 @@ func TestComeAndGo(t *testing.T) {
 				published <- err
 				return
 			}
-			if p, err := pub.r.Next(); err != nil {
-				published <- fmt.Errorf("%+v %w", p, err)
+			p, err := pub.r.Next()
+			if a, ok := p.(*packet.Ack); err != nil || !ok || a.Code.Failed() {
+				published <- fmt.Errorf("%d: %+v %w", i, p, err)
 				return
 			}
 		}

@@ -263,25 +263,29 @@ func (s *session) acknowledged(a *packet.Ack) error {
 }
 
 // again sends what the client has not acknowledged once more, no more at once than
-// it takes. [MQTT-4.4.0-1]
+// it takes, while its packets are being read. [MQTT-4.4.0-1]
 func (s *session) again() {
 	s.mu.Lock()
+	s.repeating = true
 	flights := slices.Clone(s.order)
 	s.mu.Unlock()
-	var rest []*flight
-	for _, f := range flights {
-		switch {
-		case f.Released: // [MQTT-4.9.0-3]
-			s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: f.ID})
-		case len(rest) > 0 || !s.repeat(f):
-			rest = append(rest, f)
-		}
-	}
-	if len(rest) == 0 {
+	if len(flights) == 0 {
 		s.goOn()
 		return
 	}
 	s.a.running.Go(func() {
+		var rest []*flight
+		for _, f := range flights {
+			s.mu.Lock()
+			released := f.Released
+			s.mu.Unlock()
+			switch {
+			case released: // [MQTT-4.9.0-3]
+				s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: f.ID})
+			case len(rest) > 0 || !s.repeat(f):
+				rest = append(rest, f)
+			}
+		}
 		for _, f := range rest {
 			for !s.repeat(f) {
 				select {
@@ -298,17 +302,16 @@ func (s *session) again() {
 // repeat sends a message once more, and reports whether it could.
 func (s *session) repeat(f *flight) bool {
 	s.mu.Lock()
-	s.repeating = true
-	free := s.quota > 0
+	free, over := s.quota > 0, s.closed || s.flights[f.ID] != f
 	s.mu.Unlock()
-	if !free {
-		return false
+	if over || !free {
+		return over
 	}
 	m, err := s.stored(f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.flights[f.ID] != f: // it was acknowledged
+	case s.closed || s.flights[f.ID] != f: // it was acknowledged
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		s.land(f) // it expired
 	case err != nil:
