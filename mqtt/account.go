@@ -158,6 +158,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	open(&a.registry, sessionsBytes, jetstream.StreamConfig{
 		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
 	})
+	// No session's. [MQTT311-3.1.2-7]
 	open(&a.retained, a.p.maxRetained(), jetstream.StreamConfig{
 		Name: retainedStream, Subjects: []string{retainedPrefix + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
 	})
@@ -484,7 +485,8 @@ func (a *account) overdue(now time.Time) {
 	}
 }
 
-// hear hands a stored message to the sessions on this node that want it.
+// hear hands a stored message to the sessions on this node that want it, in the
+// order in which they were stored. [MQTT-4.5.0-1] [MQTT-4.6.0-5] [MQTT-4.6.0-6]
 func (a *account) hear(msg jetstream.Msg) {
 	meta, err := msg.Metadata()
 	if err != nil {

@@ -43,7 +43,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		aliases: map[uint16]string{}, quota: 0xFFFF,
 	}
 	s.out.v, s.out.max, s.out.drained = c.Version, int(c.MaximumPacketSize), s.drained
-	if c.ReceiveMaximum > 0 {
+	if c.ReceiveMaximum > 0 { // [MQTT-4.9.0-1]
 		s.quota = int(c.ReceiveMaximum)
 	}
 	var end context.CancelFunc
@@ -53,8 +53,8 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		remote := conn.RemoteAddr().String()
 		p.log().Info("MQTT client refused", "remote", remote, "client", clip(s.id), "code", answer.Code.String(), "error", err)
 		end()
-		s.answer(answer) // [MQTT-3.2.2-7]
-		return
+		s.answer(answer) // [MQTT-3.2.2-7] [MQTT-4.12.0-4]
+		return           // [MQTT-3.1.4-6] [MQTT-3.14.0-1]
 	}
 	defer close(s.done)
 	defer s.detach()
@@ -64,7 +64,8 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		defer close(writing)
 		s.out.write()
 	}()
-	// Nothing goes out before CONNACK. [MQTT-3.2.0-1]
+	// Nothing goes out before CONNACK, and no other one after it.
+	// [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT-3.2.0-2]
 	s.out.send(answer)
 	s.again()
 	farewell := context.AfterFunc(ctx, func() { s.kick(packet.ServerShuttingDown, "the node stops") })
@@ -132,7 +133,7 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 	}
 	var err error
 	s.login, err = login(ctx, credentials)
-	switch {
+	switch { // [MQTT-3.1.4-2]
 	case errors.Is(err, identity.ErrUnauthorized) && c.Username != nil:
 		return no(packet.BadUserNameOrPassword, err.Error(), err)
 	case errors.Is(err, identity.ErrUnauthorized):
@@ -157,7 +158,7 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 	if s.a, err = s.p.account(ctx, s.login); err != nil {
 		return failed(packet.ServerUnavailable, "the engine is not ready", err)
 	}
-	s.key = digest(s.login.Principal.String(), s.id)
+	s.key = digest(s.login.Principal.String(), s.id) // any will do [MQTT-3.1.3-5] [MQTT-3.1.3-8]
 	s.judged = len(s.login.Principal.Permissions.Subscribe.Deny) > 0
 	present, err := s.attach(ctx, c)
 	if errors.Is(err, errFull) {
@@ -197,7 +198,9 @@ func (s *session) connack(c *packet.Connect, present bool) *packet.Connack {
 	if most := s.p.keepAlive(); most > 0 && (c.KeepAlive == 0 || time.Duration(c.KeepAlive)*time.Second > most) {
 		answer.ServerKeepAlive = new(uint16(most / time.Second))
 	}
-	if n := min(c.TopicAliasMaximum, s.p.topicAliases()); n > 0 { // [MQTT-3.1.2-26]
+	// There is no Response Information, and nothing that is missing is announced.
+	// [MQTT-3.1.2-28] [MQTT-3.2.2-9] [MQTT-3.2.2-10] [MQTT-3.2.2-12] [MQTT-3.2.2-13]
+	if n := min(c.TopicAliasMaximum, s.p.topicAliases()); n > 0 { // [MQTT-3.1.2-26] [MQTT-3.1.2-27]
 		s.given = make(map[string]uint16, n)
 		s.aliasMax = n
 	}
@@ -209,8 +212,8 @@ var errQuiet = errors.New("nothing came")
 
 // read takes the client's packets until the connection ends.
 func (s *session) read(c *packet.Connect, answer *packet.Connack) error {
-	patience := time.Duration(c.KeepAlive) * time.Second
-	if answer.ServerKeepAlive != nil { // [MQTT-3.2.2-21]
+	patience := time.Duration(c.KeepAlive) * time.Second // [MQTT-3.2.2-22]
+	if answer.ServerKeepAlive != nil {                   // [MQTT-3.2.2-21]
 		patience = time.Duration(*answer.ServerKeepAlive) * time.Second
 	}
 	patience += patience / 2 // [MQTT-3.1.2-22]
@@ -261,7 +264,7 @@ func (s *session) take(got packet.Packet) error {
 		s.out.send(&packet.Pingresp{}) // [MQTT-3.12.4-1]
 	case *packet.Disconnect:
 		return s.disconnected(got)
-	case *packet.Auth: // [MQTT-4.12.0-6]
+	case *packet.Auth: // [MQTT-4.12.0-2] [MQTT-4.12.0-6] [MQTT-4.12.1-2]
 		return fault(packet.ProtocolError, "MQTT-4.12.0-6", "AUTH without an Authentication Method in CONNECT")
 	}
 	return nil

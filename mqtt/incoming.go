@@ -13,7 +13,7 @@ import (
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// answer is a PUBACK or PUBREC that is owed.
+// answer is a PUBACK or PUBREC that is owed. It has no texts. [MQTT-3.1.2-29]
 type answer struct {
 	packet.Ack
 	waits int // for so many parts
@@ -131,7 +131,7 @@ func (s *session) publishLive(subject string, p *packet.Publish) {
 // take12 takes a PUBLISH of QoS 1 or 2: it is the engine's before it is
 // acknowledged. [MQTT-4.3.2-4] [MQTT-4.3.3-8]
 func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code) error {
-	reply := &answer{Ack: packet.Ack{Kind: packet.PUBACK, ID: p.ID}}
+	reply := &answer{Ack: packet.Ack{Kind: packet.PUBACK, ID: p.ID}} // [MQTT-3.3.4-1] [MQTT-4.3.2-5]
 	if p.QoS == 2 {
 		reply.Kind = packet.PUBREC
 	}

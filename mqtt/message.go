@@ -122,6 +122,7 @@ func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !n
 
 // publish is m as a client is sent it.
 func (m *message) publish(p *packet.Publish, now time.Time) {
+	// [MQTT-3.3.2-4] [MQTT-3.3.2-17]
 	p.Topic, p.Payload, p.Format, p.UserProperties = []byte(m.topic), m.payload, m.format, m.user
 	if !m.expires.IsZero() { // [MQTT-3.3.2-6]
 		p.Expires, p.Expiry = true, uint32(max(1, m.expires.Sub(now).Round(time.Second)/time.Second))

@@ -30,6 +30,7 @@ func (s *session) grant(m *message) (g granted) {
 	}
 	made := 0
 	for filter, sub := range s.rec.Subs {
+		// [MQTT-3.3.2-3]
 		if sub.Group != "" || !matches(filter, m.topic) || m.seq > 0 && m.seq <= sub.From {
 			continue
 		}
@@ -95,7 +96,7 @@ func (s *session) pump() {
 		g := granted{any: true, qos: m.grant, retain: m.retain}
 		switch {
 		case m.kept || m.shared != nil:
-			if m.sub > 0 {
+			if m.sub > 0 { // [MQTT-3.3.4-5]
 				g.ids = []uint32{m.sub}
 			}
 		default:
@@ -114,7 +115,7 @@ func (s *session) pump() {
 			m.finished()
 		} else {
 			if s.quota <= 0 || s.repeating || s.out.full() {
-				break
+				break // and nothing else waits [MQTT-3.3.4-10]
 			}
 			s.begin(m, qos, g)
 		}
@@ -135,7 +136,8 @@ func (s *session) pump() {
 	}
 }
 
-// begin sends a message that the client has to acknowledge. [MQTT-4.3.2-1] [MQTT-4.3.3-1]
+// begin sends a message that the client has to acknowledge, for the first time.
+// [MQTT-3.3.1-3] [MQTT-4.3.2-1] [MQTT-4.3.2-2] [MQTT-4.3.3-1] [MQTT-4.3.3-2]
 func (s *session) begin(m *message, qos packet.QoS, g granted) {
 	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub, sent: true}
 	p := &packet.Publish{ID: f.ID, SubscriptionIDs: g.ids, Message: packet.Message{QoS: qos, Retain: g.retain}}
@@ -161,7 +163,7 @@ func (s *session) begin(m *message, qos packet.QoS, g granted) {
 	// The client must find the same identifier at any node.
 	s.persist(func() {
 		transmit()
-		if copied.shared != nil { // [MQTT-4.8.2-4]
+		if copied.shared != nil { // [MQTT-4.8.2-4] [MQTT-4.8.2-5]
 			copied.finished()
 		}
 	})
@@ -249,7 +251,7 @@ func (s *session) acknowledged(a *packet.Ack) error {
 		s.land(f)
 	case a.Kind == packet.PUBREC && f.QoS == 2 && a.Code.Failed(): // [MQTT-4.4.0-2]
 		s.land(f)
-	case a.Kind == packet.PUBREC && f.QoS == 2: // [MQTT-4.3.3-4]
+	case a.Kind == packet.PUBREC && f.QoS == 2: // [MQTT-4.3.3-3] [MQTT-4.3.3-4]
 		f.Released = true
 		s.persist(func() { s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: a.ID}) })
 		return nil

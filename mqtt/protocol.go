@@ -101,7 +101,8 @@ func (p *Protocol) account(ctx context.Context, s *fleetbus.Session) (*account, 
 	}
 }
 
-// Serve serves the clients of ln until ctx is done, and tells them then.
+// Serve serves the clients of ln, which is of TLS on TCP, until ctx is done, and
+// tells them then. [MQTT-4.2-1] [MQTT311-7.0.0-2]
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
 	var clients sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })

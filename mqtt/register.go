@@ -16,7 +16,7 @@ import (
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// record is what of a session outlives its connection, and the node.
+// record is what of a session outlives its connection, and the node. [MQTT-4.1.0-1]
 type record struct {
 	ID    string `json:"id"`
 	Owner string `json:"owner"`
@@ -55,7 +55,8 @@ type subscription struct {
 	handle packet.RetainHandling // what was asked for
 }
 
-// flight is a message that the client has not acknowledged. [MQTT-4.4.0-1]
+// flight is a message that the client has not acknowledged, expired or not.
+// [MQTT-4.3.3-7] [MQTT-4.3.3-13] [MQTT-4.4.0-1]
 type flight struct {
 	ID  uint16     `json:"id"`
 	Seq uint64     `json:"seq,omitempty"`
@@ -86,7 +87,7 @@ type will struct {
 }
 
 func newWill(w *packet.Will) *will {
-	if w == nil {
+	if w == nil { // [MQTT311-3.1.2-12]
 		return nil
 	}
 	return &will{
@@ -360,7 +361,7 @@ func (a *account) announce(w *will, client string) {
 			}
 		})
 	}
-	if m.Retain { // [MQTT-3.1.2-15]
+	if m.Retain { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
 		a.retain(subject, client, m, func(err error) {
 			if err != nil {
 				a.p.log().Warn("a will was not retained", "account", a.name, "error", err)

@@ -84,7 +84,7 @@ type session struct {
 }
 
 // attach makes s the session of its client identifier, here and at every other
-// node, and reports whether there was one before.
+// node, and reports whether there was one before. [MQTT-3.1.3-2] [MQTT-3.1.4-4]
 func (s *session) attach(ctx context.Context, c *packet.Connect) (present bool, err error) {
 	a := s.a
 	for try := 0; ; try++ {
@@ -164,7 +164,7 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	s.rec, s.revision = record{Born: rand.Text()[:8]}, revision
 	if present = !old.Gone; present { // [MQTT-3.1.2-5]
 		s.rec = old
-	} else {
+	} else { // [MQTT-3.1.2-6]
 		s.rec.Seq = a.last.Load()
 	}
 	s.reading, s.at = true, s.rec.Seq+1 // until CONNACK is sent, and what waits
@@ -331,7 +331,7 @@ func (s *session) expel(code packet.Code, why string) {
 	if s.v == packet.V5 {
 		s.out.send(&packet.Disconnect{Code: code, ReasonString: why})
 	}
-	s.out.end()
+	s.out.end() // [MQTT-3.14.4-1] [MQTT-3.14.4-2]
 }
 
 // snapshot is the record as it is now; mu is held.

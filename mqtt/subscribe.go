@@ -19,7 +19,7 @@ import (
 func (s *session) subscribe(p *packet.Subscribe) error {
 	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
 	defer cancel()
-	suback := &packet.Suback{ID: p.ID} // [MQTT-3.8.4-2]
+	suback := &packet.Suback{ID: p.ID} // [MQTT-3.8.4-1] [MQTT-3.8.4-2]
 	type wanted struct {
 		filter string
 		sub    subscription
@@ -114,7 +114,7 @@ func (s *session) addSubscription(ctx context.Context, full, filter string, sub 
 	if tooMany {
 		return false, packet.QuotaExceeded
 	}
-	if had {
+	if had { // [MQTT-3.8.4-4]
 		sub.stop, sub.From, sub.made = old.stop, old.From, old.made
 	}
 	if !had || old.QoS == 0 {
@@ -207,7 +207,7 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 	for _, full := range p.Filters {       // [MQTT-3.10.4-1] [MQTT-3.10.4-6]
 		s.mu.Lock()
 		sub, had := s.rec.Subs[full]
-		delete(s.rec.Subs, full)
+		delete(s.rec.Subs, full) // and no flight [MQTT-3.10.4-3]
 		s.mu.Unlock()
 		code := packet.Success
 		if !had {
