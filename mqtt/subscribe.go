@@ -23,6 +23,7 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 	type wanted struct {
 		filter string
 		sub    subscription
+		found  []message
 	}
 	var kept []wanted
 	var names []string
@@ -42,12 +43,20 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 				code = packet.UnspecifiedError
 			}
 		} else if group == "" && (sub.handle == packet.RetainAlways || sub.handle == packet.RetainIfNew && isNew) { // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-			kept = append(kept, wanted{filter, sub})
+			kept = append(kept, wanted{filter: filter, sub: sub})
 		}
 		suback.Codes = append(suback.Codes, code) // [MQTT-3.9.3-1]
 	}
 	if err := s.a.listen(ctx, s, names...); err != nil {
 		return err
+	}
+	// What is retained from now on it hears anyway.
+	for i := range kept {
+		var err error
+		if kept[i].found, err = s.a.matching(ctx, kept[i].filter); err != nil {
+			s.kick(packet.ServerUnavailable, "retained messages cannot be read")
+			return err
+		}
 	}
 	s.mu.Lock()
 	stored := make(chan struct{})
@@ -62,20 +71,13 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		return fmt.Errorf("storing subscriptions: %w", ctx.Err())
 	}
 	for _, w := range kept {
-		if err := s.sendRetained(ctx, w.filter, w.sub); err != nil {
-			s.kick(packet.ServerUnavailable, "retained messages cannot be read")
-			return err
-		}
+		s.sendRetained(w.found, w.sub)
 	}
 	return nil
 }
 
-// sendRetained sends the retained messages that a subscription takes.
-func (s *session) sendRetained(ctx context.Context, filter string, sub subscription) error {
-	found, err := s.a.matching(ctx, filter)
-	if err != nil {
-		return err
-	}
+// sendRetained sends those of the retained messages that a subscription takes.
+func (s *session) sendRetained(found []message, sub subscription) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range found {
@@ -86,7 +88,6 @@ func (s *session) sendRetained(ctx context.Context, filter string, sub subscript
 		s.push(m)
 	}
 	s.pump()
-	return nil
 }
 
 // addSubscription makes a subscription, or replaces the one with its filter.
