@@ -126,6 +126,18 @@ func hubTable(p *page, nodes []admin.NodeInfo) {
 	)
 }
 
+// checkHubs fails if a hub is not connected.
+func checkHubs(nodes []admin.NodeInfo) error {
+	for _, n := range nodes {
+		for _, h := range n.Hubs {
+			if h.State != admin.HubConnected {
+				return fail(exitFailed, "fleetbus doctor", "checking the fleet: node %s does not reach the hub of account %s: %s", n.Name, h.Account, or(h.Error, "not yet"))
+			}
+		}
+	}
+	return nil
+}
+
 // peerWords say how the other nodes on a hub stand, each by its name.
 func peerWords(peers []admin.HubPeer) string {
 	var words []string

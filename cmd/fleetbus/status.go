@@ -16,8 +16,9 @@ func newStatusCommand(a *app) *cobra.Command {
 		Use: "status", Args: takes(), Annotations: reads(),
 		Short: "Show the fleet at a glance: the verdict, the problems, the nodes",
 		Long: `Show the fleet at a glance: the verdict, the problems, the nodes. With --check it
-fails unless a quorum of nodes answers: for a probe that must not restart
-anything, because a bus in trouble is not mended so.`,
+fails unless a quorum of nodes answers, and their hubs, if they have any, are
+connected: for a probe that must not restart anything, because a bus in trouble
+is not mended so.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.status(cmd, "asking for the status")
 			if err != nil {
@@ -29,10 +30,13 @@ anything, because a bus in trouble is not mended so.`,
 			if check && s.Answered < s.Quorum {
 				return fail(exitFailed, "start more of the nodes", "checking the fleet: %d of %d nodes answer, and %d are a quorum", s.Answered, len(s.Nodes), s.Quorum)
 			}
+			if check {
+				return checkHubs(s.Nodes)
+			}
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "fail unless a quorum of nodes answers")
+	cmd.Flags().BoolVar(&check, "check", false, "fail unless a quorum of nodes answers, and their hubs are connected")
 	return a.onFleet(a.output(cmd))
 }
 
