@@ -31,6 +31,8 @@ const (
 	tick = time.Second
 	// gone is how long another link may be silent until it counts as not connected.
 	gone = 5 * tick
+	// comeback is how long others may take to come back after this link has.
+	comeback = 30 * time.Second
 	// stall is how long the hub may leave a message unacknowledged.
 	stall = 30 * time.Second
 )
@@ -124,6 +126,7 @@ type run struct {
 	told    map[string]told      // what other origins told last
 	asked   map[string]time.Time // when they were asked to repeat
 	purged  uint64
+	since   time.Time // when the hub was connected; zero: it is not
 }
 
 // connect connects to the hub, again and again, until ctx is done.
@@ -200,7 +203,8 @@ func (r *run) save(ctx context.Context) error {
 }
 
 // shorten removes from the queue what is handed on and every other link has. One that
-// was not heard of for long is not waited for, and nobody is if the queue is half full.
+// was not heard of for long is not waited for; if the queue is half full, only those
+// are that are there, or may still come back after the hub did.
 func (r *run) shorten(ctx context.Context) error {
 	state, err := r.q.state(ctx)
 	if err != nil {
@@ -212,7 +216,7 @@ func (r *run) shorten(ctx context.Context) error {
 		if time.Since(p.Heard) > r.o.SessionExpiry {
 			delete(r.record.Peers, origin)
 			r.dirty = true
-		} else if p.Knows && state.Bytes < uint64(r.o.Queue)/2 {
+		} else if p.Knows && (state.Bytes < uint64(r.o.Queue)/2 || time.Since(p.Heard) < gone || r.since.IsZero() || time.Since(r.since) < comeback) {
 			limit = min(limit, p.Has)
 		}
 	}
@@ -272,6 +276,9 @@ func (r *run) serve(ctx context.Context, c *conn, server server) error {
 	if err := c.subscribe(s.qos, s.take, s.filters()...); err != nil {
 		return s.why(ctx, err)
 	}
+	r.mu.Lock()
+	r.since = time.Now()
+	r.mu.Unlock()
 	r.connected(server, c)
 	s.log.Info("hub is connected", "server", server.url, "session", c.connack.SessionPresent)
 	if err := s.announce(""); err != nil {

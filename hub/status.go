@@ -62,6 +62,9 @@ func (r *run) connected(server server, c *conn) {
 // disconnected notes and tells why there is no connection.
 func (r *run) disconnected(err error) {
 	var e *Error
+	r.mu.Lock()
+	r.since = time.Time{}
+	r.mu.Unlock()
 	r.Link.mu.Lock()
 	before, was := r.view.err, !r.view.since.IsZero()
 	r.view.since, r.view.run = time.Time{}, r
