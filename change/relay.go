@@ -2,6 +2,7 @@ package change
 
 import (
 	"context"
+	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -26,4 +27,13 @@ func KeptAt(subject string, payload []byte) (string, error) {
 	}
 	_, kept := n.subjects()
 	return kept, nil
+}
+
+// ResyncAt is a Resync of all of a source, as who lost notices of another bus tells
+// it: the subjects where watchers hear it and where the history keeps it, and its
+// payload. source is a valid name.
+func ResyncAt(source string) (heard, kept string, payload []byte) {
+	n := Notice{Source: source, Kind: Resync, Time: time.Now()}
+	heard, kept = n.subjects()
+	return heard, kept, n.encode()
 }

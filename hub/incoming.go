@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -72,6 +75,7 @@ func (s *session) hand(subject string, p *packet.Publish, a *arrival) error {
 	}
 	a.mark, a.stored = m, append(a.stored, future)
 	if matches(change.Heard, subject) {
+		s.know(subject)
 		// A watcher makes a Resync of one that is no notice.
 		if kept, err := change.KeptAt(subject, msg.Data); err == nil {
 			future, err := s.q.js.PublishMsgAsync(&nats.Msg{Subject: kept, Data: msg.Data, Header: nats.Header{OriginHeader: msg.Header[OriginHeader]}})
@@ -102,12 +106,43 @@ func (s *session) news(m mark) bool {
 		s.ask(m.origin, have)
 		return false // it comes again, behind what is missing
 	case met && !m.known:
-		s.lost(m.origin)
+		if err := s.lost(m.origin); err != nil {
+			s.log.Warn("watchers could not be told to look again", "error", err)
+		}
 	case !met && len(s.in.have) >= maxOrigins:
 		return true
 	}
 	s.in.have[m.origin] = m.number
 	return true
+}
+
+// know remembers the source of a change.
+func (s *session) know(subject string) {
+	_, rest, _ := strings.Cut(subject, ".")
+	source, _, _ := strings.Cut(rest, ".")
+	s.run.mu.Lock()
+	defer s.run.mu.Unlock()
+	if !s.record.Sources[source] && len(s.record.Sources) < maxOrigins && identity.CheckName(source) == nil {
+		s.record.Sources[source], s.dirty = true, true
+	}
+}
+
+// lost tells that messages of an origin are gone for good. Changes may have been among
+// them: watchers look again.
+func (s *session) lost(origin string) (err error) {
+	s.log.Warn("messages may be lost: the node that sent them does not have them any more", "node", nodeOf(origin))
+	s.count(func(v *view) { v.lost++ })
+	s.run.mu.Lock()
+	sources := slices.Collect(maps.Keys(s.record.Sources))
+	s.run.mu.Unlock()
+	for _, source := range sources {
+		heard, kept, payload := change.ResyncAt(source)
+		for _, subject := range []string{heard, kept} {
+			_, e := s.q.js.PublishMsgAsync(&nats.Msg{Subject: subject, Data: payload, Header: nats.Header{OriginHeader: {foreignOrigin}}})
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 // settle notes and acknowledges what the engine has, in the order of its arrival,

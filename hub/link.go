@@ -126,6 +126,7 @@ type run struct {
 	told    map[string]told      // what other origins told last
 	asked   map[string]time.Time // when they were asked to repeat
 	purged  uint64
+	first   uint64    // that the queue has
 	since   time.Time // when the hub was connected; zero: it is not
 }
 
@@ -211,6 +212,7 @@ func (r *run) shorten(ctx context.Context) error {
 		return err
 	}
 	r.mu.Lock()
+	r.first = state.FirstSeq
 	limit := r.record.Done
 	for origin, p := range r.record.Peers {
 		if time.Since(p.Heard) > r.o.SessionExpiry {

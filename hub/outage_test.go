@@ -210,3 +210,67 @@ func TestChangesPass(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 }
+
+// TestAwayTooLong has a node stay away for longer than anybody keeps anything for it:
+// it knows so, and its watchers look again.
+func TestAwayTooLong(t *testing.T) {
+	m := startMosquitto(t, false)
+	o1, o2 := m.options("n1"), m.options("n2")
+	o1.SessionExpiry, o2.SessionExpiry = 2*time.Second, 2*time.Second
+	n1, n2 := startNode(t, o1), startNode(t, o2)
+	met(t, n1, n2)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	watcher, err := change.NewWatcher(ctx, n2.bus.Connect(), "crm", "", change.WatcherOptions{Jitter: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	next := func(want func(change.Notice) bool) {
+		t.Helper()
+		for {
+			n, err := watcher.Next(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want(n) {
+				return
+			}
+		}
+	}
+	announcer := n1.bus.Connect()
+	announce := func(key string) {
+		t.Helper()
+		if err := change.Announce(ctx, announcer, "crm", change.Notice{Key: change.Key{key}, Kind: change.Update}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	announce("first")
+	next(func(n change.Notice) bool { return n.Key.String() == "first" })
+	n2.halt()
+	announce("second")
+	js := n1.jetstream()
+	eventually(t, "n2 is forgotten", func() error {
+		s, err := js.Stream(ctx, Stream)
+		if err != nil {
+			return err
+		}
+		if state := s.CachedInfo().State; state.Msgs > 0 || state.LastSeq < 2 {
+			return fmt.Errorf("%+v", state)
+		}
+		return nil
+	})
+	m.kill() // and the hub has nothing either
+	m.start()
+	n2.run()
+	next(func(n change.Notice) bool { return n.Kind == change.Resync && n.Reason == change.Announced })
+	if err := finding(n2, "HUB-LOST", "session_expiry"); err != nil {
+		t.Error(err)
+	}
+	// From then on all is well.
+	announce("third")
+	next(func(n change.Notice) bool { return n.Key.String() == "third" })
+	if h := n2.link.Hub(); h.Lost != 1 {
+		t.Errorf("%+v", h)
+	}
+}

@@ -166,6 +166,9 @@ func (s *session) sendAfter(ctx context.Context, at place) error {
 		return err
 	}
 	known := state.FirstSeq <= at.number+1 // else something is gone from the queue
+	s.run.mu.Lock()
+	s.first = state.FirstSeq
+	s.run.mu.Unlock()
 	consumer, err := s.q.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: at.number + 1})
 	if err != nil {
 		return fmt.Errorf("reading the hub's queue: %w", err)

@@ -23,6 +23,8 @@ type telling struct {
 	Origin string `json:"origin"`
 	// Last is the last message of its own that the hub has taken.
 	Last uint64 `json:"last"`
+	// First is the first message that it can send again.
+	First uint64 `json:"first"`
 	// Have is the last message of each other origin that it has.
 	Have map[string]uint64 `json:"have,omitempty"`
 	// Ask has an origin send again everything after that message of its own.
@@ -51,7 +53,7 @@ func nodeOf(origin string) string {
 func (s *session) announce(ask string) error {
 	t := telling{Origin: s.q.origin}
 	s.run.mu.Lock()
-	t.Last = s.record.Last
+	t.Last, t.First = s.record.Last, s.first
 	t.Have = s.record.Have
 	if ask != "" {
 		t.Ask = map[string]uint64{ask: s.record.Have[ask]}
@@ -116,10 +118,21 @@ func (s *session) hear(payload []byte) {
 	}
 	// A message may be on its way for one second, and not for two.
 	missing := again && before.last > have && before.have == have
+	gone := missing && t.First > have+1
+	if gone {
+		s.in.have[t.Origin] = min(t.Last, t.First-1)
+		s.record.Have[t.Origin] = s.in.have[t.Origin]
+		have = s.in.have[t.Origin]
+	}
 	s.told[t.Origin] = told{t.Last, have}
 	s.dirty = true
 	s.run.mu.Unlock()
-	if missing {
+	switch {
+	case gone:
+		if err := s.lost(t.Origin); err != nil {
+			s.log.Warn("watchers could not be told to look again", "error", err)
+		}
+	case missing:
 		s.ask(t.Origin, have)
 	}
 	if after, asked := t.Ask[s.q.origin]; asked {

@@ -50,6 +50,8 @@ type record struct {
 	Have map[string]uint64 `json:"have"`
 	// Peers are the other links, by origin.
 	Peers map[string]peer `json:"peers"`
+	// Sources are whose changes came from the hub.
+	Sources map[string]bool `json:"sources,omitempty"`
 }
 
 // openQueue opens the stream, and makes it if it is missing.
@@ -153,6 +155,9 @@ func (q *queue) load(ctx context.Context) (r record, err error) {
 	}
 	if r.Peers == nil {
 		r.Peers = map[string]peer{}
+	}
+	if r.Sources == nil {
+		r.Sources = map[string]bool{}
 	}
 	// Another stream than the one that the record is of begins anew.
 	if state := q.stream.CachedInfo().State; r.Done > state.LastSeq {

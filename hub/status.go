@@ -97,12 +97,6 @@ func (s *session) accepted() {
 	})
 }
 
-// lost tells that messages of an origin are gone for good.
-func (s *session) lost(origin string) {
-	s.log.Warn("messages may be lost: the node that sent them does not have them any more", "node", nodeOf(origin))
-	s.count(func(v *view) { v.lost++ })
-}
-
 func (r *run) queued(state jetstream.StreamState, done uint64) {
 	r.count(func(v *view) {
 		v.queued = state.LastSeq - min(done, state.LastSeq)
