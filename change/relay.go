@@ -2,6 +2,7 @@ package change
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,6 +28,16 @@ func KeptAt(subject string, payload []byte) (string, error) {
 	}
 	_, kept := n.subjects()
 	return kept, nil
+}
+
+// HeardAt is where watchers hear a notice that the history has on subject.
+func HeardAt(subject string) string {
+	_, rest, _ := strings.Cut(subject, ".")
+	source, key, _ := strings.Cut(rest, ".")
+	if key == anyKey || strings.HasPrefix(key, anyKey+".") {
+		key = ""
+	}
+	return heardAt(source, key)
 }
 
 // ResyncAt is a Resync of all of a source, as who lost notices of another bus tells

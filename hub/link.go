@@ -96,6 +96,10 @@ func (l *Link) Run(ctx context.Context, nc *nats.Conn) error {
 	if err != nil {
 		return err
 	}
+	// A queue that is full has to be emptied all the same.
+	if err := q.recover(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("changes that were announced before the start may not reach the hub", "error", err)
+	}
 	r := &run{Link: l, nc: nc, q: q, record: known, told: map[string]told{}, asked: map[string]time.Time{}}
 	var keeping sync.WaitGroup
 	keeping.Go(func() { r.keep(ctx, fail) })
@@ -126,8 +130,10 @@ type run struct {
 	told    map[string]told      // what other origins told last
 	asked   map[string]time.Time // when they were asked to repeat
 	purged  uint64
-	first   uint64    // that the queue has
-	since   time.Time // when the hub was connected; zero: it is not
+	first   uint64 // that the queue has
+	// aged is up to where all was handed on, at each of the last ticks.
+	aged  [gone / tick]uint64
+	since time.Time // when the hub was connected; zero: it is not
 }
 
 // connect connects to the hub, again and again, until ctx is done.
@@ -213,12 +219,17 @@ func (r *run) shorten(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	r.first = state.FirstSeq
-	limit := r.record.Done
+	// Another link may have come a moment ago, and not be heard yet.
+	limit := r.aged[0]
+	copy(r.aged[:], r.aged[1:])
+	r.aged[len(r.aged)-1] = r.record.Done
 	for origin, p := range r.record.Peers {
-		if time.Since(p.Heard) > r.o.SessionExpiry {
+		switch {
+		case time.Since(p.Heard) > r.o.SessionExpiry:
 			delete(r.record.Peers, origin)
 			r.dirty = true
-		} else if p.Knows && (state.Bytes < uint64(r.o.Queue)/2 || time.Since(p.Heard) < gone || r.since.IsZero() || time.Since(r.since) < comeback) {
+		case p.Has >= r.record.Last: // what is behind it came from the hub
+		case state.Bytes < uint64(r.o.Queue)/2, time.Since(p.Heard) < gone, r.since.IsZero(), time.Since(r.since) < comeback:
 			limit = min(limit, p.Has)
 		}
 	}

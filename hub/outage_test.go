@@ -131,16 +131,20 @@ func TestNodeRestarts(t *testing.T) {
 		}
 	}
 	// What all have is kept no longer.
-	eventually(t, "the queue is empty", func() error {
-		s, err := js.Stream(t.Context(), Stream)
-		if err != nil {
-			return err
-		}
-		if n := s.CachedInfo().State.Msgs; n > 0 {
-			return fmt.Errorf("it has %d messages", n)
-		}
-		return nil
-	})
+	nodes[1].publish(nodes[1].jetstream(), "orders.b", "n2 0")
+	for _, n := range nodes {
+		js := n.jetstream()
+		eventually(t, "the queue is empty", func() error {
+			s, err := js.Stream(t.Context(), Stream)
+			if err != nil {
+				return err
+			}
+			if state := s.CachedInfo().State; state.Msgs > 0 || state.LastSeq < 200 {
+				return fmt.Errorf("that of %s has %d messages up to %d", n.name, state.Msgs, state.LastSeq)
+			}
+			return nil
+		})
+	}
 }
 
 // TestChangesPass announces changes at one node, and watches them at another, which
@@ -205,6 +209,20 @@ func TestChangesPass(t *testing.T) {
 		_, err = s.GetLastMsgForSubject(ctx, "announced.crm.customers.42")
 		return err
 	})
+	// What only the history got before the node died is found there.
+	nodes[0].halt()
+	nodes[0].publish(nodes[0].jetstream(), "announced.crm.customers.9", `{"kind":"update"}`)
+	nodes[0].publish(nodes[0].jetstream(), "announced.crm.%any.suppliers", `{"kind":"resync","key":"suppliers"}`)
+	nodes[0].run()
+	for missing := 2; missing > 0; { // and some come again
+		n, err := w.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key := n.Key.String(); key == "customers.9" || key == "suppliers" && n.Kind == change.Resync {
+			missing--
+		}
+	}
 	// A queue that nobody reads is no reason to wait.
 	if h := nodes[1].link.Hub(); h.State != "connected" || time.Since(h.Since) > patience {
 		t.Errorf("%+v", h)

@@ -34,9 +34,8 @@ type telling struct {
 // peer is what is known of another link.
 type peer struct {
 	Heard time.Time `json:"heard"`
-	// Has is the last message of this node's that it has, if it Knows this node.
-	Has   uint64 `json:"has"`
-	Knows bool   `json:"knows"`
+	// Has is the last message of this node's that it has, or need not have.
+	Has uint64 `json:"has"`
 }
 
 // told is what another link told last, and what was here of it then.
@@ -102,13 +101,17 @@ func (s *session) hear(payload []byte) {
 	}
 	s.run.mu.Lock()
 	before, again := s.told[t.Origin]
-	p := s.record.Peers[t.Origin]
-	if len(s.record.Peers) >= maxOrigins && p.Heard.IsZero() {
+	p, known := s.record.Peers[t.Origin]
+	if !known && len(s.record.Peers) >= maxOrigins {
 		s.run.mu.Unlock()
 		return
 	}
 	p.Heard = time.Now()
-	p.Has, p.Knows = t.Have[s.q.origin]
+	if has, knows := t.Have[s.q.origin]; knows {
+		p.Has = has
+	} else if !known {
+		p.Has = s.record.Last
+	}
 	s.record.Peers[t.Origin] = p
 	have, met := s.in.have[t.Origin]
 	if !met && len(s.in.have) < maxOrigins {

@@ -166,6 +166,55 @@ func (q *queue) load(ctx context.Context) (r record, err error) {
 	return r, nil
 }
 
+// recovered is how far before its last message the queue may lack changes that the
+// history has: both are written at the same time, and only the history's writing is
+// waited for.
+const recovered = time.Minute
+
+// recover brings into the queue the changes that the history got shortly before the
+// node died, or since. Most are there twice then, which watchers notice.
+func (q *queue) recover(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	state := q.stream.CachedInfo().State
+	if state.LastSeq == 0 {
+		return nil
+	}
+	history, err := q.js.Stream(ctx, change.History)
+	if err != nil {
+		return fmt.Errorf("reading the history of changes: %w", err)
+	}
+	from := state.LastTime.Add(-recovered)
+	consumer, err := history.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from})
+	if err != nil {
+		return fmt.Errorf("reading the history of changes: %w", err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return fmt.Errorf("reading the history of changes: %w", err)
+	}
+	defer messages.Stop()
+	defer context.AfterFunc(ctx, messages.Stop)()
+	for left := consumer.CachedInfo().NumPending; left > 0; {
+		msg, err := messages.Next()
+		if err != nil {
+			return fmt.Errorf("reading the history of changes: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("reading the history of changes: %w", err)
+		}
+		left = min(left-1, meta.NumPending)
+		if msg.Headers().Get(OriginHeader) != "" {
+			continue
+		}
+		if _, err := q.js.Publish(ctx, change.HeardAt(msg.Subject()), msg.Data()); err != nil {
+			return fmt.Errorf("bringing changes into the hub's queue: %w", err)
+		}
+	}
+	return nil
+}
+
 func (q *queue) save(ctx context.Context, r []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
