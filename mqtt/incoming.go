@@ -1,9 +1,11 @@
 package mqtt
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -96,11 +98,16 @@ func (s *session) unalias(p *packet.Publish) error {
 	return nil
 }
 
-// keeps is p's message with a payload of its own: the reader's is good until the
-// next packet.
+// keeps is a copy of p's message: the reader's is good until the next packet.
 func (s *session) keeps(p *packet.Publish) *packet.Message {
 	m := p.Message
-	m.Payload = append([]byte(nil), p.Payload...)
+	for _, b := range []*[]byte{&m.Topic, &m.Payload, &m.ContentType, &m.ResponseTopic, &m.CorrelationData} {
+		*b = bytes.Clone(*b)
+	}
+	m.UserProperties = slices.Clone(m.UserProperties)
+	for i, pair := range m.UserProperties {
+		m.UserProperties[i] = packet.Pair{Name: bytes.Clone(pair.Name), Value: bytes.Clone(pair.Value)}
+	}
 	return &m
 }
 

@@ -253,7 +253,8 @@ func (s *session) acknowledged(a *packet.Ack) error {
 		s.land(f)
 	case a.Kind == packet.PUBREC && f.QoS == 2: // [MQTT-4.3.3-3] [MQTT-4.3.3-4]
 		f.Released = true
-		s.persist(func() { s.out.send(&packet.Ack{Kind: packet.PUBREL, ID: a.ID}) })
+		release := &packet.Ack{Kind: packet.PUBREL, ID: f.ID} // a is the reader's
+		s.persist(func() { s.out.send(release) })
 		return nil
 	case a.Kind == packet.PUBCOMP && f.Released: // [MQTT-4.3.3-5]
 		s.land(f)

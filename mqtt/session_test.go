@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
@@ -515,6 +516,66 @@ func TestBearer(t *testing.T) {
 	} {
 		if _, ack := anybody.connect(t, c); !ack.Code.Failed() {
 			t.Errorf("%+v is let in", c)
+		}
+	}
+}
+
+// TestReleases acknowledges many messages of QoS 2 at once: each is released with
+// its own identifier.
+func TestReleases(t *testing.T) {
+	h := start(t)
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", SessionExpiry: 3600})
+	sub.subscribe(2, "a/+")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const n = 20
+	var ids []uint16
+	for i := range uint16(n) {
+		pub.send(publish("a/1", "x", 2, 1+i))
+		next[*packet.Ack](pub)
+		ids = append(ids, next[*packet.Publish](sub).ID)
+	}
+	var acks []packet.Packet
+	for _, id := range ids {
+		acks = append(acks, &packet.Ack{Kind: packet.PUBREC, ID: id})
+	}
+	sub.send(acks...)
+	for _, id := range ids {
+		if a := next[*packet.Ack](sub); a.Kind != packet.PUBREL || a.ID != id {
+			t.Errorf("not for %d: %+v", id, a)
+		}
+	}
+}
+
+// TestCopies publishes with QoS 2, and others right behind, for those who hear at
+// QoS 0 and 2: each comes as it was.
+func TestCopies(t *testing.T) {
+	h := start(t)
+	var subs []*peer
+	for i, qos := range []packet.QoS{0, 2} {
+		sub, _ := h.connect(t, &packet.Connect{ClientID: fmt.Sprintf("sub-%d", i), CleanStart: true})
+		sub.subscribe(qos, "a/+")
+		subs = append(subs, sub)
+	}
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", SessionExpiry: 3600})
+	const n = 50
+	var all []packet.Packet
+	for i := range n {
+		text := []byte(fmt.Sprintf("text-%02d", i))
+		all = append(all, &packet.Publish{ID: uint16(i + 1), Message: packet.Message{
+			Topic: []byte("a/" + string(text)), Payload: text, QoS: 2, ContentType: text, ResponseTopic: text, CorrelationData: text,
+			UserProperties: []packet.Pair{{Name: []byte("name"), Value: text}},
+		}})
+	}
+	pub.send(all...)
+	for _, sub := range subs {
+		for i := range n {
+			m := next[*packet.Publish](sub)
+			text := fmt.Sprintf("text-%02d", i)
+			for _, got := range [][]byte{m.Payload, m.ContentType, m.ResponseTopic, m.CorrelationData, m.UserProperties[0].Value} {
+				if string(got) != text {
+					t.Fatalf("not %s: %+v", text, m)
+				}
+			}
 		}
 	}
 }
