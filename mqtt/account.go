@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,7 +36,6 @@ const (
 	retainedPrefix  = house + "ret."
 	takePrefix      = house + "take."
 	alivePrefix     = house + "alive."
-	storeTimeout    = 10 * time.Second
 	requestTimeout  = 5 * time.Second
 	openTimeout     = 30 * time.Second
 	sessionsBytes   = 256 << 20
@@ -46,7 +44,12 @@ const (
 	needsCluster    = jetstream.ErrorCode(10074)
 	noResources     = jetstream.ErrorCode(10023)
 	noStorage       = jetstream.ErrorCode(10047)
+	notAvailable    = jetstream.ErrorCode(10008)
+	notLeader       = jetstream.ErrorCode(10009)
 	wrongLast       = jetstream.ErrorCode(10071)
+	inProcess       = jetstream.ErrorCode(10158) // a message of that identifier is
+	lastInProcess   = jetstream.ErrorCode(10164)
+	tooMany         = jetstream.ErrorCode(10167)
 	filtersOverlap  = jetstream.ErrorCode(10138)
 	sweepEvery      = 250 * time.Millisecond
 	beatEvery       = 2 * time.Second
@@ -82,13 +85,6 @@ type account struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	storing struct {
-		sync.Mutex
-		inbox   string
-		next    uint64
-		waiting map[uint64]waiting
-	}
-
 	// feed is what of the messages comes to this node.
 	feed struct {
 		sync.Mutex
@@ -102,11 +98,6 @@ type account struct {
 	last  atomic.Uint64 // the stored message that the sessions here were offered last
 	grown atomic.Int64  // bytes since it was cleaned
 	takes chan *nats.Msg
-}
-
-type waiting struct {
-	done  func(seq uint64, again bool, err error)
-	until time.Time
 }
 
 // openAccount opens the account of s for the protocol.
@@ -157,6 +148,7 @@ func (a *account) open(ctx context.Context) (err error) {
 	})
 	open(&a.registry, sessionsBytes, jetstream.StreamConfig{
 		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+		Duplicates: time.Minute,
 	})
 	// No session's. [MQTT311-3.1.2-7]
 	open(&a.retained, a.p.maxRetained(), jetstream.StreamConfig{
@@ -165,15 +157,15 @@ func (a *account) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.storing.waiting = map[uint64]waiting{}
-	a.storing.inbox = nats.NewInbox() + "."
+	for _, b := range a.streams() {
+		if b.writer, err = newWriter(a.conn.Conn); err != nil {
+			return err
+		}
+	}
 	a.feed.local = map[string]*session{}
 	a.index.entries, a.index.beats, a.index.back = map[string]entry{}, map[string]beat{}, func() { _ = a.beat() }
 	a.keep.init()
 	a.live.init()
-	if _, err := a.conn.Subscribe(a.storing.inbox+"*", a.stored); err != nil {
-		return err
-	}
 	if _, err := a.conn.Subscribe(alivePrefix+"*", a.index.beat); err != nil {
 		return err
 	}
@@ -249,6 +241,7 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig) (jetstre
 // way.
 type bounded struct {
 	jetstream.Stream
+	writer        *writer
 	most          int64 // bytes
 	size          atomic.Int64
 	written, full atomic.Bool
@@ -284,6 +277,9 @@ func refused(err error, reasons ...jetstream.ErrorCode) bool {
 	return errors.As(err, &refusal) && slices.Contains(reasons, refusal.ErrorCode)
 }
 
+// overtaken reports whether a record was not written because somebody was faster.
+func overtaken(err error) bool { return refused(err, wrongLast, lastInProcess) }
+
 // follow calls take for what is in a stream and what comes, in order and without a
 // gap, until the account is closed.
 func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.OrderedConsumerConfig, take func(jetstream.Msg)) error {
@@ -317,65 +313,26 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 }
 
 // store writes msg to b, which has its subject. done is called once, when it is
-// there or is not; it must not block.
-func (a *account) store(b *bounded, msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+// there or is not; it must not block. owner is nil, or what has more on its way
+// that must not overtake it.
+func (a *account) store(b *bounded, msg *nats.Msg, owner any, done func(seq uint64, again bool, err error)) {
 	b.written.Store(true)
-	st := &a.storing
-	st.Lock()
-	st.next++
-	n := st.next
-	st.waiting[n] = waiting{done, time.Now().Add(storeTimeout)}
-	st.Unlock()
-	msg.Reply = st.inbox + strconv.FormatUint(n, 36)
-	if err := a.conn.PublishMsg(msg); err != nil {
-		go a.settle(n, 0, false, err) // the caller may hold what done wants
-	}
+	b.writer.write(msg, owner, done)
 }
 
 // storeMore is store for what is refused when there is too much already.
-func (a *account) storeMore(b *bounded, msg *nats.Msg, done func(seq uint64, again bool, err error)) {
+func (a *account) storeMore(b *bounded, msg *nats.Msg, owner any, done func(seq uint64, again bool, err error)) {
 	if b.full.Load() {
-		go done(0, false, errFull)
+		go done(0, false, errFull) // the caller may hold what done wants
 		return
 	}
-	a.store(b, msg, done)
-}
-
-// settle ends the wait of one message.
-func (a *account) settle(n, seq uint64, again bool, err error) {
-	st := &a.storing
-	st.Lock()
-	w, ok := st.waiting[n]
-	delete(st.waiting, n)
-	st.Unlock()
-	if ok {
-		w.done(seq, again, err)
-	}
-}
-
-// stored hears the engine's answer.
-func (a *account) stored(msg *nats.Msg) {
-	n, err := strconv.ParseUint(strings.TrimPrefix(msg.Subject, a.storing.inbox), 36, 64)
-	if err != nil {
-		return
-	}
-	var ack struct {
-		Seq       uint64              `json:"seq"`
-		Duplicate bool                `json:"duplicate"`
-		Error     *jetstream.APIError `json:"error"`
-	}
-	if len(msg.Data) == 0 { // nobody heard it
-		err = nats.ErrNoResponders
-	} else if err = json.Unmarshal(msg.Data, &ack); err == nil && ack.Error != nil {
-		err = ack.Error
-	}
-	a.settle(n, ack.Seq, ack.Duplicate, err)
+	a.store(b, msg, owner, done)
 }
 
 // storeNow is store for who can wait.
 func (a *account) storeNow(b *bounded, msg *nats.Msg) (seq uint64, err error) {
 	answered := make(chan struct{})
-	a.store(b, msg, func(s uint64, _ bool, e error) {
+	a.store(b, msg, nil, func(s uint64, _ bool, e error) {
 		seq, err = s, e
 		close(answered)
 	})
@@ -436,10 +393,14 @@ func (a *account) tick() {
 	for {
 		select {
 		case <-a.ctx.Done():
-			a.overdue(time.Now().Add(2 * storeTimeout))
+			for _, b := range a.streams() {
+				b.writer.close()
+			}
 			return
 		case now := <-every.C:
-			a.overdue(now)
+			for _, b := range a.streams() {
+				b.writer.tick(now)
+			}
 			if now.Sub(beaten) >= beatEvery {
 				beaten = now
 				_ = a.beat()
@@ -459,29 +420,16 @@ func (a *account) tick() {
 	}
 }
 
+func (a *account) streams() []*bounded { return []*bounded{&a.messages, &a.registry, &a.retained} }
+
 func (a *account) weigh() {
 	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
 	defer cancel()
-	for _, b := range []*bounded{&a.messages, &a.retained, &a.registry} {
+	for _, b := range a.streams() {
 		b.weigh(ctx)
 	}
 	if a.messages.full.Load() {
 		a.grown.Store(a.messages.most) // it is to be cleaned at once
-	}
-}
-
-// overdue ends the wait of what is not answered.
-func (a *account) overdue(now time.Time) {
-	var late []uint64
-	a.storing.Lock()
-	for n, w := range a.storing.waiting {
-		if now.After(w.until) {
-			late = append(late, n)
-		}
-	}
-	a.storing.Unlock()
-	for _, n := range late {
-		a.settle(n, 0, false, nats.ErrTimeout)
 	}
 }
 

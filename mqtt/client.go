@@ -39,7 +39,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	}
 	s := &session{
 		p: p, conn: conn, r: r, v: c.Version, id: c.ClientID, done: make(chan struct{}), out: newOutbox(conn, p.pending()),
-		room: make(chan struct{}, 1), space: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]bool{},
+		room: make(chan struct{}, 1), space: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]*arrival{},
 		aliases: map[uint16]string{}, quota: 0xFFFF,
 	}
 	s.out.v, s.out.max, s.out.drained = c.Version, int(c.MaximumPacketSize), s.drained

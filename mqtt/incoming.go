@@ -2,7 +2,6 @@ package mqtt
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,7 +17,9 @@ import (
 // answer is a PUBACK or PUBREC that is owed. It has no texts. [MQTT-3.1.2-29]
 type answer struct {
 	packet.Ack
-	waits int // for so many parts
+	waits int   // for so many parts
+	err   error // of one that failed
+	ready bool
 }
 
 // published takes a PUBLISH.
@@ -54,7 +55,7 @@ func (s *session) published(p *packet.Publish) error {
 	case p.QoS == 0:
 		s.publishLive(subject, p)
 		if p.Retain {
-			s.a.retain(subject, s.mark(true), s.keeps(p), func(err error) {
+			s.a.retain(subject, s.mark(true), s.keeps(p), s, func(err error) {
 				if err != nil {
 					s.log("a message was not retained", "error", err)
 				}
@@ -135,17 +136,38 @@ func (s *session) publishLive(subject string, p *packet.Publish) {
 	}
 }
 
+// arrival is a message of QoS 2 that the client has not released.
+type arrival struct {
+	// number is what the stream knows it by: should the node die, the client sends
+	// it again, and it may be stored or not.
+	number uint64
+	busy   bool // it is being stored
+	stored bool
+}
+
 // take12 takes a PUBLISH of QoS 1 or 2: it is the engine's before it is
 // acknowledged. [MQTT-4.3.2-4] [MQTT-4.3.3-8]
 func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code) error {
+	keep, err := s.accept(subject, p, refusal)
+	if keep != nil {
+		keep()
+	}
+	return err
+}
+
+// accept notes that a PUBLISH is to be answered. keep, unless it is nil, stores the
+// message.
+func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code) (keep func(), err error) {
 	reply := &answer{Ack: packet.Ack{Kind: packet.PUBACK, ID: p.ID}} // [MQTT-3.3.4-1] [MQTT-4.3.2-5]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var arrived *arrival
 	if p.QoS == 2 {
 		reply.Kind = packet.PUBREC
+		arrived = s.in[p.ID]
 	}
-	s.mu.Lock()
-	if s.v == packet.V5 && !s.in[p.ID] && s.underWay() >= int(s.p.receiveMaximum()) { // [MQTT-3.3.4-7]
-		s.mu.Unlock()
-		return fault(packet.ReceiveMaximumExceeded, "MQTT-3.3.4-7", "PUBLISH beyond the Receive Maximum")
+	if s.v == packet.V5 && arrived == nil && s.underWay() >= int(s.p.receiveMaximum()) { // [MQTT-3.3.4-7]
+		return nil, fault(packet.ReceiveMaximumExceeded, "MQTT-3.3.4-7", "PUBLISH beyond the Receive Maximum")
 	}
 	// A client of 3.1.1 is not told how many may be under way: it waits.
 	for len(s.pending) >= int(s.p.receiveMaximum()) && !s.closed {
@@ -153,64 +175,82 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 		select {
 		case <-s.space:
 		case <-s.ctx.Done():
-			return s.ctx.Err()
 		}
 		s.mu.Lock()
+		if s.ctx.Err() != nil {
+			return nil, s.ctx.Err()
+		}
+	}
+	if arrived != nil && arrived.busy {
+		return nil, nil // it is answered when it is stored
 	}
 	s.pending = append(s.pending, reply)
-	again := p.QoS == 2 && s.in[p.ID]
 	switch {
-	case again: // [MQTT-4.3.3-10]
+	case arrived != nil && arrived.stored: // [MQTT-4.3.3-10]
+		reply.ready = true
 	case refusal != packet.Success:
+		reply.ready = true
 		if s.v == packet.V5 { // [MQTT-4.3.3-9]
 			reply.Code = refusal
 		} else if p.QoS == 2 {
-			s.in[p.ID] = true
-		}
-	default:
-		reply.waits = 1
-		if p.QoS == 2 {
-			s.in[p.ID] = true
-			reply.waits++
-			s.persist(func() { s.settled(reply, nil) })
-		}
-		if p.Retain {
-			reply.waits++
+			s.in[p.ID] = &arrival{stored: true}
 		}
 	}
-	if reply.waits == 0 {
+	if reply.ready {
 		s.flushAnswers()
-		s.mu.Unlock()
-		return nil
+		return nil, nil
 	}
-	s.mu.Unlock()
-
 	m := s.keeps(p)
-	stored := encode(messagePrefix+subject, s.mark(true), m, time.Now())
+	if p.QoS == 1 {
+		return func() {
+			s.publishLive(subject, p)
+			s.keep12(subject, m, reply, "")
+		}, nil
+	}
+	known := arrived != nil
+	if !known {
+		s.rec.Count++
+		arrived = &arrival{number: s.rec.Count}
+		s.in[p.ID] = arrived
+	}
+	arrived.busy = true
+	id := fmt.Sprintf("%s.%s.%d", s.key, s.rec.Born, arrived.number)
+	if known {
+		return func() { s.keep12(subject, m, reply, id) }, nil
+	}
+	s.persist(func() {
+		if !s.closed { // otherwise its client publishes it again, elsewhere
+			s.keep12(subject, m, reply, id)
+		}
+	})
+	return nil, nil
+}
+
+// keep12 stores m. id tells the stream that it has it already; without one, those
+// who hear at QoS 0 have heard it.
+func (s *session) keep12(subject string, m *packet.Message, reply *answer, id string) {
+	msg := encode(messagePrefix+subject, s.mark(true), m, time.Now())
+	if id != "" {
+		msg.Header.Set(jetstream.MsgIDHeader, id)
+	}
 	done := func(err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.settled(reply, err)
 	}
-	if p.QoS == 2 {
-		// Should the node die before it is stored that this identifier is in use, the
-		// same message comes again with it.
-		stored.Header.Set(jetstream.MsgIDHeader, s.turn(p.ID))
-		live := packet.Publish{Message: *m}
-		s.a.storeMore(&s.a.messages, stored, func(_ uint64, again bool, err error) {
-			if err == nil && !again {
-				s.publishLive(subject, &live)
-			}
-			done(err)
-		})
-	} else {
-		s.publishLive(subject, p)
-		s.a.storeMore(&s.a.messages, stored, func(_ uint64, _ bool, err error) { done(err) })
+	reply.waits = 1
+	if m.Retain {
+		reply.waits++
 	}
-	if p.Retain {
-		s.a.retain(subject, s.key, m, done)
+	s.a.storeMore(&s.a.messages, msg, s, func(_ uint64, again bool, err error) {
+		if err == nil && !again && id != "" {
+			s.publishLive(subject, &packet.Publish{Message: *m})
+		}
+		done(err)
+	})
+	if m.Retain {
+		s.a.retain(subject, s.key, m, s, done)
 	}
-	return nil
 }
 
 // underWay is how many PUBLISH packets of the client are not finished; mu is held.
@@ -227,49 +267,51 @@ func (s *session) underWay() int {
 	return n
 }
 
-// turn names this use of a packet identifier with QoS 2.
-func (s *session) turn(id uint16) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return fmt.Sprintf("%s.%s.%d.%d", s.key, s.rec.Born, id, s.rec.Turns[id])
-}
-
-// maxTurns is of how many identifiers the uses are counted.
-const maxTurns = 512
-
-// turned says that the next message with this identifier is another one; mu is held.
-func (s *session) turned(id uint16) {
-	if s.rec.Turns == nil {
-		s.rec.Turns = map[uint16]uint64{}
-	}
-	s.rec.Turns[id]++
-	// What is under way is noted in the record that is written next.
-	if len(s.rec.Turns) > maxTurns {
-		s.rec.Born, s.rec.Turns = rand.Text()[:8], nil
-	}
-}
-
 // settled is told of one part of what an answer waits for; mu is held.
 func (s *session) settled(reply *answer, err error) {
 	reply.waits--
-	if err != nil {
+	if reply.err == nil {
+		reply.err = err
+	}
+	if reply.waits > 0 || s.closed {
+		return
+	}
+	ready := func() {
+		reply.ready = true
+		s.flushAnswers()
+	}
+	switch {
+	case errors.Is(reply.err, errUnanswered):
+		// It may be stored: the client must not believe that it is not.
+		s.log("a message may not have been stored, and its publisher is disconnected", "error", reply.err)
+		s.expel(packet.ServerBusy, "its message could not be stored in time")
+	case reply.err != nil:
+		s.log("a message was not stored, and its publisher is told", "error", reply.err)
 		reply.Code = packet.UnspecifiedError
-		if errors.Is(err, errFull) || refused(err, noStorage, noResources) {
+		if errors.Is(reply.err, errFull) || refused(reply.err, noStorage, noResources) {
 			reply.Code = packet.QuotaExceeded
 		}
-		delete(s.in, reply.ID)
-		s.turned(reply.ID) // [MQTT-4.3.3-9]
-		if !s.closed {
-			s.log("a message was not stored, and its publisher is told", "error", err)
+		if reply.Kind == packet.PUBACK {
+			ready()
+			return
 		}
+		// A part of it may be: the next message with that identifier is another.
+		delete(s.in, reply.ID) // [MQTT-4.3.3-9]
+		s.persist(ready)
+	case reply.Kind == packet.PUBREC:
+		arrived := s.in[reply.ID]
+		arrived.busy, arrived.stored = false, true
+		s.later()
+		ready()
+	default:
+		ready()
 	}
-	s.flushAnswers()
 }
 
 // flushAnswers sends what is settled, in the order of the PUBLISH packets.
 // [MQTT-4.6.0-2] [MQTT-4.6.0-3]
 func (s *session) flushAnswers() {
-	for len(s.pending) > 0 && s.pending[0].waits <= 0 {
+	for len(s.pending) > 0 && s.pending[0].ready {
 		reply := s.pending[0]
 		s.pending = s.pending[1:]
 		if reply.Code.Failed() && s.v == packet.V311 {
@@ -290,12 +332,11 @@ func (s *session) released(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := packet.Ack{Kind: packet.PUBCOMP, ID: id}
-	if !s.in[id] {
+	if arrived := s.in[id]; arrived == nil || !arrived.stored {
 		done.Code = packet.PacketIdentifierNotFound
 		s.out.send(&done)
 		return
 	}
 	delete(s.in, id) // [MQTT-4.3.3-12]
-	s.turned(id)
 	s.persist(func() { s.out.send(&done) })
 }

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,14 +31,16 @@ type record struct {
 	// Expiry is in seconds from Left.
 	Expiry uint32 `json:"expiry,omitempty"`
 	// Seq is up to where the stored messages were sent to the client, or are in Out.
-	Seq    uint64                  `json:"seq,omitempty"`
-	Subs   map[string]subscription `json:"subs,omitempty"`
-	Out    []flight                `json:"out,omitempty"`
-	In     []uint16                `json:"in,omitempty"`
-	Turns  map[uint16]uint64       `json:"turns,omitempty"`
-	Next   uint16                  `json:"next,omitempty"`
-	Will   *will                   `json:"will,omitempty"`
-	WillAt time.Time               `json:"will_at,omitzero"`
+	Seq  uint64                  `json:"seq,omitempty"`
+	Subs map[string]subscription `json:"subs,omitempty"`
+	Out  []flight                `json:"out,omitempty"`
+	// In are the numbers of the messages of QoS 2 that the client has not released,
+	// 0 for one that is known to be stored; Count is the last of the numbers.
+	In     map[uint16]uint64 `json:"arrived,omitempty"`
+	Count  uint64            `json:"count,omitempty"`
+	Next   uint16            `json:"next,omitempty"`
+	Will   *will             `json:"will,omitempty"`
+	WillAt time.Time         `json:"will_at,omitzero"`
 	// Gone says that the session ended.
 	Gone bool `json:"gone,omitempty"`
 }
@@ -263,23 +266,12 @@ func (a *account) save(key string, r *record, revision uint64, done func(revisio
 	}
 	msg := &nats.Msg{Subject: sessionPrefix + key, Data: data, Header: nats.Header{
 		jetstream.ExpectedLastSubjSeqHeader: []string{strconv.FormatUint(revision, 10)},
+		jetstream.MsgIDHeader:               []string{rand.Text()}, // it may be written twice
 	}}
 	if r.Gone {
 		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(removed/time.Second))+"s")
 	}
-	until := time.Now().Add(storeTimeout)
-	var try func()
-	try = func() {
-		a.store(&a.registry, msg, func(seq uint64, _ bool, err error) {
-			// A stream that is new, or has a new leader, is not heard everywhere yet.
-			if errors.Is(err, nats.ErrNoResponders) && time.Now().Before(until) {
-				time.AfterFunc(100*time.Millisecond, try)
-				return
-			}
-			done(seq, err)
-		})
-	}
-	try()
+	a.store(&a.registry, msg, nil, func(seq uint64, _ bool, err error) { done(seq, err) })
 }
 
 func (a *account) saveNow(key string, r *record, revision uint64) (uint64, error) {
@@ -301,7 +293,7 @@ func (a *account) sweep(now time.Time) {
 			continue
 		}
 		a.running.Go(func() {
-			if err := a.attend(key, now); err != nil && a.ctx.Err() == nil && !refused(err, wrongLast) {
+			if err := a.attend(key, now); err != nil && a.ctx.Err() == nil && !overtaken(err) {
 				a.p.log().Debug("attending to an MQTT session", "account", a.name, "error", err)
 			}
 		})
@@ -355,14 +347,14 @@ func (a *account) announce(w *will, client string) {
 	_ = a.conn.PublishMsg(msg)
 	if m.QoS > 0 {
 		stored := encode(messagePrefix+subject, client, m, time.Now())
-		a.storeMore(&a.messages, stored, func(_ uint64, _ bool, err error) {
+		a.storeMore(&a.messages, stored, nil, func(_ uint64, _ bool, err error) {
 			if err != nil {
 				a.p.log().Warn("a will was not stored", "account", a.name, "error", err)
 			}
 		})
 	}
 	if m.Retain { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
-		a.retain(subject, client, m, func(err error) {
+		a.retain(subject, client, m, nil, func(err error) {
 			if err != nil {
 				a.p.log().Warn("a will was not retained", "account", a.name, "error", err)
 			}

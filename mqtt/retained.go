@@ -101,7 +101,16 @@ func (a *account) matching(ctx context.Context, filter string) ([]message, error
 
 // retain stores p as the retained message of its topic, or removes that one.
 // [MQTT-3.3.1-5] [MQTT-3.3.1-7]
-func (a *account) retain(subject, client string, p *packet.Message, done func(error)) {
+func (a *account) retain(subject, client string, p *packet.Message, owner any, done func(error)) {
+	store := a.storeMore
+	if len(p.Payload) == 0 {
+		store = a.store
+	}
+	store(&a.retained, keepsake(subject, client, p), owner, func(_ uint64, _ bool, err error) { done(err) })
+}
+
+// keepsake is p as it is retained.
+func keepsake(subject, client string, p *packet.Message) *nats.Msg {
 	msg := encode(retainedPrefix+subject, client, p, time.Now())
 	ttl := time.Duration(0)
 	switch {
@@ -110,15 +119,11 @@ func (a *account) retain(subject, client string, p *packet.Message, done func(er
 	case p.Expires:
 		ttl = time.Duration(max(p.Expiry, 1)) * time.Second
 	}
+	if msg.Header == nil {
+		msg.Header = nats.Header{}
+	}
 	if ttl > 0 {
-		if msg.Header == nil {
-			msg.Header = nats.Header{}
-		}
 		msg.Header.Set(jetstream.MsgTTLHeader, strconv.Itoa(int(ttl/time.Second))+"s")
 	}
-	store := a.storeMore
-	if len(p.Payload) == 0 {
-		store = a.store
-	}
-	store(&a.retained, msg, func(_ uint64, _ bool, err error) { done(err) })
+	return msg
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +70,7 @@ type session struct {
 	room      chan struct{} // has an element if the queue is shorter, or a flight ended
 	flights   map[uint16]*flight
 	order     []*flight
-	in        map[uint16]bool
+	in        map[uint16]*arrival
 	pending   []*answer         // to PUBLISH, in their order
 	local     atomic.Bool       // it has a subscription with No Local
 	resumed   bool              // it had subscriptions
@@ -96,7 +95,7 @@ func (s *session) attach(ctx context.Context, c *packet.Connect) (present bool, 
 			return present, nil
 		}
 		a.release(s)
-		if !refused(err, wrongLast) || try == 10 {
+		if !overtaken(err) || try == 10 {
 			return false, err
 		}
 	}
@@ -181,8 +180,11 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	}
 	s.durable = s.rec.Expiry > 0 || s.rec.Will != nil
 	full := s.durable && !present && a.registry.full.Load()
-	for _, id := range s.rec.In {
-		s.in[id] = true
+	s.quota, s.order = s.quota+len(s.order), nil // of the last try
+	clear(s.flights)
+	clear(s.in)
+	for id, number := range s.rec.In {
+		s.in[id] = &arrival{number: number, stored: number == 0}
 	}
 	for i := range s.rec.Out {
 		f := s.rec.Out[i]
@@ -263,6 +265,9 @@ func (s *session) detach() {
 		stop()
 	}
 	s.login.Close()
+	for _, b := range s.a.streams() {
+		b.writer.drop(s) // its client publishes it again, and then it has its turn
+	}
 	s.a.release(s)
 
 	s.mu.Lock()
@@ -289,7 +294,7 @@ func (s *session) detach() {
 	s.mu.Unlock()
 	if durable {
 		if _, err := s.a.saveNow(s.key, &r, revision); err != nil {
-			if refused(err, wrongLast) {
+			if overtaken(err) {
 				w = nil // another node has it
 			} else {
 				s.log("an MQTT session was not stored", "error", err)
@@ -344,11 +349,16 @@ func (s *session) snapshot() record {
 		}
 	}
 	r.In = nil
-	for id := range s.in {
-		r.In = append(r.In, id)
+	for id, arrived := range s.in {
+		if r.In == nil {
+			r.In = map[uint16]uint64{}
+		}
+		r.In[id] = arrived.number
+		if arrived.stored {
+			r.In[id] = 0
+		}
 	}
-	slices.Sort(r.In)
-	r.Subs, r.Turns = maps.Clone(s.rec.Subs), maps.Clone(s.rec.Turns)
+	r.Subs = maps.Clone(s.rec.Subs)
 	r.Seq = s.floor()
 	return r
 }
@@ -396,14 +406,14 @@ func (s *session) save() {
 		defer s.mu.Unlock()
 		s.saving = false
 		switch {
-		case refused(err, wrongLast):
+		case overtaken(err):
 			s.expel(packet.SessionTakenOver, "another node has its session")
 			return
 		case err != nil && len(then) > 0:
 			if !s.closed {
 				s.log("an MQTT session was not stored", "error", err)
 			}
-			s.expel(packet.ServerUnavailable, "its session could not be stored")
+			s.expel(packet.ServerBusy, "its session could not be stored")
 			return
 		case err != nil: // nobody waited for it
 			s.later()
