@@ -475,13 +475,22 @@ func (a *account) clean(full bool) {
 		s.catchFloor(last, behind)
 	}
 	floor := min(a.index.floor(time.Now(), last), a.floor())
-	consumers := a.messages.ListConsumers(ctx)
-	for c := range consumers.Info() {
-		if c.Config.Durable != "" {
-			floor = min(floor, c.AckFloor.Stream)
+	// A consumer without a leader has a name and tells nothing.
+	groups := map[string]bool{}
+	names := a.messages.ConsumerNames(ctx)
+	for name := range names.Name() {
+		if strings.HasPrefix(name, sharePrefix) {
+			groups[name] = true
 		}
 	}
-	if consumers.Err() != nil || floor == 0 {
+	consumers := a.messages.ListConsumers(ctx)
+	for c := range consumers.Info() {
+		if groups[c.Name] {
+			floor = min(floor, c.AckFloor.Stream)
+			delete(groups, c.Name)
+		}
+	}
+	if names.Err() != nil || consumers.Err() != nil || len(groups) > 0 || floor == 0 {
 		return
 	}
 	if err := a.messages.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil && a.ctx.Err() == nil {

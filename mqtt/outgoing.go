@@ -55,6 +55,7 @@ func (s *session) offer(m message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case m.seq < s.at: // it was read from the stream
 	case s.closed:
 		if s.behind == 0 { // it will be read when the client is back
 			s.behind = m.seq
@@ -70,6 +71,7 @@ func (s *session) offer(m message) {
 	case len(s.queue) >= maxQueue || s.queued >= s.p.pending():
 		s.behind = m.seq
 	default:
+		s.at = m.seq + 1
 		s.push(m)
 		s.pump()
 	}
@@ -91,8 +93,8 @@ func (s *session) drained() {
 // pump sends what the client may be sent. [MQTT-3.3.4-9] [MQTT-4.9.0-2]; mu is held.
 func (s *session) pump() {
 	sent := false
-	for len(s.queue) > 0 && !s.closed {
-		m := &s.queue[0]
+	for len(s.queue) > 0 && s.greeted && !s.closed {
+		m := s.queue[0]
 		g := granted{any: true, qos: m.grant, retain: m.retain}
 		switch {
 		case m.kept || m.shared != nil:
@@ -100,29 +102,32 @@ func (s *session) pump() {
 				g.ids = []uint32{m.sub}
 			}
 		default:
-			g = s.grant(m)
+			g = s.grant(&m)
 		}
-		qos := min(m.qos, g.qos) // [MQTT-3.8.4-8]
-		if m.share != nil && m.share.over() {
-			// The group has it again.
-		} else if !g.any || m.expired(time.Now()) {
-			m.finished()
-		} else if qos == 0 {
-			if m.kept && s.out.full() {
-				break // it is not dropped because there is much
-			}
-			s.send(m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
-			m.finished()
-		} else {
-			if s.quota <= 0 || s.repeating || s.out.full() {
-				break // and nothing else waits [MQTT-3.3.4-10]
-			}
-			s.begin(m, qos, g)
+		qos := min(m.qos, g.qos)                  // [MQTT-3.8.4-8]
+		given := m.share != nil && m.share.over() // the group has it again
+		wanted := g.any && !given && !m.expired(time.Now())
+		if wanted && qos > 0 && (s.quota <= 0 || s.repeating || s.out.full()) {
+			break // and nothing else waits [MQTT-3.3.4-10]
 		}
+		if wanted && qos == 0 && m.kept && s.out.full() {
+			break // it is not dropped because there is much
+		}
+		// What is stored of it when it begins says that it is not in the queue.
 		sent = true
 		s.queued -= len(m.payload)
 		s.queue[0] = message{}
 		s.queue = s.queue[1:]
+		switch {
+		case given:
+		case !wanted:
+			m.finished()
+		case qos == 0:
+			s.send(&m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
+			m.finished()
+		default:
+			s.begin(&m, qos, g)
+		}
 	}
 	if len(s.queue) == 0 {
 		s.queue = nil
@@ -269,7 +274,7 @@ func (s *session) acknowledged(a *packet.Ack) error {
 // it takes, while its packets are being read. [MQTT-4.4.0-1]
 func (s *session) again() {
 	s.mu.Lock()
-	s.repeating = true
+	s.greeted, s.repeating = true, true
 	flights := slices.Clone(s.order)
 	s.mu.Unlock()
 	if len(flights) == 0 {
@@ -318,7 +323,7 @@ func (s *session) repeat(f *flight) bool {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		s.land(f) // it expired
 	case err != nil:
-		s.expel(packet.ServerUnavailable, "a message cannot be read")
+		s.expel(packet.ServerBusy, "a message cannot be read")
 	default:
 		f.sent = true
 		s.quota--
@@ -341,6 +346,7 @@ func (s *session) goOn() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.repeating = false
+	defer s.pump()
 	for _, sub := range s.rec.Subs {
 		if sub.QoS > 0 && s.resumed {
 			s.catchUp(s.rec.Seq + 1)
@@ -348,7 +354,6 @@ func (s *session) goOn() {
 		}
 	}
 	s.reading = false
-	s.pump()
 }
 
 // stored reads the message of a flight.
@@ -360,6 +365,12 @@ func (s *session) stored(f *flight) (m message, err error) {
 		stream, prefix = &s.a.retained, retainedPrefix
 	}
 	msg, err := stream.GetMsg(ctx, f.Seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		// A new leader may not have it yet.
+		if info, infoErr := stream.Info(ctx); infoErr != nil || info.State.LastSeq < f.Seq {
+			return m, errors.Join(errUnanswered, infoErr)
+		}
+	}
 	if err != nil {
 		return m, err
 	}
@@ -395,11 +406,12 @@ func (s *session) catchUp(from uint64) {
 				s.mu.Unlock()
 				return
 			}
-			s.reading = false
+			s.reading, s.at = false, next
 			// What came meanwhile is after the mark, or was read.
 			for _, m := range s.held {
 				s.queued -= len(m.payload)
-				if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
+				if m.seq >= s.at && (s.behind == 0 || m.seq < s.behind) {
+					s.at = m.seq + 1
 					s.push(m)
 				}
 			}
@@ -485,11 +497,11 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 			}
 			s.mu.Lock()
 		}
+		s.at = seq
 		if g := s.grant(&m); g.any {
 			s.push(m)
 			s.pump()
 		}
-		s.at = seq
 		s.mu.Unlock()
 	}
 }

@@ -62,10 +62,11 @@ type session struct {
 	space     chan struct{} // has an element if an answer went out
 	parted    bool          // it was offered the messages upTo here, and is no more
 	upTo      uint64
-	behind    uint64    // if not 0, the stream has messages from here on for it
-	held      []message // came while the stream is being read
-	reading   bool      // the stream is being read, up to before at
-	at        uint64
+	behind    uint64        // if not 0, the stream has messages from here on for it
+	held      []message     // came while the stream is being read
+	greeted   bool          // CONNACK is sent
+	reading   bool          // the stream is being read
+	at        uint64        // the session has not been given what is stored from here on
 	repeating bool          // what was not acknowledged is being sent again
 	room      chan struct{} // has an element if the queue is shorter, or a flight ended
 	flights   map[uint16]*flight
@@ -365,15 +366,15 @@ func (s *session) snapshot() record {
 
 // floor is up to where the stored messages were sent, or are flights.
 func (s *session) floor() uint64 {
-	at := s.a.last.Load()
-	if s.parted {
-		at = s.upTo
-	}
+	at := s.at - 1
 	switch {
 	case s.reading:
-		at = s.at - 1
 	case s.behind > 0:
 		at = s.behind - 1
+	case s.parted:
+		at = max(at, s.upTo)
+	default: // what the node heard, this session was offered
+		at = max(at, s.a.last.Load())
 	}
 	for _, m := range s.queue {
 		if !m.kept && m.shared == nil {
@@ -423,7 +424,7 @@ func (s *session) save() {
 		for _, do := range then {
 			do()
 		}
-		if len(s.saves) > 0 && !s.closed {
+		if len(s.saves) > 0 && !s.saving && !s.closed {
 			s.save()
 		}
 	})

@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -577,5 +579,37 @@ func TestCopies(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestReconnects publishes without a pause, to a client whose connection ends again
+// and again. What it is sent while one ends comes with the next.
+func TestReconnects(t *testing.T) {
+	h := start(t)
+	const n = 200
+	got := map[string]int{}
+	forever := &packet.Connect{ClientID: "sub", SessionExpiry: 3600}
+	sub, _ := h.connect(t, forever)
+	sub.subscribe(2, "a/+")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	var publishing sync.WaitGroup
+	publishing.Go(func() {
+		for i := range n {
+			pub.send(publish("a/1", strconv.Itoa(i), 1, uint16(i+1)))
+			if _, err := pub.r.Next(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	defer publishing.Wait()
+	for had := 0; len(got) < n; {
+		if had++; had%20 == 0 {
+			sub.gone()
+			sub, _ = h.connect(t, forever)
+		}
+		m := next[*packet.Publish](sub)
+		got[string(m.Payload)]++
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
 	}
 }

@@ -196,6 +196,13 @@ func (s *session) restore(ctx context.Context) error {
 		}
 		sub.made = 0
 		if err := s.open(ctx, full, filter, &sub); err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for full, sub := range subs { // they are still the session's
+				if _, ok := s.rec.Subs[full]; !ok {
+					s.rec.Subs[full] = sub
+				}
+			}
 			return err
 		}
 	}
@@ -229,6 +236,7 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 }
 
 const (
+	sharePrefix = "share_" // of the names of the groups' consumers
 	// sharedWait is how long a message of QoS 1 stays with a client of a group that
 	// is gone without a word; a client that is there has it as long as it likes.
 	sharedWait = 30 * time.Second
@@ -243,7 +251,7 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 		subjects[i] = messagePrefix + subjects[i]
 	}
 	consumer, err := s.a.messages.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: "share_" + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
+		Durable: sharePrefix + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: sharedWait, MaxAckPending: 10_000, InactiveThreshold: maxExpiry,
 	})
 	if err != nil {
