@@ -163,7 +163,7 @@ func (a *account) open(ctx context.Context) (err error) {
 		}
 	}
 	a.feed.local = map[string]*session{}
-	a.index.entries, a.index.beats, a.index.back = map[string]entry{}, map[string]beat{}, func() { _ = a.beat() }
+	a.index.init(func() { _ = a.beat() })
 	a.keep.init()
 	a.live.init()
 	if _, err := a.conn.Subscribe(alivePrefix+"*", a.index.beat); err != nil {

@@ -46,6 +46,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	if c.ReceiveMaximum > 0 { // [MQTT-4.9.0-1]
 		s.quota = int(c.ReceiveMaximum)
 	}
+	defer close(s.done)
 	var end context.CancelFunc
 	s.ctx, end = context.WithCancel(ctx)
 	answer, err := s.connect(ctx, c, state, login)
@@ -56,7 +57,6 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		s.answer(answer) // [MQTT-3.2.2-7] [MQTT-4.12.0-4]
 		return           // [MQTT-3.1.4-6] [MQTT-3.14.0-1]
 	}
-	defer close(s.done)
 	defer s.detach()
 	defer end()
 	writing := make(chan struct{})
@@ -176,7 +176,6 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		s.rec.Will = nil
 		s.mu.Unlock()
 		s.detach()
-		close(s.done)
 		return no(packet.ServerUnavailable, "its subscriptions cannot be had now", err)
 	}
 	return s.connack(c, present), nil

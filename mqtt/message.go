@@ -43,8 +43,9 @@ type message struct {
 	kept   bool
 	grant  packet.QoS
 	sub    uint32
-	shared func() // tells the group's consumer
 	share  *holding
+	reply  string // where its consumer is told
+	shared func() // tells it
 }
 
 // finished tells the group, if it is one's, that the message is done with.

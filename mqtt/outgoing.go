@@ -144,7 +144,7 @@ func (s *session) pump() {
 // begin sends a message that the client has to acknowledge, for the first time.
 // [MQTT-3.3.1-3] [MQTT-4.3.2-1] [MQTT-4.3.2-2] [MQTT-4.3.3-1] [MQTT-4.3.3-2]
 func (s *session) begin(m *message, qos packet.QoS, g granted) {
-	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub, sent: true}
+	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub, Share: m.reply, sent: true}
 	p := &packet.Publish{ID: f.ID, SubscriptionIDs: g.ids, Message: packet.Message{QoS: qos, Retain: g.retain}}
 	if m.shared != nil && qos == 1 {
 		f.done = m.finished

@@ -54,7 +54,7 @@ type subscription struct {
 	From   uint64                `json:"from,omitempty"` // it wants stored messages after this one
 	Group  string                `json:"group,omitempty"`
 	made   int                   // the how many-th it is
-	stop   func()                // of a shared one
+	share  *holding              // of a shared one
 	handle packet.RetainHandling // what was asked for
 }
 
@@ -69,12 +69,16 @@ type flight struct {
 	// Retained says that it is a retained message, whose Seq is in that stream.
 	Retained bool   `json:"retained,omitempty"`
 	Sub      uint32 `json:"sub,omitempty"`
+	Share    string `json:"share,omitempty"` // where its group is told that it is taken
 	sent     bool   // on this connection
 	done     func() // tells the consumer of a shared subscription
 }
 
 // will is a will as it is stored.
 type will struct {
+	// ID tells the engine that it has it already: who publishes it may die, and
+	// another does it then.
+	ID      string        `json:"id,omitempty"`
 	Topic   string        `json:"topic"`
 	Payload []byte        `json:"payload,omitempty"`
 	QoS     packet.QoS    `json:"qos,omitempty"`
@@ -94,7 +98,7 @@ func newWill(w *packet.Will) *will {
 		return nil
 	}
 	return &will{
-		Topic: string(w.Topic), Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Delay: w.Delay, Expires: w.Expires, Expiry: w.Expiry,
+		ID: rand.Text(), Topic: string(w.Topic), Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Delay: w.Delay, Expires: w.Expires, Expiry: w.Expiry,
 		Format: w.Format, Content: w.ContentType, Reply: w.ResponseTopic, Corr: w.CorrelationData, User: w.UserProperties,
 	}
 }
@@ -125,6 +129,33 @@ type register struct {
 	entries map[string]entry
 	beats   map[string]beat // of the runs of all nodes
 	back    func()          // answers the first beat of a node
+	// abandoned are the sessions that have ended on this node, which could not be
+	// stored. Their records may say that their clients are here.
+	abandoned map[string]bool
+}
+
+func (x *register) init(back func()) {
+	x.entries, x.beats, x.abandoned, x.back = map[string]entry{}, map[string]beat{}, map[string]bool{}, back
+}
+
+// abandon has the record of key looked at.
+func (x *register) abandon(key string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.abandoned[key] = true
+}
+
+func (x *register) isAbandoned(key string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.abandoned[key]
+}
+
+// adopt is called when the client of key is here.
+func (x *register) adopt(key string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.abandoned, key)
 }
 
 // beat is the last that was heard of a node.
@@ -224,6 +255,10 @@ func (x *register) due(now time.Time, run string) (keys []string) {
 	defer x.mu.Unlock()
 	for key, e := range x.entries {
 		switch {
+		case e.run == run && x.abandoned[key]:
+			if now.Sub(e.seen) > othersWait {
+				keys = append(keys, key)
+			}
 		case e.run == run:
 		case e.run != "":
 			alive := x.beats[e.run].at
@@ -317,12 +352,19 @@ func (a *account) attend(key string, now time.Time) error {
 	if err != nil || r.Gone {
 		return err
 	}
+	if r.Run == a.p.run() && !a.index.isAbandoned(key) {
+		return nil // it is here again
+	}
 	if r.Run != "" { // its node died
 		r.left(now, a.p.run())
+		a.claims(&r)
 	}
 	w := r.Will
 	if w != nil && (r.WillAt.After(now) && r.ends().After(now)) {
 		w = nil
+	}
+	if err := a.announce(w, key); err != nil {
+		return err
 	}
 	if w != nil {
 		r.Will = nil // [MQTT-3.1.2-10]
@@ -334,30 +376,64 @@ func (a *account) attend(key string, now time.Time) error {
 	if _, err := a.saveNow(key, &r, revision); err != nil {
 		return err
 	}
-	if w != nil {
-		a.announce(w, key)
+	a.tell(w, key)
+	return nil
+}
+
+// claims tells the groups what a session has of them: its node may have died before
+// it could.
+func (a *account) claims(r *record) {
+	var shares []string
+	for _, f := range r.Out {
+		if f.Share != "" {
+			shares = append(shares, f.Share)
+		}
+	}
+	if len(shares) > 0 {
+		a.running.Go(func() {
+			for _, share := range shares {
+				a.claim(share)
+			}
+		})
+	}
+}
+
+// announce stores a will, if there is one and it is to be stored: before the record
+// says that it is done with.
+func (a *account) announce(w *will, client string) error {
+	if w == nil {
+		return nil
+	}
+	m, subject := w.message(), subjectOf(w.Topic)
+	var err error
+	if m.QoS > 0 {
+		err = a.storeWill(&a.messages, encode(messagePrefix+subject, client, m, time.Now()), w)
+	}
+	if m.Retain && err == nil { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
+		err = a.storeWill(&a.retained, keepsake(subject, client, m), w)
+	}
+	return err
+}
+
+// storeWill stores msg, unless it is refused: then nobody will.
+func (a *account) storeWill(b *bounded, msg *nats.Msg, w *will) error {
+	msg.Header.Set(jetstream.MsgIDHeader, w.ID)
+	err := errFull
+	if !b.full.Load() {
+		_, err = a.storeNow(b, msg)
+	}
+	switch {
+	case errors.Is(err, errUnanswered):
+		return fmt.Errorf("storing a will: %w", err)
+	case err != nil:
+		a.p.log().Warn("a will was not stored", "account", a.name, "error", err)
 	}
 	return nil
 }
 
-// announce publishes a will.
-func (a *account) announce(w *will, client string) {
-	m, subject := w.message(), subjectOf(w.Topic)
-	msg := encode(subject, client, m, time.Now())
-	_ = a.conn.PublishMsg(msg)
-	if m.QoS > 0 {
-		stored := encode(messagePrefix+subject, client, m, time.Now())
-		a.storeMore(&a.messages, stored, nil, func(_ uint64, _ bool, err error) {
-			if err != nil {
-				a.p.log().Warn("a will was not stored", "account", a.name, "error", err)
-			}
-		})
-	}
-	if m.Retain { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
-		a.retain(subject, client, m, nil, func(err error) {
-			if err != nil {
-				a.p.log().Warn("a will was not retained", "account", a.name, "error", err)
-			}
-		})
+// tell publishes a will, if there is one, for those who hear at QoS 0.
+func (a *account) tell(w *will, client string) {
+	if w != nil {
+		_ = a.conn.PublishMsg(encode(subjectOf(w.Topic), client, w.message(), time.Now()))
 	}
 }

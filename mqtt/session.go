@@ -112,6 +112,7 @@ func (a *account) claimLocal(ctx context.Context, s *session) error {
 		}
 		a.feed.Unlock()
 		if old == nil {
+			a.index.adopt(s.key)
 			return nil
 		}
 		old.kick(packet.SessionTakenOver, "another client has its identifier")
@@ -149,7 +150,10 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 		return false, err
 	}
 	now := time.Now()
-	if !old.Gone && old.Run == "" && !old.ends().After(now) { // [MQTT-4.1.0-2]
+	if !old.Gone && old.Run != "" { // its node died, or does not answer
+		old.left(now, old.By)
+	}
+	if !old.Gone && !old.ends().After(now) { // [MQTT-4.1.0-2]
 		revision, err = s.end(&old, revision)
 		if err != nil {
 			return false, err
@@ -169,7 +173,7 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	}
 	s.reading, s.at = true, s.rec.Seq+1 // until CONNACK is sent, and what waits
 	was := old.Will
-	if old.Run == "" && !old.WillAt.IsZero() && old.WillAt.After(now) {
+	if old.WillAt.After(now) {
 		was = nil // [MQTT-3.1.3-9]
 	}
 	s.rec.ID, s.rec.Owner, s.rec.Run, s.rec.By = s.id, s.login.Principal.String(), a.p.run(), a.p.run()
@@ -201,6 +205,9 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 	if full {
 		return false, errFull
 	}
+	if err := a.announce(was, s.key); err != nil {
+		return false, err
+	}
 	if s.durable {
 		if revision, err = a.saveNow(s.key, &r, revision); err != nil {
 			return false, err
@@ -209,29 +216,28 @@ func (s *session) resume(ctx context.Context, c *packet.Connect) (present bool, 
 		s.revision = revision
 		s.mu.Unlock()
 	} else if present {
-		if _, err := s.end(&old, revision); err != nil {
+		if _, err := a.saveNow(s.key, &record{ID: s.id, Gone: true}, revision); err != nil {
 			return false, err
 		}
-		was = nil
 	}
 	a.feed.Lock()
 	s.here = true
 	a.feed.Unlock()
-	if was != nil && present {
-		a.announce(was, s.key)
-	}
+	a.tell(was, s.key)
+	a.claims(&r)
 	return present, nil
 }
 
 // end ends a session that is stored, and publishes its will.
 func (s *session) end(old *record, revision uint64) (uint64, error) {
+	if err := s.a.announce(old.Will, s.key); err != nil {
+		return 0, err
+	}
 	revision, err := s.a.saveNow(s.key, &record{ID: old.ID, Gone: true}, revision)
 	if err != nil {
 		return 0, err
 	}
-	if old.Will != nil {
-		s.a.announce(old.Will, s.key)
-	}
+	s.a.tell(old.Will, s.key)
 	*old = record{Gone: true}
 	return revision, nil
 }
@@ -255,15 +261,15 @@ func (s *session) detach() {
 	if s.sleeping != nil {
 		s.sleeping.Stop()
 	}
-	shared := []func(){}
+	var shares []*holding
 	for _, sub := range s.rec.Subs {
-		if sub.stop != nil {
-			shared = append(shared, sub.stop)
+		if sub.share != nil {
+			shares = append(shares, sub.share)
 		}
 	}
 	s.mu.Unlock()
-	for _, stop := range shared {
-		stop()
+	for _, share := range shares {
+		share.end()
 	}
 	s.login.Close()
 	for _, b := range s.a.streams() {
@@ -282,28 +288,36 @@ func (s *session) detach() {
 	}
 	s.rec.left(time.Now(), s.p.run())
 	r, w := s.snapshot(), s.rec.Will
-	if !r.WillAt.IsZero() && r.WillAt.After(time.Now()) {
+	durable, revision, flights := s.durable, s.revision, s.order
+	s.mu.Unlock()
+	if r.WillAt.After(time.Now()) {
 		w = nil // the sweep publishes it
 	}
-	if w != nil {
+	err := s.a.announce(w, s.key)
+	switch {
+	case err != nil:
+		w = nil // the sweep tries again
+	case w != nil:
 		r.Will = nil
 	}
-	if r.Expiry == 0 { // [MQTT-3.1.2-23]
+	if r.Expiry == 0 && err == nil { // [MQTT-3.1.2-23]
 		r = record{ID: r.ID, Gone: true}
 	}
-	durable, revision := s.durable, s.revision
-	s.mu.Unlock()
 	if durable {
-		if _, err := s.a.saveNow(s.key, &r, revision); err != nil {
-			if overtaken(err) {
-				w = nil // another node has it
-			} else {
+		if _, err = s.a.saveNow(s.key, &r, revision); err != nil {
+			w = nil // another node has it, or finds it
+			s.a.index.abandon(s.key)
+			if !overtaken(err) {
 				s.log("an MQTT session was not stored", "error", err)
 			}
 		}
 	}
-	if w != nil {
-		s.a.announce(w, s.key)
+	s.a.tell(w, s.key)
+	if err == nil {
+		s.a.claims(&r)
+	}
+	for _, share := range shares {
+		share.giveBack(flights)
 	}
 }
 

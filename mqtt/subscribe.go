@@ -116,7 +116,7 @@ func (s *session) addSubscription(ctx context.Context, full, filter string, sub 
 		return false, packet.QuotaExceeded
 	}
 	if had { // [MQTT-3.8.4-4]
-		sub.stop, sub.From, sub.made = old.stop, old.From, old.made
+		sub.share, sub.From, sub.made = old.share, old.From, old.made
 	}
 	if !had || old.QoS == 0 {
 		sub.From = s.a.last.Load()
@@ -154,12 +154,11 @@ func (s *session) open(ctx context.Context, key, filter string, sub *subscriptio
 		s.local.Store(true)
 	}
 	s.mu.Unlock()
-	if sub.Group != "" && sub.stop == nil {
-		stop, err := s.share(ctx, key, filter, sub.Group)
-		if err != nil {
+	if sub.Group != "" && sub.share == nil {
+		var err error
+		if sub.share, err = s.share(ctx, key, filter, sub.Group); err != nil {
 			return err
 		}
-		sub.stop = stop
 	}
 	s.mu.Lock()
 	s.rec.Subs[key] = *sub
@@ -222,8 +221,11 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 			code = packet.NoSubscriptionExisted
 		}
 		s.a.leave(s, full) // [MQTT-3.10.4-2]
-		if sub.stop != nil {
-			sub.stop()
+		if sub.share != nil {
+			sub.share.end()
+			s.mu.Lock()
+			sub.share.giveBack(s.order)
+			s.mu.Unlock()
 		}
 		s.a.feed.Lock()
 		s.a.feed.tree.remove(full, s)
@@ -245,7 +247,7 @@ const (
 )
 
 // share takes a share of what a group is sent of stored messages.
-func (s *session) share(ctx context.Context, key, filter, group string) (stop func(), err error) {
+func (s *session) share(ctx context.Context, key, filter, group string) (*holding, error) {
 	subjects := subjectsOf(filter)
 	for i := range subjects {
 		subjects[i] = messagePrefix + subjects[i]
@@ -257,18 +259,19 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat))
-	if err != nil {
+	h := &holding{msgs: map[jetstream.Msg]struct{}{}, done: make(chan struct{})}
+	if h.messages, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat)); err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
-	h := &holding{msgs: map[jetstream.Msg]struct{}{}}
-	done := make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(h.done)
 		for {
-			msg, err := messages.Next()
+			msg, err := h.messages.Next()
 			switch {
 			case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+				return
+			case errors.Is(err, jetstream.ErrConsumerDeleted):
+				s.kick(packet.ServerBusy, "its shared subscription is gone")
 				return
 			case err == nil:
 				s.takeShared(key, msg, h)
@@ -276,35 +279,19 @@ func (s *session) share(ctx context.Context, key, filter, group string) (stop fu
 			// Others are of a node that died: the next call asks another one.
 		}
 	}()
-	beat := time.NewTicker(sharedWait / 3)
-	go func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-beat.C:
-				h.each(func(msg jetstream.Msg) { _ = msg.InProgress() })
-			}
-		}
-	}()
-	return func() {
-		messages.Stop()
-		<-done
-		beat.Stop()
-		h.end()
-	}, nil
+	go h.beat()
+	return h, nil
 }
 
 // takeShared takes a message of a group.
 func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 	m, ok := decode(strings.TrimPrefix(msg.Subject(), messagePrefix), &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
-	if !ok {
+	meta, err := msg.Metadata()
+	if !ok || err != nil {
 		_ = msg.Ack()
 		return
 	}
-	if meta, err := msg.Metadata(); err == nil {
-		m.seq = meta.Sequence.Stream
-	}
+	m.seq = meta.Sequence.Stream
 	h.add(msg)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -313,11 +300,42 @@ func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 		return // the end of the share gives it back
 	}
 	m.retain = m.retain && sub.Retain
-	m.grant, m.sub, m.share = sub.QoS, sub.ID, h // [MQTT-4.8.2-3]
+	m.grant, m.sub, m.share, m.reply = sub.QoS, sub.ID, h, msg.Reply() // [MQTT-4.8.2-3]
 	m.shared = func() {
 		h.remove(msg)
 		_ = msg.Ack() // [MQTT-4.8.2-6]
 	}
+	if min(m.qos, m.grant) == 2 {
+		// Its record has it, and nobody else must.
+		m.shared = func() {
+			s.a.running.Go(func() {
+				s.a.claim(m.reply)
+				h.remove(msg)
+			})
+		}
+		for _, f := range s.order {
+			if f.Seq == m.seq && strings.Contains(f.Share, "."+meta.Consumer+".") {
+				m.shared()
+				return
+			}
+		}
+	}
 	s.push(m)
 	s.pump()
+}
+
+// claim tells a group that one of its clients has a message for good.
+func (a *account) claim(share string) {
+	for deadline := time.Now().Add(sharedWait); time.Now().Before(deadline) && a.ctx.Err() == nil; {
+		ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
+		_, err := a.conn.RequestWithContext(ctx, share, []byte("+ACK"))
+		cancel()
+		if err == nil {
+			return
+		}
+		select { // there is no leader, but there will be
+		case <-a.ctx.Done():
+		case <-time.After(sweepEvery):
+		}
+	}
 }
