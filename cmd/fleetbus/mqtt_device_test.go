@@ -60,13 +60,10 @@ const subscribeID = 0xFFFF
 // run is connected whenever it can be and is not away, until ctx is done.
 func (d *device) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		d.mu.Lock()
-		pause := max(time.Until(d.until), time.Duration(20+rand.IntN(300))*time.Millisecond)
-		d.mu.Unlock()
 		_ = d.visit(ctx) // it goes on at the next node
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(time.Duration(20+rand.IntN(300)) * time.Millisecond):
 		}
 	}
 }
@@ -165,6 +162,7 @@ func (d *device) resume(conn net.Conn, ack *packet.Connack) error {
 		return errors.New("no session")
 	}
 	d.known = d.expiry > 0
+	d.subscribed = d.subscribed && ack.SessionPresent
 	d.conn = conn
 	d.visits++
 	var packets []packet.Packet
@@ -327,4 +325,22 @@ func (d *device) visited() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.visits
+}
+
+func (d *device) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text := d.id
+	if d.conn == nil {
+		text += ", away"
+	} else {
+		text += ", at " + d.conn.RemoteAddr().String()
+	}
+	for _, p := range d.out {
+		text += fmt.Sprintf(", out %d (released: %v)", p.publish.ID, p.released)
+	}
+	for id, what := range d.in {
+		text += fmt.Sprintf(", in %d (%s)", id, what)
+	}
+	return text
 }
