@@ -122,7 +122,7 @@ type run struct {
 	nc *nats.Conn
 	q  *queue
 
-	mu     sync.Mutex // after Link.mu, if both
+	mu     sync.Mutex // never together with that of the Link
 	record record
 	dirty  bool
 	// reached is the highest number that was sent to the hub.
