@@ -100,7 +100,7 @@ func (l *Link) Run(ctx context.Context, nc *nats.Conn) error {
 	if err := q.recover(ctx); err != nil && ctx.Err() == nil {
 		l.log.Warn("changes that were announced before the start may not reach the hub", "error", err)
 	}
-	r := &run{Link: l, nc: nc, q: q, record: known, told: map[string]told{}, asked: map[string]time.Time{}}
+	r := &run{Link: l, nc: nc, q: q, record: known, told: map[string]told{}, asked: map[string]asking{}}
 	var keeping sync.WaitGroup
 	keeping.Go(func() { r.keep(ctx, fail) })
 	r.connect(ctx)
@@ -127,8 +127,8 @@ type run struct {
 	dirty  bool
 	// reached is the highest number that was sent to the hub.
 	reached uint64
-	told    map[string]told      // what other origins told last
-	asked   map[string]time.Time // when they were asked to repeat
+	told    map[string]told   // what other origins told last
+	asked   map[string]asking // when they were asked to repeat
 	purged  uint64
 	first   uint64 // that the queue has
 	// aged is up to where all was handed on, at each of the last ticks.

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -12,7 +13,9 @@ import (
 // publish stores a message, so that the queue has it.
 func (n *node) publish(js jetstream.JetStream, subject, payload string) {
 	n.t.Helper()
-	if _, err := js.Publish(n.t.Context(), subject, []byte(payload)); err != nil {
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	defer cancel()
+	if _, err := js.Publish(ctx, subject, []byte(payload)); err != nil {
 		n.t.Fatal(err)
 	}
 }

@@ -51,11 +51,13 @@ func TestHubDies(t *testing.T) {
 	}
 	const count = 1500
 	var publishing sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	for _, n := range nodes {
 		js := n.jetstream()
 		publishing.Go(func() {
 			for i := range count {
-				if _, err := js.Publish(t.Context(), "orders."+n.name, fmt.Appendf(nil, "%s %d", n.name, i)); err != nil {
+				if _, err := js.Publish(ctx, "orders."+n.name, fmt.Appendf(nil, "%s %d", n.name, i)); err != nil {
 					t.Error(err)
 					return
 				}

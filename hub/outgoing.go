@@ -29,7 +29,10 @@ type outgoing struct {
 	// reading is the iterator that is read, and back where to read again from.
 	reading jetstream.MessagesContext
 	back    *place
-	rewound time.Time
+	// rewinding lasts until a message was sent from there, at rewound.
+	rewinding bool
+	rewound   time.Time
+	repeated  map[string]asking // of other origins
 	// held says since when nothing is sent, because the hub refused a message, and
 	// probing that one is sent at a time to see whether it takes them again.
 	held    time.Time
@@ -50,6 +53,7 @@ type sent struct {
 
 func (o *outgoing) init(window int) {
 	o.window, o.freed, o.ids = window, make(chan struct{}, 1), map[uint16]*sent{}
+	o.repeated = map[string]asking{}
 }
 
 func identifier(number uint64) uint16 { return uint16(number%0xFFFF) + 1 }
@@ -126,7 +130,7 @@ func (o *outgoing) rewind(to place) {
 	if o.back == nil || o.back.number > to.number {
 		o.back = &to
 	}
-	o.rewound = time.Now()
+	o.rewinding = true
 	reading := o.reading
 	o.mu.Unlock()
 	if reading != nil {
@@ -246,6 +250,11 @@ func (s *session) sendOne(ctx context.Context, msg jetstream.Msg, m mark) (bool,
 	if err := s.c.send(p); err != nil {
 		return false, fmt.Errorf("sending a message to the hub: %w", err)
 	}
+	s.out.mu.Lock()
+	if s.out.rewinding && s.out.back == nil {
+		s.out.rewinding, s.out.rewound = false, time.Now()
+	}
+	s.out.mu.Unlock()
 	s.count(func(v *view) { v.sent++ })
 	if s.qos == 0 {
 		s.acknowledged(&packet.Ack{ID: identifier(m.number)})

@@ -12,10 +12,30 @@ import (
 const (
 	// maxOrigins bounds the origins that a link knows.
 	maxOrigins = 4096
-	// askAgain is how soon an origin may be asked for the same again, and repeatAgain
-	// how soon it does as it is asked.
+	// askAgain is how soon an origin may be asked again, and repeatAgain how soon it
+	// does as it is asked; each time that it did not help, twice as long, up to
+	// maxAgain times.
 	askAgain, repeatAgain = time.Second, 500 * time.Millisecond
+	maxAgain              = 32
 )
+
+// An asking is the last one for what comes after a message.
+type asking struct {
+	after uint64
+	at    time.Time
+	times int // that were of no help
+}
+
+// again notes an asking, if it is not too soon.
+func (a asking) again(after uint64, pause time.Duration) (asking, bool) {
+	if after != a.after {
+		a.times = 0
+	}
+	if time.Since(a.at) < pause*time.Duration(min(1<<min(a.times, 16), maxAgain)) {
+		return a, false
+	}
+	return asking{after, time.Now(), a.times + 1}, true
+}
 
 // A telling is what a link tells the others of itself, every second.
 type telling struct {
@@ -72,10 +92,8 @@ func (s *session) announce(ask string) error {
 // ask asks an origin to send again what comes after a message, but not too often.
 func (s *session) ask(origin string, have uint64) {
 	s.run.mu.Lock()
-	due := time.Since(s.asked[origin]) > askAgain
-	if due {
-		s.asked[origin] = time.Now()
-	}
+	a, due := s.asked[origin].again(have, askAgain)
+	s.asked[origin] = a
 	s.run.mu.Unlock()
 	if !due {
 		return
@@ -145,10 +163,18 @@ func (s *session) hear(payload []byte) {
 
 // repeat sends again what another link lacks.
 func (s *session) repeat(origin string, after uint64) {
+	if after >= s.place().before {
+		return
+	}
+	// What is sent again for another link, or for this one, may be all that it needs.
 	s.out.mu.Lock()
-	due := s.out.held.IsZero() && time.Since(s.out.rewound) > repeatAgain
+	a, due := s.out.repeated[origin], s.out.held.IsZero() && !s.out.rewinding && time.Since(s.out.rewound) > repeatAgain
+	if due {
+		a, due = a.again(after, repeatAgain)
+		s.out.repeated[origin] = a
+	}
 	s.out.mu.Unlock()
-	if !due || after >= s.place().before {
+	if !due {
 		return
 	}
 	s.log.Info("messages are sent again, which another link lacks", "node", nodeOf(origin), "after", after)

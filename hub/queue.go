@@ -62,7 +62,7 @@ func openQueue(ctx context.Context, nc *nats.Conn, o *Options) (q *queue, r reco
 		return nil, r, err
 	}
 	q = &queue{}
-	if q.js, err = jetstream.New(nc, jetstream.WithPublishAsyncTimeout(requestTimeout), jetstream.WithPublishAsyncMaxPending(4*receiveMaximum)); err != nil {
+	if q.js, err = jetstream.New(nc, jetstream.WithPublishAsyncTimeout(openTimeout), jetstream.WithPublishAsyncMaxPending(4*receiveMaximum)); err != nil {
 		return nil, r, err
 	}
 	if err := q.open(ctx, o); err != nil {
