@@ -332,7 +332,8 @@ func (s *session) released(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := packet.Ack{Kind: packet.PUBCOMP, ID: id}
-	if arrived := s.in[id]; arrived == nil || !arrived.stored {
+	// Who releases a message was told that it is stored, if not by this node.
+	if arrived := s.in[id]; arrived == nil || arrived.busy {
 		done.Code = packet.PacketIdentifierNotFound
 		s.out.send(&done)
 		return

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -611,5 +612,66 @@ func TestReconnects(t *testing.T) {
 		m := next[*packet.Publish](sub)
 		got[string(m.Payload)]++
 		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+}
+
+// TestReleasedElsewhere has the record of a session say less than its client knows,
+// as after the death of a node: a message that is released is done with, and the
+// next one with its identifier is another.
+func TestReleasedElsewhere(t *testing.T) {
+	h := start(t)
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", CleanStart: true})
+	sub.subscribe(2, "a")
+	connect := &packet.Connect{ClientID: "pub", SessionExpiry: 600}
+	pub, _ := h.connect(t, connect)
+	every := identity.Rule{Allow: []string{">", identity.Private + ">"}}
+	session, err := h.Session(t.Context(), identity.Principal{Account: "acme", Name: "test", Permissions: identity.Permissions{Publish: every, Subscribe: every}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	js, err := jetstream.New(session.Conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := js.Stream(within(t), "MQTT5_SESSIONS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub.send(publish("a", "one", 2, 1))
+	next[*packet.Ack](pub)
+	info, err := records.Info(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := records.GetMsg(within(t), info.State.LastSeq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub.gone()
+	fleetbustest.Eventually(t, "the session's record", func() error {
+		now, err := records.GetLastMsgForSubject(within(t), before.Subject)
+		if err != nil || now.Sequence == before.Sequence {
+			return fmt.Errorf("it is not written yet: %v", err)
+		}
+		return nil
+	})
+	if _, err := js.Publish(within(t), before.Subject, before.Data); err != nil {
+		t.Fatal(err)
+	}
+	pub, ack := h.connect(t, connect)
+	if !ack.SessionPresent {
+		t.Fatalf("%+v", ack)
+	}
+	pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 1})
+	if a := next[*packet.Ack](pub); a.Kind != packet.PUBCOMP || a.Code != packet.Success {
+		t.Errorf("%+v", a)
+	}
+	pub.send(publish("a", "two", 2, 1))
+	next[*packet.Ack](pub)
+	for _, want := range []string{"one", "two"} {
+		if m := next[*packet.Publish](sub); string(m.Payload) != want {
+			t.Errorf("%s, not %s", m.Payload, want)
+		}
 	}
 }
