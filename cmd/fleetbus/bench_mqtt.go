@@ -20,7 +20,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
-	"github.com/fleetbus/fleetbus/mqtt/packet"
+	"github.com/fleetbus/fleetbus/internal/mqttload"
 )
 
 // mqttTimeout bounds all of bench mqtt.
@@ -29,8 +29,7 @@ const mqttTimeout = 30 * time.Minute
 // A mqttBroker is a system that speaks MQTT, over TLS.
 type mqttBroker struct {
 	*system
-	addrs []string // of each node
-	tls   *tls.Config
+	mqttload.Broker
 }
 
 // newBenchMQTTCommand is beside bench house: the same, of MQTT.
@@ -43,7 +42,7 @@ func newBenchMQTTCommand(a *app) *cobra.Command {
 mosquitto, where it is installed, with the same client. It needs Go and runs in
 the source tree. A target that is missed is no failure.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			h := &house{a: a, effort: effort{rounds: 7, idle: 2000, settling: 5 * time.Second}}
+			h := &house{a: a, effort: effort{rounds: 5, idle: 2000, settling: 5 * time.Second}}
 			if quick {
 				h.effort = effort{rounds: 1, idle: 100, settling: 500 * time.Millisecond}
 			}
@@ -110,13 +109,13 @@ func (h *house) mqttFleet(ctx context.Context, n int, flags ...string) (*mqttBro
 	if err := s.run(ctx); err != nil {
 		return nil, err
 	}
-	b := &mqttBroker{system: s, addrs: addrs, tls: s.trust.Clone()}
+	b := &mqttBroker{s, mqttload.Broker{Addrs: addrs, TLS: s.trust.Clone()}}
 	cert, err := s.device(ctx)
 	if err != nil {
 		s.stop()
 		return nil, err
 	}
-	b.tls.Certificates = []tls.Certificate{cert}
+	b.TLS.Certificates = []tls.Certificate{cert}
 	return b, b.await(ctx)
 }
 
@@ -162,7 +161,7 @@ func (h *house) mqttPeers(ctx context.Context, n int, sync string) (*mqttBroker,
 		return nil, err
 	}
 	s := &system{name: "nats-server", dir: dir, env: slices.Clone(h.a.env)}
-	b := &mqttBroker{system: s, tls: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}}
+	b := &mqttBroker{s, mqttload.Broker{TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}}}
 	var routes []string
 	for i := range n {
 		routes = append(routes, fmt.Sprintf("%q", "nats-route://"+addrs[3*i+1]))
@@ -188,7 +187,7 @@ mqtt { listen: %q, tls { cert_file: %q, key_file: %q } }
 			return nil, fmt.Errorf("writing settings: %w", err)
 		}
 		s.lines = append(s.lines, []string{h.peer, "-c", node + ".conf"})
-		b.addrs = append(b.addrs, addrs[3*i+2])
+		b.Addrs = append(b.Addrs, addrs[3*i+2])
 	}
 	if err := s.start(ctx); err != nil {
 		s.stop()
@@ -240,8 +239,8 @@ max_inflight_messages 0
 		return nil, fmt.Errorf("writing settings: %w", err)
 	}
 	b := &mqttBroker{
-		system: &system{name: "mosquitto", dir: dir, env: slices.Clone(h.a.env), lines: [][]string{{program, "-c", node + ".conf"}}},
-		addrs:  addrs, tls: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()},
+		&system{name: "mosquitto", dir: dir, env: slices.Clone(h.a.env), lines: [][]string{{program, "-c", node + ".conf"}}},
+		mqttload.Broker{Addrs: addrs, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}},
 	}
 	if err := b.start(ctx); err != nil {
 		b.stop()
@@ -260,14 +259,14 @@ func exists(path string) bool {
 func (b *mqttBroker) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for i := range b.addrs {
+	for i := range b.Addrs {
 		err := b.eventually(ctx, "waiting for MQTT of "+b.name, dialTimeout, func(ctx context.Context) error {
-			c, err := b.connect(ctx, i, fmt.Sprintf("await-%d", i))
+			c, err := b.Connect(ctx, i, fmt.Sprintf("await-%d", i))
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			return c.echo(fmt.Sprintf("await/%d", i))
+			return c.Echo(fmt.Sprintf("await/%d", i))
 		})
 		if err != nil {
 			b.stop()
@@ -280,7 +279,7 @@ func (b *mqttBroker) await(ctx context.Context) error {
 // A mqttTrial is a load and what is to come of it.
 type mqttTrial struct {
 	name, unit string
-	do         func(context.Context, *mqttBroker) (float64, error)
+	do         func(context.Context, *mqttload.Broker) (float64, error)
 	on         []int // indexes of brokers; the first is ours
 	aim        func(f figure, peer string) figure
 }
@@ -296,7 +295,7 @@ func (h *house) compare(ctx context.Context, brokers []*mqttBroker, trials []mqt
 			for turn := range t.on {
 				which := t.on[(round+turn)%len(t.on)]
 				try, cancel := context.WithTimeout(ctx, time.Minute)
-				got, err := t.do(try, brokers[which])
+				got, err := t.do(try, &brokers[which].Broker)
 				cancel()
 				if err != nil {
 					return fmt.Errorf("%s of %s, round %d: %w", t.name, brokers[which].name, round, err)
@@ -360,12 +359,12 @@ func (h *house) measureOneMQTT(ctx context.Context) error {
 	aimless := func(f figure, _ string) figure { return f }
 	same := map[string]float64{"mosquitto": 1, "nats-server": 1}
 	return h.compare(ctx, brokers, []mqttTrial{
-		{"QoS 0, one to one", "messages/s", mqttLoad{qos: 0, receivers: 1, n: 50_000, ahead: 2000}.carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
-		{"QoS 0, fan-out to 50", "deliveries/s", mqttLoad{qos: 0, receivers: 50, n: 3000, ahead: 200}.carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8})},
-		{"QoS 1", "messages/s", mqttLoad{qos: 1, receivers: 1, n: 10_000, ahead: 100}.carry, slow, atLeast(same)},
-		{"QoS 2", "messages/s", mqttLoad{qos: 2, receivers: 1, n: 3000, ahead: 15}.carry, slow, atLeast(same)},
-		{"QoS 1", "messages/s", mqttLoad{qos: 1, receivers: 1, n: 2000, ahead: 100}.carry, all, aimless},
-		{"QoS 2", "messages/s", mqttLoad{qos: 2, receivers: 1, n: 500, ahead: 15}.carry, all, aimless},
+		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: 50_000, Ahead: 2000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
+		{"QoS 0, fan-out to 50", "deliveries/s", mqttload.Load{QoS: 0, Receivers: 50, N: 3000, Ahead: 200}.Carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8})},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 10_000, Ahead: 100}.Carry, slow, atLeast(same)},
+		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 3000, Ahead: 15}.Carry, slow, atLeast(same)},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 2000, Ahead: 100}.Carry, all, aimless},
+		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 500, Ahead: 15}.Carry, all, aimless},
 	})
 }
 
@@ -395,10 +394,10 @@ func (h *house) measureThreeMQTT(ctx context.Context) error {
 	defer lazy.stop()
 	lazy.name = "ours, lazy"
 	sooner := func(f figure, _ string) figure { return f.aim("ratio 1.1 or less", f.Ratio <= 1.1) }
-	l := mqttLoad{qos: packet.QoS(1), n: 300}
+	l := mqttload.Load{QoS: 1, N: 300}
 	return h.compare(ctx, []*mqttBroker{ours, synced, peer, lazy}, []mqttTrial{
-		{"QoS 1 across three nodes, p50", "ms", l.echoes, []int{0, 1}, sooner},
-		{"QoS 1 across three nodes, p50", "ms", l.echoes, []int{3, 2}, sooner},
+		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{0, 1}, sooner},
+		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{3, 2}, sooner},
 	})
 }
 
@@ -443,12 +442,12 @@ func (h *house) idleMQTT(ctx context.Context, b *mqttBroker) (float64, error) {
 		if err := pace.Wait(ctx); err != nil {
 			return 0, fmt.Errorf("connecting clients: %w", err)
 		}
-		c, err := b.connect(ctx, 0, fmt.Sprintf("idle-%d", i))
+		c, err := b.Connect(ctx, 0, fmt.Sprintf("idle-%d", i))
 		if err != nil {
 			return 0, err
 		}
 		defer c.Close()
-		if err := c.subscribe(0, fmt.Sprintf("idle/%d", i)); err != nil {
+		if err := c.Subscribe(0, fmt.Sprintf("idle/%d", i)); err != nil {
 			return 0, err
 		}
 	}

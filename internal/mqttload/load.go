@@ -1,4 +1,6 @@
-package main
+// Package mqttload puts the load of MQTT clients on a broker, of any make, and
+// measures what comes of it. Its clients do what a load needs and no more.
+package mqttload
 
 import (
 	"context"
@@ -7,39 +9,53 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// mqttClient is a client of MQTT 3.1.1 that does what a load needs and no more.
-type mqttClient struct {
+const (
+	// payloadSize is the size of all messages, in bytes.
+	payloadSize = 256
+	// dialTimeout bounds the time to connect, stalled a wait for a single packet.
+	dialTimeout, stalled = 5 * time.Second, 10 * time.Second
+)
+
+// A Broker is one to measure, as clients see it. Use it by one goroutine.
+type Broker struct {
+	Addrs []string // of its nodes
+	TLS   *tls.Config
+}
+
+// A Client is a client of MQTT 3.1.1. Use it by one goroutine.
+type Client struct {
 	net.Conn
 	r *packet.Reader
 }
 
-// connect connects a client to node i.
-func (b *mqttBroker) connect(ctx context.Context, i int, id string) (*mqttClient, error) {
+// Connect connects a client to node i.
+func (b *Broker) Connect(ctx context.Context, i int, id string) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	conn, err := (&tls.Dialer{Config: b.tls}).DialContext(ctx, "tcp", b.addrs[i])
+	conn, err := (&tls.Dialer{Config: b.TLS}).DialContext(ctx, "tcp", b.Addrs[i])
 	if err != nil {
-		return nil, fmt.Errorf("connecting to %s: %w", b.name, err)
+		return nil, fmt.Errorf("connecting to %q: %w", b.Addrs[i], err)
 	}
-	c := &mqttClient{conn, packet.NewReader(conn, packet.Server, 4<<10)}
+	c := &Client{conn, packet.NewReader(conn, packet.Server, 4<<10)}
 	c.r.Version = packet.V311
 	if err = c.send(&packet.Connect{Version: packet.V311, ClientID: id, CleanStart: true}); err == nil {
 		_, err = c.expect(packet.CONNACK)
 	}
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("connecting to %s: %w", b.name, err)
+		return nil, fmt.Errorf("connecting to %q: %w", b.Addrs[i], err)
 	}
 	return c, nil
 }
 
-func (c *mqttClient) send(p packet.Packet) error {
+func (c *Client) send(p packet.Packet) error {
 	b, err := p.Append(nil, packet.V311, 0)
 	if err == nil {
 		_, err = c.Write(b)
@@ -48,7 +64,7 @@ func (c *mqttClient) send(p packet.Packet) error {
 }
 
 // expect reads until a packet of that type comes.
-func (c *mqttClient) expect(t packet.Type) (packet.Packet, error) {
+func (c *Client) expect(t packet.Type) (packet.Packet, error) {
 	if err := c.SetReadDeadline(time.Now().Add(stalled)); err != nil {
 		return nil, err
 	}
@@ -73,7 +89,8 @@ func (c *mqttClient) expect(t packet.Type) (packet.Packet, error) {
 	}
 }
 
-func (c *mqttClient) subscribe(qos packet.QoS, filter string) error {
+// Subscribe returns when the broker has granted it.
+func (c *Client) Subscribe(qos packet.QoS, filter string) error {
 	if err := c.send(&packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: filter, QoS: qos}}}); err != nil {
 		return err
 	}
@@ -81,19 +98,19 @@ func (c *mqttClient) subscribe(qos packet.QoS, filter string) error {
 	return err
 }
 
-// echo publishes to itself at QoS 1.
-func (c *mqttClient) echo(topic string) error {
-	if err := c.subscribe(1, topic); err != nil {
+// Echo publishes to itself at QoS 1, and returns when that comes.
+func (c *Client) Echo(topic string) error {
+	if err := c.Subscribe(1, topic); err != nil {
 		return err
 	}
-	if err := c.send(mqttMessage(topic, 1, 1)); err != nil {
+	if err := c.send(message(topic, 1, 1)); err != nil {
 		return err
 	}
 	_, err := c.expect(packet.PUBLISH)
 	return err
 }
 
-func mqttMessage(topic string, qos packet.QoS, id uint16) *packet.Publish {
+func message(topic string, qos packet.QoS, id uint16) *packet.Publish {
 	m := &packet.Publish{Message: packet.Message{Topic: []byte(topic), Payload: make([]byte, payloadSize), QoS: qos}}
 	if qos > 0 {
 		m.ID = id
@@ -101,15 +118,16 @@ func mqttMessage(topic string, qos packet.QoS, id uint16) *packet.Publish {
 	return m
 }
 
-// A mqttLoad is n messages to each of the receivers, of which ahead are under way.
-type mqttLoad struct {
-	qos                 packet.QoS
-	receivers, n, ahead int
+// A Load is N messages of 256 bytes to each of the Receivers, of which Ahead are
+// under way.
+type Load struct {
+	QoS                 packet.QoS
+	Receivers, N, Ahead int
 }
 
 // replies collects answers until there is nothing more to read for now.
 type replies struct {
-	*mqttClient
+	*Client
 	out []byte
 }
 
@@ -128,12 +146,12 @@ func (r *replies) flush() error {
 
 // count reads n messages of QoS 0 of size bytes each. It looks at nothing but how
 // much there is, so that what is measured is the broker and not this client.
-func (l mqttLoad) count(c *mqttClient, size int, arrived func()) error {
+func (l Load) count(c *Client, size int, arrived func()) error {
 	b := make([]byte, 64<<10)
-	for got, told := c.r.Buffered(), 0; told < l.n; {
+	for got, told := c.r.Buffered(), 0; told < l.N; {
 		n, err := c.Read(b)
 		if err != nil {
-			return fmt.Errorf("receiving, %d of %d arrived: %w", told, l.n, err)
+			return fmt.Errorf("receiving, %d of %d arrived: %w", told, l.N, err)
 		}
 		for got += n; told < got/size; told++ {
 			arrived()
@@ -143,16 +161,16 @@ func (l mqttLoad) count(c *mqttClient, size int, arrived func()) error {
 }
 
 // receive reads n messages and whatever ends them.
-func (l mqttLoad) receive(c *mqttClient, topic string, arrived func()) error {
-	if l.qos == 0 {
-		return l.count(c, mqttMessage(topic, 0, 0).Size(packet.V311), arrived)
+func (l Load) receive(c *Client, topic string, arrived func()) error {
+	if l.QoS == 0 {
+		return l.count(c, message(topic, 0, 0).Size(packet.V311), arrived)
 	}
-	r := &replies{mqttClient: c}
+	r := &replies{Client: c}
 	published, finished := 0, 0
-	for published < l.n || l.qos == 2 && finished < l.n {
+	for published < l.N || l.QoS == 2 && finished < l.N {
 		got, err := c.r.Next()
 		if err != nil {
-			return fmt.Errorf("receiving, %d of %d arrived: %w", published, l.n, err)
+			return fmt.Errorf("receiving, %d of %d arrived: %w", published, l.N, err)
 		}
 		switch got := got.(type) {
 		case *packet.Publish:
@@ -176,15 +194,15 @@ func (l mqttLoad) receive(c *mqttClient, topic string, arrived func()) error {
 }
 
 // confirmed reads what the publisher is answered.
-func (l mqttLoad) confirmed(c *mqttClient) error {
-	if l.qos == 0 {
+func (l Load) confirmed(c *Client) error {
+	if l.QoS == 0 {
 		return nil
 	}
-	r := &replies{mqttClient: c}
-	for done := 0; done < l.n; {
+	r := &replies{Client: c}
+	for done := 0; done < l.N; {
 		got, err := c.r.Next()
 		if err != nil {
-			return fmt.Errorf("publishing, %d of %d are acknowledged: %w", done, l.n, err)
+			return fmt.Errorf("publishing, %d of %d are acknowledged: %w", done, l.N, err)
 		}
 		ack, ok := got.(*packet.Ack)
 		switch {
@@ -202,15 +220,15 @@ func (l mqttLoad) confirmed(c *mqttClient) error {
 }
 
 // publish sends n messages, each when there is a permit.
-func (l mqttLoad) publish(ctx context.Context, c *mqttClient, topic string, permits chan<- struct{}) error {
+func (l Load) publish(ctx context.Context, c *Client, topic string, permits chan<- struct{}) error {
 	var out []byte
 	write := func() error {
 		_, err := c.Write(out)
 		out = out[:0]
 		return err
 	}
-	m := mqttMessage(topic, l.qos, 1)
-	for i := range l.n {
+	m := message(topic, l.QoS, 1)
+	for i := range l.N {
 		select {
 		case permits <- struct{}{}:
 		default:
@@ -223,7 +241,7 @@ func (l mqttLoad) publish(ctx context.Context, c *mqttClient, topic string, perm
 				return context.Cause(ctx)
 			}
 		}
-		if l.qos > 0 {
+		if l.QoS > 0 {
 			m.ID = uint16(i%60_000 + 1)
 		}
 		var err error
@@ -239,30 +257,30 @@ func (l mqttLoad) publish(ctx context.Context, c *mqttClient, topic string, perm
 	return write()
 }
 
-// carry is how many deliveries a second there are.
-func (l mqttLoad) carry(ctx context.Context, b *mqttBroker) (float64, error) {
+// Carry is how many deliveries a second there are, at the first node.
+func (l Load) Carry(ctx context.Context, b *Broker) (float64, error) {
 	round := rand.Text()[:8]
 	topic := "bench/" + round
-	permits, failed := make(chan struct{}, l.ahead), make(chan error, l.receivers+2)
-	var clients []*mqttClient
+	permits, failed := make(chan struct{}, l.Ahead), make(chan error, l.Receivers+2)
+	var clients []*Client
 	defer func() {
 		for _, c := range clients {
 			c.Close()
 		}
 	}()
-	client := func(name string) (*mqttClient, error) {
-		c, err := b.connect(ctx, 0, name+round)
+	client := func(name string) (*Client, error) {
+		c, err := b.Connect(ctx, 0, name+round)
 		if err == nil {
 			clients = append(clients, c)
 		}
 		return c, err
 	}
-	for i := range l.receivers {
+	for i := range l.Receivers {
 		c, err := client(fmt.Sprintf("s%d", i))
 		if err != nil {
 			return 0, err
 		}
-		if err := c.subscribe(l.qos, topic); err != nil {
+		if err := c.Subscribe(l.QoS, topic); err != nil {
 			return 0, err
 		}
 	}
@@ -277,7 +295,7 @@ func (l mqttLoad) carry(ctx context.Context, b *mqttBroker) (float64, error) {
 	}
 	var all sync.WaitGroup
 	began := time.Now()
-	for i, c := range clients[:l.receivers] {
+	for i, c := range clients[:l.Receivers] {
 		all.Go(func() {
 			failed <- l.receive(c, topic, func() {
 				if i == 0 {
@@ -288,37 +306,37 @@ func (l mqttLoad) carry(ctx context.Context, b *mqttBroker) (float64, error) {
 	}
 	all.Go(func() { failed <- l.confirmed(pub) })
 	all.Go(func() { failed <- l.publish(ctx, pub, topic, permits) })
-	for range l.receivers + 2 {
+	for range l.Receivers + 2 {
 		if err := <-failed; err != nil {
 			return 0, err
 		}
 	}
 	all.Wait()
-	return float64(l.n*l.receivers) / time.Since(began).Seconds(), nil
+	return float64(l.N*l.Receivers) / time.Since(began).Seconds(), nil
 }
 
-// echoes is the median of the times, in milliseconds, from the publication of
+// Echoes is the median of the times, in milliseconds, from the publication of
 // single messages at the first node to their arrival at the last.
-func (l mqttLoad) echoes(ctx context.Context, b *mqttBroker) (float64, error) {
+func (l Load) Echoes(ctx context.Context, b *Broker) (float64, error) {
 	round := rand.Text()[:8]
 	topic := "bench/" + round
-	sub, err := b.connect(ctx, len(b.addrs)-1, "s"+round)
+	sub, err := b.Connect(ctx, len(b.Addrs)-1, "s"+round)
 	if err != nil {
 		return 0, err
 	}
 	defer sub.Close()
-	if err := sub.subscribe(l.qos, topic); err != nil {
+	if err := sub.Subscribe(l.QoS, topic); err != nil {
 		return 0, err
 	}
-	pub, err := b.connect(ctx, 0, "p"+round)
+	pub, err := b.Connect(ctx, 0, "p"+round)
 	if err != nil {
 		return 0, err
 	}
 	defer pub.Close()
 	var took []time.Duration
-	for i := range l.n {
+	for i := range l.N {
 		began := time.Now()
-		if err := pub.send(mqttMessage(topic, l.qos, uint16(i+1))); err != nil {
+		if err := pub.send(message(topic, l.QoS, uint16(i+1))); err != nil {
 			return 0, err
 		}
 		got, err := sub.expect(packet.PUBLISH)
@@ -333,5 +351,6 @@ func (l mqttLoad) echoes(ctx context.Context, b *mqttBroker) (float64, error) {
 			return 0, err
 		}
 	}
-	return milliseconds(percentile(took, 0.5)), nil
+	slices.Sort(took)
+	return float64(took[len(took)/2]) / float64(time.Millisecond), nil
 }
