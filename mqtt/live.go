@@ -136,30 +136,42 @@ func (a *account) listen(ctx context.Context, s *session, keys ...string) error 
 
 // hand hands messages on until the account is closed.
 func (a *account) hand() {
-	l := &a.live
 	for {
 		select {
 		case <-a.ctx.Done():
 			return
-		case msg := <-l.msgs:
-			l.mu.Lock()
-			var sessions []*session
-			i := l.subs[msg.Sub]
-			if i != nil {
-				sessions = i.sessions
-			}
-			l.mu.Unlock()
-			if len(sessions) == 0 {
-				continue
-			}
-			m, ok := decode(msg.Subject, msg)
-			if !ok || reserved(m.topic) || hidden(i.filter, m.topic) || m.expired(time.Now()) {
-				continue
-			}
-			for _, s := range sessions {
-				s.hear(i.key, &m)
-			}
+		case msg := <-a.live.msgs:
+			a.deliver(msg)
 		}
+		// Nobody else takes from it: what is there need not be selected.
+		for range len(a.live.msgs) {
+			a.deliver(<-a.live.msgs)
+		}
+	}
+}
+
+// deliver hands one message to those who want it.
+func (a *account) deliver(msg *nats.Msg) {
+	l := &a.live
+	l.mu.Lock()
+	var sessions []*session
+	i := l.subs[msg.Sub]
+	if i != nil {
+		sessions = i.sessions
+	}
+	l.mu.Unlock()
+	if len(sessions) == 0 {
+		return
+	}
+	m, ok := decode(msg.Subject, msg)
+	if !ok || reserved(m.topic) || hidden(i.filter, m.topic) || m.expired(time.Now()) {
+		return
+	}
+	if len(sessions) > 1 {
+		m.wires = &wires{}
+	}
+	for _, s := range sessions {
+		s.hear(i.key, &m)
 	}
 }
 
@@ -192,5 +204,5 @@ func (s *session) hear(key string, m *message) {
 // mayHear reports whether the client's permissions allow m, of which they allowed
 // the filter that takes it.
 func (s *session) mayHear(m *message) bool {
-	return !s.judged || s.login.Principal.Permissions.Subscribe.Allows(subjectOf(m.topic))
+	return !s.judged || s.login.Principal.Permissions.Subscribe.Allows(m.subject)
 }

@@ -24,7 +24,9 @@ const (
 // A message is one on its way to MQTT clients. Its texts are in the NATS message
 // that it came in.
 type message struct {
+	wires    *wires // of one that many clients are sent
 	topic    string
+	subject  string // of topic
 	payload  []byte
 	qos      packet.QoS
 	retain   bool
@@ -81,7 +83,7 @@ func encode(subject, client string, p *packet.Message, now time.Time) *nats.Msg 
 // decode is what an MQTT client sees of msg, which came on subject; ok is false if
 // no topic has that subject.
 func decode(subject string, msg *nats.Msg) (m message, ok bool) {
-	m.payload = msg.Data
+	m.payload, m.subject = msg.Data, subject
 	if m.topic, ok = topicOf(subject); !ok || !isText(m.topic) || strings.ContainsAny(m.topic, "+#") {
 		return m, false
 	}
@@ -135,4 +137,28 @@ func (m *message) publish(p *packet.Publish, now time.Time) {
 		p.ResponseTopic = []byte(m.response) // [MQTT-3.3.2-15]
 	}
 	p.CorrelationData = m.corr // [MQTT-3.3.2-16]
+}
+
+// wires are the packets of a message of QoS 0 as they go out, by version and RETAIN:
+// encoded once for all who are sent the same.
+type wires map[wire][]byte
+
+type wire struct {
+	v      packet.Version
+	retain bool
+}
+
+// of is the packet p of m; nil if it cannot be one.
+func (w wires) of(m *message, v packet.Version, p *packet.Publish) []byte {
+	key := wire{v, p.Retain}
+	b, ok := w[key]
+	if !ok {
+		m.publish(p, time.Now())
+		var err error
+		if b, err = p.Append(nil, v, 0); err != nil {
+			b = nil
+		}
+		w[key] = b
+	}
+	return b
 }

@@ -41,13 +41,31 @@ func (o *outbox) send(p packet.Packet) bool {
 	if err != nil {
 		return false
 	}
+	o.put(b)
+	return true
+}
+
+// sendWire appends a packet that is encoded already, and reports whether it is one.
+func (o *outbox) sendWire(wire []byte) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.ended && wire != nil {
+		o.put(append(o.wait, wire...))
+	}
+	return wire != nil
+}
+
+// put has b wait, which is what waits and something more; mu is held.
+func (o *outbox) put(b []byte) {
+	before := len(o.wait)
 	o.wait = b
 	if len(b) > 2*o.most+slack { // it asks and does not read
 		o.ended, o.wait = true, nil
 		_ = o.conn.SetWriteDeadline(time.Now())
 	}
-	o.signal()
-	return true
+	if before == 0 || o.ended { // else whoever writes was told, and looks again
+		o.signal()
+	}
 }
 
 // full reports whether nothing should be added that can be dropped.
@@ -75,7 +93,7 @@ func (o *outbox) signal() {
 // write writes what comes, until end, or until the client takes nothing any more.
 func (o *outbox) write() {
 	defer o.conn.Close()
-	const keep = 16 << 10
+	const keep = 256 << 10 // while it is busy
 	var spare []byte
 	for range o.wake {
 		for {

@@ -180,10 +180,13 @@ func (s *session) send(m *message, p *packet.Publish) bool {
 		s.p.dropped.Add(1)
 		return true
 	}
-	m.publish(p, time.Now())
 	if m.response != "" {
 		s.owe(m.response)
 	}
+	if m.wires != nil && s.aliasMax == 0 && s.out.max == 0 && p.QoS == 0 && len(p.SubscriptionIDs) == 0 {
+		return s.out.sendWire(m.wires.of(m, s.v, p))
+	}
+	m.publish(p, time.Now())
 	if s.v == packet.V5 && s.aliasMax > 0 {
 		s.alias(p)
 	}

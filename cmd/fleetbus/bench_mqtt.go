@@ -359,11 +359,11 @@ func (h *house) measureOneMQTT(ctx context.Context) error {
 	aimless := func(f figure, _ string) figure { return f }
 	same := map[string]float64{"mosquitto": 1, "nats-server": 1}
 	return h.compare(ctx, brokers, []mqttTrial{
-		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: 50_000, Ahead: 2000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
+		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: 100_000, Ahead: 10_000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
 		{"QoS 0, fan-out to 50", "deliveries/s", mqttload.Load{QoS: 0, Receivers: 50, N: 3000, Ahead: 200}.Carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8})},
-		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 10_000, Ahead: 100}.Carry, slow, atLeast(same)},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 20_000, Ahead: 500}.Carry, slow, atLeast(same)},
 		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 3000, Ahead: 15}.Carry, slow, atLeast(same)},
-		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 2000, Ahead: 100}.Carry, all, aimless},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 4000, Ahead: 500}.Carry, all, aimless},
 		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 500, Ahead: 15}.Carry, all, aimless},
 	})
 }
