@@ -304,7 +304,7 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 				a.p.log().Error("a stream of MQTT is not followed any more", "account", a.name)
 				a.stop()
 				for _, s := range a.local() {
-					s.kick(packet.ServerUnavailable, "the engine is not there")
+					s.kick(packet.ServerBusy, "the engine is not there")
 				}
 			}
 		}

@@ -161,15 +161,20 @@ func (c *goClient) connected(t *testing.T) *paho.Connack {
 
 func (c *goClient) take(t *testing.T, topic, payload string) *paho.Publish {
 	t.Helper()
-	select {
-	case m := <-c.got:
-		if m.Topic != topic || string(m.Payload) != payload {
-			t.Errorf("%s: %q, not %s: %q", m.Topic, m.Payload, topic, payload)
+	for {
+		select {
+		case m := <-c.got:
+			if m.Topic == "kept" && topic != "kept" {
+				continue // once more
+			}
+			if m.Topic != topic || string(m.Payload) != payload {
+				t.Errorf("%s: %q, not %s: %q", m.Topic, m.Payload, topic, payload)
+			}
+			return m
+		case <-within(t).Done():
+			t.Fatalf("%q did not come", payload)
+			return nil
 		}
-		return m
-	case <-within(t).Done():
-		t.Fatalf("%q did not come", payload)
-		return nil
 	}
 }
 
@@ -218,8 +223,9 @@ func TestPahoGo(t *testing.T) {
 			}
 			pub.publish(t, &paho.Publish{Topic: "kept", QoS: 1, Retain: true, Payload: []byte("k")})
 			sub.subscribe(t, 1, "kept")
-			if m := sub.take(t, "kept", "k"); !m.Retain {
-				t.Errorf("%+v", m)
+			// Published just before at another node, it may come as a new one as well.
+			for m := sub.take(t, "kept", "k"); !m.Retain; {
+				m = sub.take(t, "kept", "k")
 			}
 			will := config
 			will.WillMessage = &paho.WillMessage{Topic: "go/will", Payload: []byte("died"), QoS: 1}

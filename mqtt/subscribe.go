@@ -54,7 +54,7 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 	for i := range kept {
 		var err error
 		if kept[i].found, err = s.a.matching(ctx, kept[i].filter); err != nil {
-			s.kick(packet.ServerUnavailable, "retained messages cannot be read")
+			s.kick(packet.ServerBusy, "retained messages cannot be read")
 			return err
 		}
 	}
