@@ -558,6 +558,11 @@ func shared(s *scene) {
 			s.Errorf("QoS %d came as %v", qos, got)
 		}
 	}
+	// What was stored until now has passed the node when this one has.
+	marker := s.client("marker")
+	s.sub(marker, 1, "marker")
+	s.put(pub, "marker", "here", 1)
+	s.get(marker, "marker", "here")
 	s.sub(c, 1, "a") // and what is retained, for the plain one
 	s.get(c, "a", "retained")
 	s.put(pub, "a", "y", 1)
