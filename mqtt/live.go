@@ -168,7 +168,7 @@ func (a *account) deliver(msg *nats.Msg) {
 		return
 	}
 	if len(sessions) > 1 {
-		m.wires = &wires{}
+		m.wires = wires{}
 	}
 	for _, s := range sessions {
 		s.hear(i.key, &m)

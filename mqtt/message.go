@@ -24,7 +24,7 @@ const (
 // A message is one on its way to MQTT clients. Its texts are in the NATS message
 // that it came in.
 type message struct {
-	wires    *wires // of one that many clients are sent
+	wires    wires // of one that many clients are sent
 	topic    string
 	subject  string // of topic
 	payload  []byte

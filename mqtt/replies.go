@@ -3,6 +3,7 @@ package mqtt
 import (
 	"cmp"
 	"crypto/rand"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -58,11 +59,7 @@ func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 		x.sub = sub
 	}
 	if len(x.waiting) >= maxReplies {
-		for token, e := range x.waiting {
-			if now.After(e.until) {
-				delete(x.waiting, token)
-			}
-		}
+		maps.DeleteFunc(x.waiting, func(_ string, e expected) bool { return now.After(e.until) })
 		if len(x.waiting) >= maxReplies {
 			return
 		}
@@ -111,11 +108,7 @@ func (s *session) owe(topic string) {
 	}
 	now := time.Now()
 	if len(s.owed) >= maxReplies {
-		for topic, o := range s.owed {
-			if now.After(o.until) {
-				delete(s.owed, topic)
-			}
-		}
+		maps.DeleteFunc(s.owed, func(_ string, o owed) bool { return now.After(o.until) })
 		if len(s.owed) >= maxReplies {
 			return
 		}

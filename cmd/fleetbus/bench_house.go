@@ -100,9 +100,27 @@ source tree. A target that is missed is no failure.`,
 	return a.output(cmd)
 }
 
-func (h *house) run(ctx context.Context) (err error) {
+func (h *house) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, houseTimeout)
 	defer cancel()
+	return h.measure(ctx, []part{
+		{"measuring the cluster against its peer", h.measureBus},
+		{"starting fresh nodes", h.measureStarts},
+		{"measuring idle clients", h.measureIdle},
+		{"measuring sessions", h.measureSessions},
+		{"denying users and renewing certificates", h.measureAdministration},
+		{"measuring the binary", h.measureBinary},
+	})
+}
+
+// A part is something to measure.
+type part struct {
+	what string
+	do   func(context.Context) error
+}
+
+// measure builds both servers, does each part and shows what came of all.
+func (h *house) measure(ctx context.Context, parts []part) (err error) {
 	began := time.Now()
 	if h.dir, err = os.MkdirTemp("", "fleetbus-bench-"); err != nil {
 		return fmt.Errorf("making a directory: %w", err)
@@ -113,17 +131,7 @@ func (h *house) run(ctx context.Context) (err error) {
 		return err
 	}
 	var errs []error
-	for _, part := range []struct {
-		what string
-		do   func(context.Context) error
-	}{
-		{"measuring the cluster against its peer", h.measureBus},
-		{"starting fresh nodes", h.measureStarts},
-		{"measuring idle clients", h.measureIdle},
-		{"measuring sessions", h.measureSessions},
-		{"denying users and renewing certificates", h.measureAdministration},
-		{"measuring the binary", h.measureBinary},
-	} {
+	for _, part := range parts {
 		h.a.hint("%s", part.what)
 		if err := part.do(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", part.what, err))

@@ -56,41 +56,19 @@ the source tree. A target that is missed is no failure.`,
 	return a.output(cmd)
 }
 
-func (h *house) runMQTT(ctx context.Context, only string) (err error) {
-	began := time.Now()
-	if h.dir, err = os.MkdirTemp("", "fleetbus-bench-"); err != nil {
-		return fmt.Errorf("making a directory: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(h.dir)) }()
-	h.a.hint("building both servers")
-	if err := h.build(ctx); err != nil {
-		return err
-	}
-	var errs []error
-	for _, part := range []struct {
-		what string
-		do   func(context.Context) error
-	}{
-		{"measuring one node against its peers", h.measureOneMQTT},
-		{"measuring three nodes against the engine's", h.measureThreeMQTT},
-		{"measuring idle clients", h.measureIdleMQTT},
-	} {
-		if !strings.Contains(part.what, only) {
-			continue
-		}
-		h.a.hint("%s", part.what)
-		if err := part.do(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", part.what, err))
-		}
-	}
-	h.conditions = append(h.conditions, machine(),
+func (h *house) runMQTT(ctx context.Context, only string) error {
+	h.conditions = append(h.conditions,
 		condition{"client", "the same for all: MQTT 3.1.1 over TLS 1.3, in one process; messages of 256 B"},
 		condition{"ours", "fleetbus serve, release build; clients show a certificate; it writes and syncs each message before it is acknowledged, unless it says lazy"},
 		condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
 		condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
-		condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)},
-		condition{"took", formatDuration(time.Since(began))})
-	return errors.Join(append(errs, h.show())...)
+		condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
+	parts := []part{
+		{"measuring one node against its peers", h.measureOneMQTT},
+		{"measuring three nodes against the engine's", h.measureThreeMQTT},
+		{"measuring idle clients", h.measureIdleMQTT},
+	}
+	return h.measure(ctx, slices.DeleteFunc(parts, func(p part) bool { return !strings.Contains(p.what, only) }))
 }
 
 // mqttFleet runs n nodes of ours.
