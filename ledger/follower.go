@@ -60,6 +60,11 @@ type FollowOptions struct {
 	// Snapshot is the path of the snapshot. Default: none is kept.
 	Snapshot string
 
+	// Filter are the subjects that are followed, without the ledger's prefix; "*" and
+	// a last ">" are wildcards. Default: all. The state is then as of the last event
+	// that passed.
+	Filter string
+
 	// Every is after how many events a snapshot is written. Default 64.
 	Every int
 
@@ -88,6 +93,7 @@ type Follower struct {
 	// Of Run alone.
 	seen    bool      // the ledger was seen once
 	target  uint64    // its last event then
+	caught  bool      // caughtUp is closed
 	unsaved int       // events applied since the last snapshot
 	due     time.Time // when to write the next one, if unsaved is not 0
 
@@ -228,7 +234,7 @@ func (f *Follower) follow(ctx context.Context, l *Ledger) (connected bool, err e
 			Subject: strings.TrimPrefix(msg.Subject(), l.prefix),
 			Time:    meta.Timestamp,
 			Data:    msg.Data(),
-		})
+		}, meta.NumPending)
 	}
 }
 
@@ -244,14 +250,18 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 	if info.State.LastSeq < seq {
 		return nil, fmt.Errorf("%w: it ends at event %d, the state is as of %d", ErrBehind, info.State.LastSeq, seq)
 	}
-	consumer, err := l.stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+	config := jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:       seq + 1,
 		AckPolicy:         jetstream.AckNonePolicy,
 		InactiveThreshold: abandoned,
 		Replicas:          1,
 		MemoryStorage:     true,
-	})
+	}
+	if f.options.Filter != "" {
+		config.FilterSubject = l.prefix + f.options.Filter
+	}
+	consumer, err := l.stream.CreateConsumer(ctx, config)
 	if err != nil {
 		return nil, err
 	}
@@ -263,9 +273,7 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 	}
 	if !f.seen {
 		f.seen, f.target = true, info.State.LastSeq
-		if seq == f.target {
-			close(f.caughtUp)
-		}
+		f.catchUp(seq, consumer.CachedInfo().NumPending)
 	}
 	return messages, nil
 }
@@ -284,8 +292,18 @@ func (f *Follower) next(ctx context.Context, messages jetstream.MessagesContext)
 	return messages.Next(jetstream.NextContext(ctx))
 }
 
-// apply folds one event into the state and tells everybody.
-func (f *Follower) apply(e Event) {
+// catchUp closes caughtUp if the state is as of event seq, and pending more are to
+// come: with a filter, the ledger's last event may not be among them.
+func (f *Follower) catchUp(seq, pending uint64) {
+	if !f.caught && (seq >= f.target || pending == 0) {
+		f.caught = true
+		close(f.caughtUp)
+	}
+}
+
+// apply folds one event, behind which pending more wait, into the state and tells
+// everybody.
+func (f *Follower) apply(e Event, pending uint64) {
 	if err := f.state.Apply(e.Seq, e.Subject, e.Data); err != nil {
 		f.log.Error("ledger event not applied", "seq", e.Seq, "subject", e.Subject, "err", err)
 	}
@@ -293,19 +311,16 @@ func (f *Follower) apply(e Event) {
 		f.options.OnEvent(e)
 	}
 	f.mu.Lock()
-	before := f.seq
 	f.seq = e.Seq
 	close(f.changed)
 	f.changed = make(chan struct{})
 	f.mu.Unlock()
-	if before < f.target && e.Seq >= f.target {
-		close(f.caughtUp)
-	}
+	f.catchUp(e.Seq, pending)
 
 	if f.unsaved++; f.unsaved == 1 {
 		f.due = time.Now().Add(f.options.Interval)
 	}
-	if f.unsaved%f.options.Every == 0 && e.Seq >= f.target { // not while catching up
+	if f.unsaved%f.options.Every == 0 && f.caught { // not while catching up
 		f.save()
 	}
 }

@@ -460,3 +460,68 @@ func TestFollowerEqualsModel(t *testing.T) {
 		}
 	})
 }
+
+func TestFollowerFilter(t *testing.T) {
+	s := startServer(t, server.Options{})
+	l := open(t, s.ClientURL(), Options{})
+	ctx := within(t, 30*time.Second)
+	path := filepath.Join(t.TempDir(), "snapshot")
+	mustAppend(t, l, "user.ann", 0, "v1")
+	mustAppend(t, l, "role.ann", 0, "v1") // the last event does not pass
+	f := follow(t, l, FollowOptions{Filter: "user.>", Snapshot: path})
+	select {
+	case <-f.CaughtUp():
+	case <-ctx.Done():
+		t.Fatal("not caught up in 30 s, with the last event filtered out")
+	}
+	mustAppend(t, l, "role.bob", 0, "v1")
+	last := mustAppend(t, l, "user.bob", 0, "v1")
+	if err := f.Wait(ctx, last); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]record{"user.ann": {1, "v1"}, "user.bob": {4, "v1"}}
+	if rows := f.state.rows(); !maps.Equal(rows, want) {
+		t.Errorf("followed into %v, not %v", rows, want)
+	}
+	if err := f.stop(); err != nil {
+		t.Error(err)
+	}
+	mustAppend(t, l, "role.eve", 0, "v1") // nothing to come but this
+	f = follow(t, l, FollowOptions{Filter: "user.>", Snapshot: path})
+	defer f.stop()
+	select {
+	case <-f.CaughtUp():
+	case <-ctx.Done():
+		t.Fatal("not caught up in 30 s from a snapshot")
+	}
+	if rows := f.state.rows(); !maps.Equal(rows, want) {
+		t.Errorf("followed on into %v, not %v", rows, want)
+	}
+}
+
+func TestFollowerHistory(t *testing.T) {
+	s := startServer(t, server.Options{})
+	l := open(t, s.ClientURL(), Options{History: 2})
+	ctx := within(t, 30*time.Second)
+	var ann uint64
+	mustAppend(t, l, "user.bob", 0, "v0")
+	for i := range 10 {
+		ann = mustAppend(t, l, "user.ann", ann, fmt.Sprintf("v%d", i))
+	}
+	info, err := l.stream.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.State.Msgs != 3 {
+		t.Errorf("the ledger has %d events, not the last two of one subject and the one of another", info.State.Msgs)
+	}
+	f := follow(t, l, FollowOptions{})
+	defer f.stop()
+	if err := f.Wait(ctx, ann); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]record{"user.bob": {1, "v0"}, "user.ann": {ann, "v9"}}
+	if rows := f.state.rows(); !maps.Equal(rows, want) {
+		t.Errorf("followed into %v, not %v", rows, want)
+	}
+}

@@ -84,6 +84,13 @@ type Options struct {
 	// Placement is the cluster that keeps a new stream. Default: that of the
 	// connection.
 	Placement string
+
+	// History is how many events of a subject a new stream keeps. Default: all. The
+	// last one is always kept, and it is the whole record.
+	History int
+
+	// Metadata is the new stream's.
+	Metadata map[string]string
 }
 
 // A Ledger appends events to a stream. [Open] makes one. It is safe for
@@ -104,7 +111,8 @@ type Event struct {
 }
 
 // Open returns the ledger on js that o describes. It makes the stream if it is
-// missing: on disk, forever, with no way to delete or purge events. It leaves an
+// missing: on disk, forever unless History says otherwise, with no way to delete or
+// purge events. It leaves an
 // existing stream as it is, and fails if that one does not carry the ledger's
 // subjects. It tries until ctx ends, so that a node can open its ledger before
 // there is a quorum; the error then wraps ctx's and says what was in the way.
@@ -123,6 +131,10 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 		Duplicates: cmp.Or(o.Duplicates, 2*time.Minute),
 		DenyDelete: true,
 		DenyPurge:  true,
+		Metadata:   o.Metadata,
+	}
+	if o.History > 0 {
+		config.MaxMsgsPerSubject = int64(o.History)
 	}
 	if o.Placement != "" {
 		config.Placement = &jetstream.Placement{Cluster: o.Placement}

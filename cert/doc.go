@@ -1,0 +1,26 @@
+// Package cert is certificates as those see them who serve them.
+//
+// A manager obtains a certificate once, seals its private key to a group of
+// targets, signs the record and appends it to a ledger. A target follows the
+// records of its group, believes only what is signed by a manager, opens only what
+// is sealed to it, and keeps a snapshot from which it starts and serves with the bus
+// away. A Go server does so with a [Store]:
+//
+//	store, err := cert.Open(cert.Options{Key: key, Dir: dir})
+//	go store.Run(ctx, nc)
+//	tlsConfig.GetCertificate = store.GetCertificate
+//
+// # Records
+//
+// A ledger of certificates is a stream of an account. What is in it:
+//
+//	g.<group>.cert.<id>         a [Record]: a certificate, over all its renewals
+//	g.<group>.key               a [GroupKey]
+//	g.<group>.target.<name>     a [Target], with what it opens the group key by
+//	g.<group>.challenge.<id>    a [Challenge] that every target has to answer
+//	seen.<group>.<target>.<id>  a [Seen]: what a target was seen serving
+//	config                      the [Config] of the managers
+//
+// All but what was seen are signed. A record is always whole: the last of a subject
+// is all there is to know. It is decoded leniently: what is unknown is left alone.
+package cert

@@ -1,0 +1,358 @@
+package cert
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// ErrStale is returned by Apply for a record that is no newer than the one before:
+// somebody wrote an old one again.
+var ErrStale = errors.New("it is older than what is known")
+
+// A State is what a ledger of certificates says, after some event. NewState makes
+// one, and a ledger.Follower fills it. It believes nothing that no manager signed. It
+// is safe for concurrent use; what the things that it returns point to is shared and
+// not to be changed.
+type State struct {
+	signers []Signer
+	keep    func(subject string) bool
+
+	mu      sync.RWMutex
+	seq     uint64
+	entries map[string]entry
+}
+
+// An entry is the last record of a subject that could be believed.
+type entry struct {
+	version uint64 // the last event of the subject, believed or not
+	data    []byte // nil: no event could be believed yet, or the record was removed
+	value   any    // of data: *Record, *GroupKey, *Target, *Challenge, *Config or *Seen
+	err     error  // why the last event was not believed
+}
+
+// NewState returns an empty State that believes what one of signers signed. It keeps
+// the subjects that keep says, all of them if that is nil.
+func NewState(signers []Signer, keep func(subject string) bool) *State {
+	if keep == nil {
+		keep = func(string) bool { return true }
+	}
+	return &State{signers: slices.Clone(signers), keep: keep, entries: map[string]entry{}}
+}
+
+// Apply folds event seq into the state: see ledger.State. An event that cannot be
+// read or believed leaves the record before it in place, and an unknown one is kept
+// for later versions to read.
+func (s *State) Apply(seq uint64, subject string, data []byte) error {
+	var e entry
+	if s.keep(subject) {
+		e = s.read(subject, data)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seq = max(s.seq, seq)
+	if !s.keep(subject) {
+		return nil
+	}
+	before := s.entries[subject]
+	e.version = seq
+	if e.err == nil && e.data != nil && before.data != nil && revision(e.value) <= revision(before.value) {
+		e.err = fmt.Errorf("reading %q: revision %d after %d: %w", subject, revision(e.value), revision(before.value), ErrStale)
+	}
+	if e.err == nil && e.data == nil && !removable(subject) {
+		e.err = fmt.Errorf("reading %q: a record of this kind is not removed without a signature: %w", subject, ErrSignature)
+	}
+	switch {
+	case e.err != nil:
+		before.version, before.err = seq, e.err
+		s.entries[subject] = before
+	case e.data == nil && strings.Contains(subject, ".challenge."):
+		delete(s.entries, subject) // the next one has another subject
+	default:
+		s.entries[subject] = e
+	}
+	return e.err
+}
+
+// removable reports whether the record of a subject may vanish without a signature:
+// if it is of no consequence to what is served.
+func removable(subject string) bool {
+	return strings.HasPrefix(subject, "seen.") || strings.Contains(subject, ".challenge.")
+}
+
+// read decodes what stands under subject, if it can be believed.
+func (s *State) read(subject string, data []byte) entry {
+	if len(data) == 0 {
+		return entry{}
+	}
+	e := entry{data: bytes.Clone(data)}
+	words := strings.Split(subject, ".")
+	if words[0] == "seen" {
+		if len(words) != 4 {
+			return e
+		}
+		seen := &Seen{}
+		if e.err = json.Unmarshal(data, seen); e.err == nil && (seen.Target != words[2] || seen.ID != words[3]) {
+			e.err = fmt.Errorf("reading %q: it is about %q of %q", subject, seen.ID, seen.Target)
+		}
+		e.value = seen
+		return e
+	}
+	var value any
+	var named func() bool
+	switch {
+	case subject == ConfigSubject:
+		value, named = &Config{}, func() bool { return true }
+	case len(words) == 4 && words[0] == "g" && words[2] == "cert":
+		r := &Record{}
+		value, named = r, func() bool { return r.Group == words[1] && r.ID == words[3] }
+	case len(words) == 3 && words[0] == "g" && words[2] == "key":
+		k := &GroupKey{}
+		value, named = k, func() bool { return k.Group == words[1] }
+	case len(words) == 4 && words[0] == "g" && words[2] == "target":
+		t := &Target{}
+		value, named = t, func() bool { return t.Group == words[1] && t.Name == words[3] }
+	case len(words) == 4 && words[0] == "g" && words[2] == "challenge":
+		c := &Challenge{}
+		value, named = c, func() bool { return c.Group == words[1] && c.ID == words[3] }
+	default:
+		return e // of a later version
+	}
+	payload, err := Verify(s.signers, subject, data)
+	if err != nil {
+		e.err = err
+		return e
+	}
+	if err := json.Unmarshal(payload, value); err != nil {
+		e.err = fmt.Errorf("reading %q: %w", subject, err)
+		return e
+	}
+	if !named() {
+		e.err = fmt.Errorf("reading %q: it is the record of another subject", subject)
+		return e
+	}
+	e.value = value
+	return e
+}
+
+// revision is the revision of a record; every Seen is newer than the one before.
+func revision(value any) uint64 {
+	switch v := value.(type) {
+	case *Record:
+		return v.Revision
+	case *GroupKey:
+		return v.Revision
+	case *Target:
+		return v.Revision
+	case *Challenge:
+		return v.Revision
+	case *Config:
+		return v.Revision
+	}
+	return 0
+}
+
+// Seq is the last event that was applied.
+func (s *State) Seq() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.seq
+}
+
+// Version is the last event of subject, which is what a writer must expect.
+func (s *State) Version(subject string) uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.entries[subject].version
+}
+
+// Problems are why the last events of subjects were not believed, by subject.
+func (s *State) Problems() map[string]error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	problems := map[string]error{}
+	for subject, e := range s.entries {
+		if e.err != nil {
+			problems[subject] = e.err
+		}
+	}
+	return problems
+}
+
+func get[T any](s *State, subject string) (*T, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	value, ok := s.entries[subject].value.(*T)
+	return value, ok
+}
+
+// list returns all records of a kind, sorted by subject, whose subjects begin with
+// prefix.
+func list[T any](s *State, prefix string) []*T {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	found := map[string]*T{}
+	for subject, e := range s.entries {
+		if value, ok := e.value.(*T); ok && strings.HasPrefix(subject, prefix) {
+			found[subject] = value
+		}
+	}
+	all := make([]*T, 0, len(found))
+	for _, subject := range slices.Sorted(maps.Keys(found)) {
+		all = append(all, found[subject])
+	}
+	return all
+}
+
+// Record returns the certificate of that id, even if it was removed.
+func (s *State) Record(group, id string) (*Record, bool) {
+	return get[Record](s, CertSubject(group, id))
+}
+
+// Records returns the certificates of a group, of every group if that is empty,
+// without those that were removed.
+func (s *State) Records(group string) []*Record {
+	all := slices.DeleteFunc(list[Record](s, prefixOf(group)), func(r *Record) bool { return r.Removed })
+	slices.SortStableFunc(all, func(a, b *Record) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+// GroupKey returns the key of a group.
+func (s *State) GroupKey(group string) (*GroupKey, bool) { return get[GroupKey](s, KeySubject(group)) }
+
+// GroupKeys returns the keys of all groups.
+func (s *State) GroupKeys() []*GroupKey { return list[GroupKey](s, "g.") }
+
+// Target returns a target of a group, even if it was removed.
+func (s *State) Target(group, name string) (*Target, bool) {
+	return get[Target](s, TargetSubject(group, name))
+}
+
+// Targets returns the targets of a group, of every group if that is empty, without
+// those that were removed.
+func (s *State) Targets(group string) []*Target {
+	return slices.DeleteFunc(list[Target](s, prefixOf(group)), func(t *Target) bool { return t.Removed })
+}
+
+// Challenges returns the challenges of a group, of every group if that is empty.
+func (s *State) Challenges(group string) []*Challenge { return list[Challenge](s, prefixOf(group)) }
+
+// Seen returns what a target was seen serving of a certificate.
+func (s *State) Seen(group, target, id string) (*Seen, bool) {
+	return get[Seen](s, SeenSubject(group, target, id))
+}
+
+// Config returns the configuration of the managers, sealed.
+func (s *State) Config() (*Config, bool) { return get[Config](s, ConfigSubject) }
+
+func prefixOf(group string) string {
+	if group == "" {
+		return "g."
+	}
+	return "g." + group + "."
+}
+
+// A marshaled State begins with this; then come its sequence number, and each subject
+// with its version and data, each length before what it is of.
+const stateMagic = "fleetbus-certs-1\n"
+
+// Marshal returns the state, with everything sealed and signed as it is in the ledger.
+func (s *State) Marshal() ([]byte, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	size := len(stateMagic)
+	for subject, e := range s.entries {
+		size += len(subject) + len(e.data) + 3*binary.MaxVarintLen32
+	}
+	out := make([]byte, 0, size)
+	out = append(out, stateMagic...)
+	out = binary.AppendUvarint(out, s.seq)
+	for _, subject := range slices.Sorted(maps.Keys(s.entries)) {
+		e := s.entries[subject]
+		out = binary.AppendUvarint(out, e.version)
+		out = binary.AppendUvarint(out, uint64(len(subject)))
+		out = append(out, subject...)
+		out = binary.AppendUvarint(out, uint64(len(e.data)))
+		out = append(out, e.data...)
+	}
+	return out, nil
+}
+
+// Unmarshal replaces the state by a marshaled one. It believes no more than Apply: a
+// record without a good signature is left out, whoever wrote the file.
+func (s *State) Unmarshal(data []byte) error {
+	rest, ok := bytes.CutPrefix(data, []byte(stateMagic))
+	if !ok {
+		return errors.New("reading certificates: it is no state of certificates")
+	}
+	number := func() uint64 {
+		n, size := binary.Uvarint(rest)
+		if size <= 0 {
+			ok = false
+			return 0
+		}
+		rest = rest[size:]
+		return n
+	}
+	text := func() []byte {
+		n := number()
+		if n > uint64(len(rest)) {
+			ok = false
+			return nil
+		}
+		head := rest[:n]
+		rest = rest[n:]
+		return head
+	}
+	seq := number()
+	var subjects []string
+	var found []entry
+	for ok && len(rest) > 0 {
+		e := entry{version: number()}
+		subject := string(text())
+		e.data = text()
+		if s.keep(subject) {
+			subjects, found = append(subjects, subject), append(found, e)
+		}
+	}
+	if !ok {
+		return errors.New("reading certificates: the state is cut off")
+	}
+	s.readAll(subjects, found)
+	entries := make(map[string]entry, len(found))
+	for i, subject := range subjects {
+		entries[subject] = found[i]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seq, s.entries = seq, entries
+	return nil
+}
+
+// readAll decodes many entries at once: verifying ten thousand signatures is most of
+// what a start costs.
+func (s *State) readAll(subjects []string, found []entry) {
+	workers := runtime.GOMAXPROCS(0)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < len(found); i += workers {
+				e := s.read(subjects[i], found[i].data)
+				if e.err != nil {
+					e.data, e.value = nil, nil
+				}
+				e.version = found[i].version
+				found[i] = e
+			}
+		})
+	}
+	wg.Wait()
+}
