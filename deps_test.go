@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "change"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "cert", "change"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},

@@ -301,7 +301,11 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 	if r.Key == "" && r.CSR == "" {
 		return nil, admin.Errorf(admin.Invalid, "", "neither a key nor a certificate request was sent")
 	}
-	g, err := s.newGrant(account, user, admin.UserRequest{Name: name, Key: r.Key, CSR: r.CSR})
+	request := admin.UserRequest{Name: name, Key: r.Key, CSR: r.CSR}
+	if token.Kind == identity.KindTarget {
+		request.Role = identity.RoleTarget
+	}
+	g, err := s.newGrant(account, user, request)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +316,7 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 		sum := sha256.Sum256(g.csr.RawSubjectPublicKeyInfo)
 		who += " " + hex.EncodeToString(sum[:])
 	}
-	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindLeaf, identity.KindBalancer}, who); err != nil {
+	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindLeaf, identity.KindTarget}, who); err != nil {
 		return nil, err
 	}
 	_, err = s.fleet.change(ctx, userSubject(account, user), func() (any, error) {
@@ -325,10 +329,18 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 	if err := g.issue(&granted); err != nil {
 		return nil, err
 	}
-	return enroll.UserReply{
+	reply := enroll.UserReply{
 		Name: name, JWT: granted.JWT, Chain: granted.Chain, Expires: granted.Expires,
 		CA: string(s.certs.caPEM()), Servers: s.clientAddrs(),
-	}, nil
+	}
+	if token.Kind == identity.KindTarget {
+		key, err := s.managerKey(account)
+		if err != nil {
+			return nil, err
+		}
+		reply.Signer = string(key.Signer())
+	}
+	return reply, nil
 }
 
 // Enroll makes a home in o.Dir of what a fleet answered to a joining node. It is

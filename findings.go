@@ -58,6 +58,7 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 		add("LAZY-SYNC", doctor.Warning, "messages are acknowledged before they are on disk", "remove store.lazy_sync")
 	}
 	all = append(all, s.failures.findings()...)
+	all = append(all, s.managers.findings(ctx)...)
 	for _, b := range s.opts.Services {
 		if l, ok := b.Service.(Linker); ok {
 			all = append(all, l.Check(ctx)...)

@@ -72,6 +72,9 @@ type Options struct {
 	// SourceTypes are the databases whose changes this node can announce, by the
 	// name of their type. Default: none.
 	SourceTypes map[string]OpenSource
+	// CertManager makes the manager of an account's certificates, for every account
+	// that has some. Default: this node manages none.
+	CertManager OpenCertManager
 	// Services run inside the server, each on its own session.
 	Services []ServiceBinding
 	// Grace is how long sessions may drain when the server stops. Default: 10s.

@@ -117,6 +117,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 	err := errors.Join(
 		// A node's answer to a denial may not wait behind other requests.
 		s.subscribeSync(ctx),
+		s.serveCerts(ctx),
 		subscribe(nodeInfoSubject, "", nodes, s.answerNodeInfo),
 		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),

@@ -42,6 +42,7 @@ type Server struct {
 	conn     *nats.Conn // the fleet account, as this node
 	started  time.Time
 	failures failures
+	managers managers
 	links    links
 
 	mu      sync.Mutex
@@ -194,6 +195,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	close(s.ready)
 	s.startServices(ctx, undo)
 	undo.background(ctx, s.runSources)
+	undo.background(ctx, s.runManagers)
 	undo.background(ctx, s.keepLinks)
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil

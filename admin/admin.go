@@ -284,7 +284,7 @@ func (c *Client) RemoveRole(ctx context.Context, name string) (Spread, error) {
 
 // TokenRequest asks for an enrollment token.
 type TokenRequest struct {
-	// Kind of what may join: node, leaf, user or balancer.
+	// Kind of what may join: node, leaf, user or target.
 	Kind identity.Kind `json:"kind"`
 	// Account and Name bind the token, if they are set: a token for a user needs
 	// both.

@@ -23,7 +23,7 @@ const (
 	// NodeSubject exchanges a token of kind node. The answer is an admin.Reply
 	// with a NodeReply.
 	NodeSubject = "enroll.node"
-	// UserSubject exchanges a token of kind user, leaf or balancer. The answer is
+	// UserSubject exchanges a token of kind user, leaf or target. The answer is
 	// an admin.Reply with a UserReply.
 	UserSubject = "enroll.user"
 )
@@ -109,7 +109,7 @@ type NodeReply struct {
 	Warning string `json:"warning,omitempty"`
 }
 
-// UserRequest exchanges a token of kind user, leaf or balancer.
+// UserRequest exchanges a token of kind user, leaf or target.
 type UserRequest struct {
 	// Name is account/name; the token may already bind it.
 	Name string `json:"name,omitempty"`
@@ -126,4 +126,6 @@ type UserReply struct {
 	CA      string    `json:"ca"`
 	Servers []string  `json:"servers"`
 	Expires time.Time `json:"expires"`
+	// Signer signs the certificates that a target takes. Empty but for a target.
+	Signer string `json:"signer,omitempty"`
 }

@@ -257,6 +257,12 @@ func (a *Authority) secret(label string) ([]byte, error) {
 	return raw, nil
 }
 
+// CertSecret is the secret of the managers of an account's certificates, 32 bytes. It
+// is the same on every node, and another one if the account is made anew.
+func (a *Authority) CertSecret(account Account) ([]byte, error) {
+	return a.secret("account/" + account.ID + "/certs")
+}
+
 func (a *Authority) accountKey(id string) (keyPair, error) {
 	return a.derive(nkeys.PrefixByteAccount, "account/"+id)
 }

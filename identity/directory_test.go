@@ -52,7 +52,7 @@ func TestDirectory(t *testing.T) {
 		"accounts":        {names(d.Accounts()), []string{"a", "b"}},
 		"users of a":      {names(d.Users("a")), []string{"al", "bob"}},
 		"users of nobody": {names(d.Users("none")), []string{}},
-		"roles":           {names(d.Roles()), []string{"admin", "auditor", "client", "machine", "meter"}},
+		"roles":           {names(d.Roles()), []string{"admin", "auditor", "certmanager", "client", "machine", "meter", "target"}},
 		"nodes":           {names(d.Nodes()), []string{"n2"}},
 		"all nodes":       {names(d.AllNodes()), []string{"n1", "n2"}},
 		"tokens":          {names(d.Tokens()), []string{"01", "0f"}},
@@ -128,7 +128,7 @@ func TestDirectoryRemoval(t *testing.T) {
 			t.Errorf("the version of %s is %d, want %d", subject, got, d.Seq())
 		}
 	}
-	if len(d.Accounts())+len(d.AllNodes())+len(d.Tokens())+len(d.Users("a")) != 0 || len(d.Roles()) != 4 {
+	if len(d.Accounts())+len(d.AllNodes())+len(d.Tokens())+len(d.Users("a")) != 0 || len(d.Roles()) != len(BuiltinRoles()) {
 		t.Error("a removed record is there")
 	}
 	if r, _ := d.Role("client"); !r.Builtin {

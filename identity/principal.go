@@ -19,8 +19,9 @@ const (
 	KindService Kind = "service"
 	// KindLeaf is a site that is linked to the fleet.
 	KindLeaf Kind = "leaf"
-	// KindBalancer is a load balancer that certificates are delivered to.
-	KindBalancer Kind = "balancer"
+	// KindTarget is what serves certificates that are delivered to it, such as a load
+	// balancer.
+	KindTarget Kind = "target"
 	// KindToken is a stranger with an enrollment token, who may only enroll.
 	KindToken Kind = "token"
 )
@@ -28,10 +29,10 @@ const (
 // Validate says that k is none of the kinds above; nil if it is one.
 func (k Kind) Validate() error {
 	switch k {
-	case KindUser, KindNode, KindService, KindLeaf, KindBalancer, KindToken:
+	case KindUser, KindNode, KindService, KindLeaf, KindTarget, KindToken:
 		return nil
 	}
-	return fmt.Errorf("kind %s is not user, node, service, leaf, balancer or token", quote(string(k)))
+	return fmt.Errorf("kind %s is not user, node, service, leaf, target or token", quote(string(k)))
 }
 
 // A Principal is who connects, once authenticated, and what it may do. Get one

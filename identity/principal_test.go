@@ -29,7 +29,7 @@ func TestPrincipal(t *testing.T) {
 	for _, part := range []string{"account", `kind "robot" is not`, "publish.allow", "data is negative", "nowhere"} {
 		wantError(t, err, part)
 	}
-	for _, k := range []Kind{KindUser, KindNode, KindService, KindLeaf, KindBalancer, KindToken} {
+	for _, k := range []Kind{KindUser, KindNode, KindService, KindLeaf, KindTarget, KindToken} {
 		if err := k.Validate(); err != nil {
 			t.Error(err)
 		}

@@ -16,6 +16,10 @@ const (
 	RoleMachine = "machine"
 	// RoleAuditor may read everything within its account and write nothing.
 	RoleAuditor = "auditor"
+	// RoleTarget may receive certificates and say which of them it serves.
+	RoleTarget = "target"
+	// RoleCertManager may obtain certificates and ask the managers for everything.
+	RoleCertManager = "certmanager"
 	// RoleAdmin administers the fleet. It is a role of the fleet's account alone.
 	RoleAdmin = "admin"
 )
@@ -46,6 +50,12 @@ func BuiltinRoles() []Role {
 	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
 	machine := "machine." + nameTemplate + ".>"
 	const day = 24 * time.Hour
+	certs := func(subjects ...string) []string {
+		for i, s := range subjects {
+			subjects[i] = Private + "certs." + s
+		}
+		return subjects
+	}
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{"admin.>"}},
@@ -54,6 +64,11 @@ func BuiltinRoles() []Role {
 		{Name: RoleAuditor, Builtin: true, Expires: day, Permissions: Permissions{
 			Subscribe: everything.clone(),
 		}},
+		{Name: RoleCertManager, Builtin: true, Expires: day, Permissions: Permissions{
+			Publish:   Rule{Allow: append(certs(">"), "$JS.API.>")},
+			Subscribe: Rule{Allow: append(certs(">"), "_INBOX.>")},
+			Replies:   &Replies{Max: 100, For: time.Hour},
+		}},
 		{Name: RoleClient, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   everything.clone(),
 			Subscribe: everything.clone(),
@@ -61,6 +76,14 @@ func BuiltinRoles() []Role {
 		{Name: RoleMachine, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{machine}},
 			Subscribe: Rule{Allow: []string{machine, "_INBOX.>"}},
+			Replies:   &Replies{Max: 1, For: time.Minute},
+		}},
+		// Its credentials outlive any outage of the bus that is worth waiting for.
+		{Name: RoleTarget, Builtin: true, Expires: 90 * day, Permissions: Permissions{
+			Publish: Rule{Allow: append(certs("seen.*."+nameTemplate+".*", "enroll."+nameTemplate),
+				"$JS.API.STREAM.INFO.CERTS", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.DIRECT.GET.CERTS.>",
+				"$JS.API.CONSUMER.*.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>")},
+			Subscribe: Rule{Allow: append(certs("ask.*"), "_INBOX.>")},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
 	}

@@ -91,12 +91,12 @@ func checkTokenScope(kind Kind, account, name string) error {
 		if account != "" {
 			return fmt.Errorf("a node is in no account, but %s is given", quote(account))
 		}
-	case KindUser, KindLeaf, KindBalancer:
+	case KindUser, KindLeaf, KindTarget:
 		if err := CheckName(account); err != nil {
 			return fmt.Errorf("checking the account: %w", err)
 		}
 	default:
-		return errors.New("only a user, node, leaf or balancer enrolls")
+		return errors.New("only a user, node, leaf or target enrolls")
 	}
 	if name != "" {
 		return CheckName(name)

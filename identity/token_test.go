@@ -73,7 +73,7 @@ func TestNewTokenRefuses(t *testing.T) {
 		"only a user, node, leaf or":   {KindToken, testHash, "acme", "", 1},
 		`for a "service"`:              {KindService, testHash, "acme", "", 1},
 		`name "a b"`:                   {KindLeaf, testHash, "acme", "a b", 1},
-		`"0123" is not an authority's`: {KindBalancer, "0123", "acme", "", 1},
+		`"0123" is not an authority's`: {KindTarget, "0123", "acme", "", 1},
 		`is not an authority's hash`:   {KindNode, strings.ToUpper(testHash), "", "", 1},
 		"its life of 0s":               {KindNode, testHash, "", "", 0},
 	} {

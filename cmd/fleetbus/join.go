@@ -53,7 +53,7 @@ again does nothing.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.token, "token", "", "enrollment token; it is good for one use")
 	flags.StringVar(&f.tokenFile, "token-file", "", "file with the enrollment token, - for standard input; other users cannot see it in the process list")
-	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "balancer"}}, "as", "what to join as: node, user, leaf, balancer")
+	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "target"}}, "as", "what to join as: node, user, leaf, target")
 	f.as = "node"
 	flags.StringVar(&f.user, "user", "", "account/name to join as, if the token does not bind it")
 	flags.StringVar(&f.out, "out", "", "creds file to write, when joining as anything but a node")

@@ -24,9 +24,9 @@ func newTokenAdd(a *app) *cobra.Command {
 	var g guard
 	cmd := &cobra.Command{
 		Use: "add KIND", Aliases: []string{"create"}, Args: takes("KIND"), Annotations: writes(),
-		ValidArgs: []string{string(identity.KindNode), string(identity.KindUser), string(identity.KindLeaf), string(identity.KindBalancer)},
-		Short:     "Make an enrollment token for a node, user, leaf or balancer",
-		Long: `Make an enrollment token for a node, user, leaf or balancer. Its text is shown
+		ValidArgs: []string{string(identity.KindNode), string(identity.KindUser), string(identity.KindLeaf), string(identity.KindTarget)},
+		Short:     "Make an enrollment token for a node, user, leaf or target",
+		Long: `Make an enrollment token for a node, user, leaf or target. Its text is shown
 once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 		Example: `  fleetbus token add node --for eu-2
   fleetbus token add user --for acme/alice --life 2h`,
