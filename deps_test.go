@@ -51,6 +51,7 @@ func places() map[string]place {
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
+		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "identity", "internal/mqttload"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
@@ -58,7 +59,7 @@ func places() map[string]place {
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/config", "internal/mqttload", "internal/portowner", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/portowner", "ledger", "mqtt"}},
 	}
 }
 

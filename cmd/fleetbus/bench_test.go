@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/bench"
 )
 
 // TestBench measures a real engine and leaves nothing behind.
@@ -27,8 +28,8 @@ func TestBench(t *testing.T) {
 		t.Fatalf("exit code %d, %s", code, stderr)
 	}
 	var got struct {
-		Measures   []measure
-		Conditions []condition
+		Measures   []bench.Measure
+		Conditions []bench.Condition
 	}
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 		t.Fatal(err)
@@ -42,7 +43,7 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", m)
 		}
 	}
-	if !slices.Contains(got.Conditions, condition{"messages", "3000 of 100B from 2 publishers, at most 16384 under way for each"}) {
+	if !slices.Contains(got.Conditions, bench.Condition{Name: "messages", Value: "3000 of 100B from 2 publishers, at most 16384 under way for each"}) {
 		t.Errorf("conditions %+v", got.Conditions)
 	}
 	nc := must[*nats.Conn](t)(f.broker.Connect(f.service(t, "acme")...))
@@ -84,8 +85,8 @@ func TestBenchHouse(t *testing.T) {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
 	var got struct {
-		Figures    []figure
-		Conditions []condition
+		Figures    []bench.Figure
+		Conditions []bench.Condition
 	}
 	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
 		t.Fatal(err)
@@ -110,38 +111,6 @@ func TestBenchHouse(t *testing.T) {
 	for _, entry := range left {
 		if strings.HasPrefix(entry.Name(), "fleetbus-bench-") {
 			t.Errorf("%s is left", entry.Name())
-		}
-	}
-}
-
-func TestPercentile(t *testing.T) {
-	for _, c := range []struct {
-		q    float64
-		want int
-	}{{0.01, 1}, {0.5, 5}, {0.51, 6}, {0.9, 9}, {0.99, 10}, {1, 10}} {
-		if got := percentile([]int{10, 9, 8, 7, 6, 5, 4, 3, 2, 1}, c.q); got != c.want {
-			t.Errorf("percentile %v is %d, not %d", c.q, got, c.want)
-		}
-	}
-	if got := percentile([]int{7}, 0.5); got != 7 {
-		t.Errorf("the percentile of one is %d", got)
-	}
-}
-
-func TestVersus(t *testing.T) {
-	f := versus("x", "ms", []float64{2, 4, 6, 8}, []float64{1, 4, 3, 8})
-	if f.Ours != 4 || f.Peer != 3 || f.Spread[0] != 1 || f.Spread[1] != 2 {
-		t.Errorf("%+v", f)
-	}
-	if f = f.atMost(4); f.Target != "4 ms or less" || f.Verdict != "met" {
-		t.Errorf("%+v", f)
-	}
-	if f = f.atMost(3.9); f.Verdict != "not met" {
-		t.Errorf("%+v", f)
-	}
-	for value, want := range map[float64]string{0: "0", 0.99312: "0.993", 29.92: "29.9", 167410.4: "167410", 100: "100"} {
-		if got := significant(value); got != want {
-			t.Errorf("significant(%v) is %q, not %q", value, got, want)
 		}
 	}
 }

@@ -1,12 +1,9 @@
-package main
+package bench
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,13 +11,18 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A pair is a publisher and a subscriber, each on a connection of its own.
-type pair struct {
-	pub, sub *nats.Conn
-	subject  string
+// A Pair is a publisher and a subscriber, each on a connection of its own.
+type Pair struct {
+	Pub, Sub *nats.Conn
+	Subject  string
 }
 
 const (
+	// UnderWay is how many messages are under way on a pair at most.
+	UnderWay = chunk * chunks
+	// EchoPause is the time from one request to the next, far from what any server
+	// can bear.
+	EchoPause = time.Millisecond
 	// chunk is how many messages a publisher sends before it looks whether it may
 	// go on; chunks is how many of them are under way on a pair at most. That is
 	// enough to keep every link busy, and too little for a server to cut a
@@ -37,8 +39,8 @@ const (
 
 // listen subscribes and returns when the publisher's node knows of it. A request
 // is answered with its own data; any other message goes to handle.
-func (p pair) listen(ctx context.Context, handle func()) (*nats.Subscription, error) {
-	sub, err := p.sub.Subscribe(p.subject, func(m *nats.Msg) {
+func (p Pair) listen(ctx context.Context, handle func()) (*nats.Subscription, error) {
+	sub, err := p.Sub.Subscribe(p.Subject, func(m *nats.Msg) {
 		if m.Reply == "" {
 			handle()
 			return
@@ -47,15 +49,15 @@ func (p pair) listen(ctx context.Context, handle func()) (*nats.Subscription, er
 		_ = m.Respond(m.Data)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("subscribing to %q: %w", p.subject, err)
+		return nil, fmt.Errorf("subscribing to %q: %w", p.Subject, err)
 	}
 	hear, cancel := context.WithTimeout(ctx, hearing)
 	defer cancel()
 	if err := patiently(hear, func(ctx context.Context) error {
-		_, err := p.pub.RequestWithContext(ctx, p.subject, nil)
+		_, err := p.Pub.RequestWithContext(ctx, p.Subject, nil)
 		return err
 	}); err != nil {
-		return nil, errors.Join(fmt.Errorf("reaching the subscriber of %q: %w", p.subject, violation(p.pub, err)), sub.Unsubscribe())
+		return nil, errors.Join(fmt.Errorf("reaching the subscriber of %q: %w", p.Subject, err), sub.Unsubscribe())
 	}
 	return sub, nil
 }
@@ -80,7 +82,7 @@ func patiently(ctx context.Context, do func(context.Context) error) error {
 
 // throughput publishes n messages of size bytes on every pair and returns how
 // many a second arrived at the subscribers.
-func throughput(ctx context.Context, pairs []pair, n, size int) (float64, error) {
+func throughput(ctx context.Context, pairs []Pair, n, size int) (float64, error) {
 	var flows []func(context.Context) error
 	var total atomic.Int64
 	done, failed := make(chan struct{}), make(chan error, len(pairs))
@@ -134,7 +136,7 @@ func throughput(ctx context.Context, pairs []pair, n, size int) (float64, error)
 }
 
 // flow publishes n messages, a chunk for each permit.
-func (p pair) flow(ctx context.Context, n, size int, permits chan<- struct{}) error {
+func (p Pair) flow(ctx context.Context, n, size int, permits chan<- struct{}) error {
 	payload := make([]byte, size)
 	for i := range n {
 		if i%chunk == 0 {
@@ -144,16 +146,16 @@ func (p pair) flow(ctx context.Context, n, size int, permits chan<- struct{}) er
 				return context.Cause(ctx)
 			}
 		}
-		if err := p.pub.Publish(p.subject, payload); err != nil {
-			return fmt.Errorf("publishing to %q: %w", p.subject, err)
+		if err := p.Pub.Publish(p.Subject, payload); err != nil {
+			return fmt.Errorf("publishing to %q: %w", p.Subject, err)
 		}
 	}
-	return p.pub.FlushWithContext(ctx)
+	return p.Pub.FlushWithContext(ctx)
 }
 
 // echoes sends n requests of size bytes, one each pause, and returns how long
 // each took until its echo was there.
-func echoes(ctx context.Context, p pair, n, size int, pause time.Duration) ([]time.Duration, error) {
+func echoes(ctx context.Context, p Pair, n, size int, pause time.Duration) ([]time.Duration, error) {
 	sub, err := p.listen(ctx, func() {})
 	if err != nil {
 		return nil, err
@@ -161,8 +163,8 @@ func echoes(ctx context.Context, p pair, n, size int, pause time.Duration) ([]ti
 	defer func() { _ = sub.Unsubscribe() }()
 	payload := make([]byte, size)
 	return paced(ctx, n, pause, func() error {
-		if _, err := p.pub.RequestWithContext(ctx, p.subject, payload); err != nil {
-			return fmt.Errorf("requesting from %q: %w", p.subject, err)
+		if _, err := p.Pub.RequestWithContext(ctx, p.Subject, payload); err != nil {
+			return fmt.Errorf("requesting from %q: %w", p.Subject, err)
 		}
 		return nil
 	})
@@ -234,11 +236,4 @@ func storeTimes(ctx context.Context, nc *nats.Conn, subject string, n, size int)
 		took[i] = time.Since(began)
 	}
 	return took, nil
-}
-
-// percentile is the value that q of all values do not exceed, 0 < q <= 1, by the
-// nearest rank. It sorts values, of which there is at least one.
-func percentile[T cmp.Ordered](values []T, q float64) T {
-	slices.Sort(values)
-	return values[max(0, int(math.Ceil(q*float64(len(values))))-1)]
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/spf13/cobra"
 	"golang.org/x/time/rate"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -23,46 +22,27 @@ import (
 	"github.com/fleetbus/fleetbus/internal/mqttload"
 )
 
-// mqttTimeout bounds all of bench mqtt.
-const mqttTimeout = 30 * time.Minute
-
 // A mqttBroker is a system that speaks MQTT, over TLS.
 type mqttBroker struct {
 	*system
 	mqttload.Broker
 }
 
-// newBenchMQTTCommand is beside bench house: the same, of MQTT.
-func newBenchMQTTCommand(a *app) *cobra.Command {
-	quick, only := false, ""
-	cmd := &cobra.Command{
-		Use: "mqtt", Args: takes(), Annotations: reads(), Hidden: true,
-		Short: "Measure what this project promises of MQTT",
-		Long: `Build this program and the bare engine, and measure the MQTT of both and of
-mosquitto, where it is installed, with the same client. It needs Go and runs in
-the source tree. A target that is missed is no failure.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			h := &house{a: a, effort: effort{rounds: 5, idle: 2000, settling: 5 * time.Second}}
-			if quick {
-				h.effort = effort{rounds: 1, idle: 100, settling: 500 * time.Millisecond}
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), mqttTimeout)
-			defer cancel()
-			return h.runMQTT(ctx, only)
-		},
+// MQTT measures the MQTT of this project's servers, of the engine's own and of
+// mosquitto, where it is installed: what has only in its name. It is as House is.
+func MQTT(ctx context.Context, o Options, only string) (Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
+	defer cancel()
+	h := &house{env: o.Env, progress: o.Progress, effort: effort{rounds: 5, idle: 2000, settling: 5 * time.Second}}
+	if o.Quick {
+		h.effort = effort{rounds: 1, idle: 100, settling: 500 * time.Millisecond}
 	}
-	cmd.Flags().BoolVar(&quick, "quick", false, "do everything once, which is not enough for figures to rely on")
-	cmd.Flags().StringVar(&only, "only", "", "measure only what has this in its name, such as idle")
-	return a.output(cmd)
-}
-
-func (h *house) runMQTT(ctx context.Context, only string) error {
-	h.conditions = append(h.conditions,
-		condition{"client", "the same for all: MQTT 3.1.1 over TLS 1.3, in one process; messages of 256 B"},
-		condition{"ours", "fleetbus serve, release build; clients show a certificate; it writes and syncs each message before it is acknowledged, unless it says lazy"},
-		condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
-		condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
-		condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
+	h.Conditions = append(h.Conditions,
+		Condition{"client", "the same for all: MQTT 3.1.1 over TLS 1.3, in one process; messages of 256 B"},
+		Condition{"ours", "fleetbus serve, release build; clients show a certificate; it writes and syncs each message before it is acknowledged, unless it says lazy"},
+		Condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
+		Condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
+		Condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
 	parts := []part{
 		{"measuring one node against its peers", h.measureOneMQTT},
 		{"measuring three nodes against the engine's", h.measureThreeMQTT},
@@ -138,7 +118,7 @@ func (h *house) mqttPeers(ctx context.Context, n int, sync string) (*mqttBroker,
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "nats-server", dir: dir, env: slices.Clone(h.a.env)}
+	s := &system{name: "nats-server", dir: dir, env: slices.Clone(h.env)}
 	b := &mqttBroker{s, mqttload.Broker{TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}}}
 	var routes []string
 	for i := range n {
@@ -217,7 +197,7 @@ max_inflight_messages 0
 		return nil, fmt.Errorf("writing settings: %w", err)
 	}
 	b := &mqttBroker{
-		&system{name: "mosquitto", dir: dir, env: slices.Clone(h.a.env), lines: [][]string{{program, "-c", node + ".conf"}}},
+		&system{name: "mosquitto", dir: dir, env: slices.Clone(h.env), lines: [][]string{{program, "-c", node + ".conf"}}},
 		mqttload.Broker{Addrs: addrs, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}},
 	}
 	if err := b.start(ctx); err != nil {
@@ -259,7 +239,7 @@ type mqttTrial struct {
 	name, unit string
 	do         func(context.Context, *mqttload.Broker) (float64, error)
 	on         []int // indexes of brokers; the first is ours
-	aim        func(f figure, peer string) figure
+	aim        func(f Figure, peer string) Figure
 }
 
 // compare does the trials in turns, and adds their figures.
@@ -287,7 +267,7 @@ func (h *house) compare(ctx context.Context, brokers []*mqttBroker, trials []mqt
 	for i, t := range trials {
 		for _, peer := range t.on[1:] {
 			f := versus(t.name+", "+brokers[t.on[0]].name+" / "+brokers[peer].name, t.unit, values[i][t.on[0]], values[i][peer])
-			h.figures = append(h.figures, t.aim(f, brokers[peer].name))
+			h.Figures = append(h.Figures, t.aim(f, brokers[peer].name))
 		}
 	}
 	return nil
@@ -323,18 +303,18 @@ func (h *house) measureOneMQTT(ctx context.Context) error {
 	quick, slow, all := []int{0, 2}, []int{1, 2}, []int{0, 2}
 	mosquitto, err := h.mosquitto(ctx)
 	if errors.Is(err, errMissing) {
-		h.a.hint("mosquitto is not installed, and not measured")
+		h.progress("mosquitto is not installed, and not measured")
 	} else if err := add("mosquitto", mosquitto, err); err != nil {
 		return err
 	} else {
 		quick, slow, all = append(quick, 3), append(slow, 3), append(all, 3)
 	}
-	atLeast := func(least map[string]float64) func(figure, string) figure {
-		return func(f figure, peer string) figure {
-			return f.aim("ratio "+significant(least[peer])+" or more", f.Ratio >= least[peer])
+	atLeast := func(least map[string]float64) func(Figure, string) Figure {
+		return func(f Figure, peer string) Figure {
+			return f.aim("ratio "+Significant(least[peer])+" or more", f.Ratio >= least[peer])
 		}
 	}
-	aimless := func(f figure, _ string) figure { return f }
+	aimless := func(f Figure, _ string) Figure { return f }
 	same := map[string]float64{"mosquitto": 1, "nats-server": 1}
 	return h.compare(ctx, brokers, []mqttTrial{
 		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: 100_000, Ahead: 10_000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
@@ -371,7 +351,7 @@ func (h *house) measureThreeMQTT(ctx context.Context) error {
 	}
 	defer lazy.stop()
 	lazy.name = "ours, lazy"
-	sooner := func(f figure, _ string) figure { return f.aim("ratio 1.1 or less", f.Ratio <= 1.1) }
+	sooner := func(f Figure, _ string) Figure { return f.aim("ratio 1.1 or less", f.Ratio <= 1.1) }
 	l := mqttload.Load{QoS: 1, N: 300}
 	return h.compare(ctx, []*mqttBroker{ours, synced, peer, lazy}, []mqttTrial{
 		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{0, 1}, sooner},
@@ -403,10 +383,10 @@ func (h *house) measureIdleMQTT(ctx context.Context) error {
 		kib = append(kib, got)
 	}
 	for i, peer := range kib[1:] {
-		f := figure{Name: "idle client with one subscription, memory of the node, ours / " + names[i+1], Unit: "KiB", Ours: kib[0], Peer: peer, Ratio: kib[0] / peer}
-		h.figures = append(h.figures, f.atMost(60))
+		f := Figure{Name: "idle client with one subscription, memory of the node, ours / " + names[i+1], Unit: "KiB", Ours: kib[0], Peer: peer, Ratio: kib[0] / peer}
+		h.Figures = append(h.Figures, f.atMost(60))
 	}
-	h.conditions = append(h.conditions, condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
+	h.Conditions = append(h.Conditions, Condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
 	return nil
 }
 

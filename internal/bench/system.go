@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -46,9 +46,9 @@ func (h *house) build(ctx context.Context) error {
 		h.fleetbus: "github.com/fleetbus/fleetbus/cmd/fleetbus", h.peer: "github.com/nats-io/nats-server/v2",
 	} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
-		cmd.Env = append(slices.Clone(h.a.env), "CGO_ENABLED=0")
+		cmd.Env = append(slices.Clone(h.env), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fail(exitFailed, "run it in the source tree, with Go installed", "building %q: %v\n%s", source, err, bytes.TrimSpace(out))
+			return fmt.Errorf("%w: %q: %w\n%s", ErrNotBuilt, source, err, bytes.TrimSpace(out))
 		}
 	}
 	return nil
@@ -88,7 +88,7 @@ func (h *house) fleet(n int) (*system, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "fleetbus", version: fleetbus.Version(), dir: dir, env: slices.Clone(h.a.env)}
+	s := &system{name: "fleetbus", version: fleetbus.Version(), dir: dir, env: slices.Clone(h.env)}
 	// The user's own settings are for the user's own fleet.
 	s.env = slices.DeleteFunc(s.env, func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
 	var nodes []fleetbus.Options

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -42,9 +42,9 @@ func (h *house) measureStarts(ctx context.Context) error {
 			seconds = append(seconds, took.Seconds())
 		}
 		median := percentile(seconds, 0.5)
-		h.figures = append(h.figures, figure{Name: each.name, Unit: "s", Ours: median, Spread: []float64{seconds[0], seconds[len(seconds)-1]}}.atMost(each.limit))
+		h.Figures = append(h.Figures, Figure{Name: each.name, Unit: "s", Ours: median, Spread: []float64{seconds[0], seconds[len(seconds)-1]}}.atMost(each.limit))
 	}
-	h.conditions = append(h.conditions, condition{"starts", fmt.Sprintf("median of %d, fastest and slowest as spread; homes made by init before; an account, a user and a stream made on the way", h.effort.starts)})
+	h.Conditions = append(h.Conditions, Condition{"starts", fmt.Sprintf("median of %d, fastest and slowest as spread; homes made by init before; an account, a user and a stream made on the way", h.effort.starts)})
 	return nil
 }
 
@@ -88,12 +88,12 @@ func (h *house) measureIdle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f := figure{Name: "idle TLS client, memory of the node", Unit: "KiB", Ours: kib, Peer: peerKiB}
+	f := Figure{Name: "idle TLS client, memory of the node", Unit: "KiB", Ours: kib, Peer: peerKiB}
 	if peerKiB > 0 {
 		f.Ratio = kib / peerKiB
 	}
-	h.figures = append(h.figures, f.atMost(50))
-	h.conditions = append(h.conditions, condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
+	h.Figures = append(h.Figures, f.atMost(50))
+	h.Conditions = append(h.Conditions, Condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
 	return nil
 }
 
@@ -173,10 +173,10 @@ func (h *house) measureSessions(ctx context.Context) (err error) {
 		defer session.Close()
 	}
 	memoryAfter, goroutinesAfter := used()
-	h.figures = append(h.figures,
-		figure{Name: "session in the process, memory", Unit: "KiB", Ours: (memoryAfter - memory) / 1024 / float64(n)}.atMost(90),
-		figure{Name: "session in the process, goroutines", Ours: float64(goroutinesAfter-goroutines) / float64(n)}.atMost(5))
-	h.conditions = append(h.conditions, condition{"sessions", fmt.Sprintf("heap and stacks with %d of them, after a collection, less those without; both ends", n)})
+	h.Figures = append(h.Figures,
+		Figure{Name: "session in the process, memory", Unit: "KiB", Ours: (memoryAfter - memory) / 1024 / float64(n)}.atMost(90),
+		Figure{Name: "session in the process, goroutines", Ours: float64(goroutinesAfter-goroutines) / float64(n)}.atMost(5))
+	h.Conditions = append(h.Conditions, Condition{"sessions", fmt.Sprintf("heap and stacks with %d of them, after a collection, less those without; both ends", n)})
 	return nil
 }
 
@@ -248,10 +248,10 @@ func (h *house) measureDenials(ctx context.Context, s *system, api *admin.Client
 		}
 		took = append(took, last.Sub(began))
 	}
-	h.figures = append(h.figures,
-		figure{Name: "denial to closed on 3 nodes, p50", Unit: "ms", Ours: milliseconds(percentile(took, 0.5))},
-		figure{Name: "denial to closed on 3 nodes, p99", Unit: "ms", Ours: milliseconds(percentile(took, 0.99))}.atMost(50))
-	h.conditions = append(h.conditions, condition{"denials", fmt.Sprintf("%d users, one after the other, each with a connection to every node; until the client sees the last close", h.effort.denied)})
+	h.Figures = append(h.Figures,
+		Figure{Name: "denial to closed on 3 nodes, p50", Unit: "ms", Ours: milliseconds(percentile(took, 0.5))},
+		Figure{Name: "denial to closed on 3 nodes, p99", Unit: "ms", Ours: milliseconds(percentile(took, 0.99))}.atMost(50))
+	h.Conditions = append(h.Conditions, Condition{"denials", fmt.Sprintf("%d users, one after the other, each with a connection to every node; until the client sees the last close", h.effort.denied)})
 	return nil
 }
 
@@ -281,10 +281,10 @@ func (h *house) measureRenewals(ctx context.Context, s *system, api *admin.Clien
 		defer nc.Close()
 		clients = append(clients, nc)
 	}
-	var pairs []pair
+	var pairs []Pair
 	for i, nc := range clients {
 		// The neighbor is on another node, so that routes are watched too.
-		p := pair{pub: clients[(i+1)%len(clients)], sub: nc, subject: "bench.live." + strconv.Itoa(i)}
+		p := Pair{Pub: clients[(i+1)%len(clients)], Sub: nc, Subject: "bench.live." + strconv.Itoa(i)}
 		if _, err := p.listen(ctx, func() { received.Add(1) }); err != nil {
 			return err
 		}
@@ -306,16 +306,16 @@ func (h *house) measureRenewals(ctx context.Context, s *system, api *admin.Clien
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	h.figures = append(h.figures,
-		figure{Name: "renewal of every certificate, clients dropped", Ours: float64(dropped.Load())}.aim("0", dropped.Load() == 0),
-		figure{Name: "renewal of every certificate, messages lost", Ours: float64(sent - received.Load())}.aim("0", received.Load() >= sent))
-	h.conditions = append(h.conditions, condition{"renewals", fmt.Sprintf("%d of all 3 nodes' certificates, under %d clients without reconnect, each sent a message every %v by a client of another node: %d messages", h.effort.renewals, liveClients, livePause, sent)})
+	h.Figures = append(h.Figures,
+		Figure{Name: "renewal of every certificate, clients dropped", Ours: float64(dropped.Load())}.aim("0", dropped.Load() == 0),
+		Figure{Name: "renewal of every certificate, messages lost", Ours: float64(sent - received.Load())}.aim("0", received.Load() >= sent))
+	h.Conditions = append(h.Conditions, Condition{"renewals", fmt.Sprintf("%d of all 3 nodes' certificates, under %d clients without reconnect, each sent a message every %v by a client of another node: %d messages", h.effort.renewals, liveClients, livePause, sent)})
 	return nil
 }
 
 // trickle publishes on every pair, every livePause, until stop is closed, and
 // returns how many messages it sent.
-func trickle(pairs []pair, stop <-chan struct{}) (sent int64) {
+func trickle(pairs []Pair, stop <-chan struct{}) (sent int64) {
 	tick := time.NewTicker(livePause)
 	defer tick.Stop()
 	for {
@@ -325,7 +325,7 @@ func trickle(pairs []pair, stop <-chan struct{}) (sent int64) {
 		case <-tick.C:
 			for _, p := range pairs {
 				// What a dropped client does not send was lost as well.
-				_ = p.pub.Publish(p.subject, nil)
+				_ = p.Pub.Publish(p.Subject, nil)
 				sent++
 			}
 		}
@@ -397,6 +397,6 @@ func (h *house) measureBinary(context.Context) error {
 		}
 		sizes[i] = float64(info.Size()) / megabyte
 	}
-	h.figures = append(h.figures, figure{Name: "binary, stripped", Unit: "MB", Ours: sizes[0], Peer: sizes[1], Ratio: sizes[0] / sizes[1]}.atMost(30))
+	h.Figures = append(h.Figures, Figure{Name: "binary, stripped", Unit: "MB", Ours: sizes[0], Peer: sizes[1], Ratio: sizes[0] / sizes[1]}.atMost(30))
 	return nil
 }
