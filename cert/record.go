@@ -302,16 +302,20 @@ func SeenSubject(group, target, id string) string {
 // ConfigSubject is the subject of the managers' configuration.
 const ConfigSubject = "config"
 
+// requests begins the subjects of what is asked and not stored: the ledger has all
+// that begin with Prefix.
+const requests = "$FLEETBUS.cert."
+
 // AskSubject is where a manager asks the targets of a group, on the bus, who has a
 // challenge. A target answers with its name once it would answer the authority.
-func AskSubject(group string) string { return Prefix + ".ask." + group }
+func AskSubject(group string) string { return requests + "ask." + group }
 
 // APISubject is where managers are asked to do something, on the bus.
-func APISubject(verb string) string { return Prefix + ".api." + verb }
+func APISubject(verb string) string { return requests + "api." + verb }
 
 // EnrollSubject is where a target of that name sends its sealing key, on the bus.
 // Only the target may.
-func EnrollSubject(target string) string { return Prefix + ".enroll." + target }
+func EnrollSubject(target string) string { return requests + "enroll." + target }
 
 // ProgressHeader is on every answer of a manager but the last, which says how the
 // request came out.

@@ -50,12 +50,8 @@ func BuiltinRoles() []Role {
 	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
 	machine := "machine." + nameTemplate + ".>"
 	const day = 24 * time.Hour
-	certs := func(subjects ...string) []string {
-		for i, s := range subjects {
-			subjects[i] = Private + "certs." + s
-		}
-		return subjects
-	}
+	// The ledger of certificates, and what is asked about them.
+	const certs, cert = Private + "certs.", Private + "cert."
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{"admin.>"}},
@@ -65,8 +61,8 @@ func BuiltinRoles() []Role {
 			Subscribe: everything.clone(),
 		}},
 		{Name: RoleCertManager, Builtin: true, Expires: day, Permissions: Permissions{
-			Publish:   Rule{Allow: append(certs(">"), "$JS.API.>")},
-			Subscribe: Rule{Allow: append(certs(">"), "_INBOX.>")},
+			Publish:   Rule{Allow: []string{certs + ">", cert + ">", "$JS.API.>"}},
+			Subscribe: Rule{Allow: []string{certs + ">", cert + ">", "_INBOX.>"}},
 			Replies:   &Replies{Max: 100, For: time.Hour},
 		}},
 		{Name: RoleClient, Builtin: true, Expires: day, Permissions: Permissions{
@@ -80,10 +76,10 @@ func BuiltinRoles() []Role {
 		}},
 		// Its credentials outlive any outage of the bus that is worth waiting for.
 		{Name: RoleTarget, Builtin: true, Expires: 90 * day, Permissions: Permissions{
-			Publish: Rule{Allow: append(certs("seen.*."+nameTemplate+".*", "enroll."+nameTemplate),
+			Publish: Rule{Allow: []string{certs + "seen.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate,
 				"$JS.API.STREAM.INFO.CERTS", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.DIRECT.GET.CERTS.>",
-				"$JS.API.CONSUMER.*.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>")},
-			Subscribe: Rule{Allow: append(certs("ask.*"), "_INBOX.>")},
+				"$JS.API.CONSUMER.*.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>"}},
+			Subscribe: Rule{Allow: []string{cert + "ask.*", "_INBOX.>"}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
 	}

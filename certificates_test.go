@@ -1,0 +1,249 @@
+package fleetbus_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/ledger"
+)
+
+// must is for calls whose failure ends the test.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
+
+// A registrar is a manager of certificates that makes the ledger and answers "ping",
+// in two parts.
+type registrar struct {
+	node string
+	key  *cert.ManagerKey
+}
+
+func (r *registrar) Run(ctx context.Context, nc *nats.Conn) error {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	l, err := cert.OpenLedger(ctx, js)
+	if err != nil {
+		return err
+	}
+	subject := cert.KeySubject("web")
+	data, err := r.key.Sign(subject, cert.GroupKey{Version: 1, Group: "web", Revision: 1})
+	if err != nil {
+		return err
+	}
+	if _, err := l.Append(ctx, subject, 0, data); err != nil && !errors.Is(err, ledger.ErrConflict) && ctx.Err() == nil {
+		return err
+	}
+	sub, err := nc.QueueSubscribe(cert.APISubject("ping"), "certmanager", func(msg *nats.Msg) {
+		_ = msg.RespondMsg(&nats.Msg{Header: nats.Header{cert.ProgressHeader: {"1"}}, Data: []byte("working")})
+		_ = msg.Respond(msg.Data)
+	})
+	if err != nil {
+		return err
+	}
+	defer sub.Unsubscribe()
+	<-ctx.Done()
+	return nil
+}
+
+func withRegistrar(o *fleetbus.Options) {
+	o.Accounts = []string{"acme", "other"}
+	o.CertManager = func(node string, key *cert.ManagerKey, _ *slog.Logger) (fleetbus.Service, error) {
+		return &registrar{node, key}, nil
+	}
+}
+
+// TestCertRequests has administrators reach the managers of an account's
+// certificates, which run on every node from the first request on.
+func TestCertRequests(t *testing.T) {
+	nodes := fleetbustest.StartCluster(t, 3, withRegistrar)
+	nc, err := nodes[1].Connect(nodes[1].Founded().AdminCreds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	ask := func(r admin.CertRequest) (parts []string, refusal *admin.Error) {
+		t.Helper()
+		body, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inbox := nc.NewInbox()
+		sub, err := nc.SubscribeSync(inbox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sub.Unsubscribe()
+		if err := nc.PublishRequest(admin.CertSubject, inbox, body); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			msg, err := sub.NextMsg(30 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var reply admin.Reply
+			if json.Unmarshal(msg.Data, &reply) == nil && reply.Error != nil {
+				return parts, reply.Error
+			}
+			parts = append(parts, string(msg.Data))
+			if msg.Header.Get(cert.ProgressHeader) == "" {
+				return parts, nil
+			}
+		}
+	}
+	parts, refusal := ask(admin.CertRequest{Account: "acme", Verb: "ping", Data: json.RawMessage(`{"a":1}`)})
+	if refusal != nil || len(parts) != 2 || parts[0] != "working" || parts[1] != `{"a":1}` {
+		t.Errorf("%q %v", parts, refusal)
+	}
+	for _, bad := range []admin.CertRequest{
+		{Account: "none", Verb: "ping"}, {Account: "acme", Verb: "a.b"}, {Account: "acme", Verb: ""}, {Account: identity.FleetName, Verb: "ping"},
+	} {
+		if _, refusal := ask(bad); refusal == nil {
+			t.Errorf("%+v was answered", bad)
+		}
+	}
+	// The key of the managers is the same everywhere, and another in another account.
+	ctx := limited(t, 60*time.Second)
+	text, err := nodes[0].Admin().CertManagerKey(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := nodes[2].Admin().CertManagerKey(ctx, "acme")
+	if err != nil || again != text {
+		t.Errorf("another key on another node: %v", err)
+	}
+	if other, err := nodes[0].Admin().CertManagerKey(ctx, "other"); err != nil || other == text {
+		t.Errorf("the same key in another account: %v", err)
+	}
+	if _, err := cert.ParseManagerKey(text); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTarget enrolls a target: it may follow its account's certificates and say what
+// it serves, and nothing else.
+func TestTarget(t *testing.T) {
+	s := fleetbustest.Start(t, withRegistrar)
+	ctx := limited(t, 60*time.Second)
+	key := must(s.Admin().CertManagerKey(ctx, "acme"))(t)
+	manager := must(cert.ParseManagerKey(key))(t)
+	token := must(s.Admin().AddToken(ctx, admin.TokenRequest{Kind: identity.KindTarget, Account: "acme", Name: "lb1"}))(t)
+	client := must(enroll.Dial(ctx, enroll.Join{Host: s.Addr("nats").String(), Token: token.Text, Timeout: 10 * time.Second}))(t)
+	user := must(nkeys.CreateUser())(t)
+	reply := must(client.User(ctx, enroll.UserRequest{Key: must(user.PublicKey())(t)}))(t)
+	client.Close()
+	if reply.Signer != string(manager.Signer()) {
+		t.Errorf("the target trusts %q, not %q", reply.Signer, manager.Signer())
+	}
+
+	// A manager makes the ledger.
+	s.User(admin.UserRequest{Name: "acme/ops", Role: identity.RoleCertManager})
+	l := must(cert.OpenLedger(ctx, must(jetstream.New(s.Dial("acme", "ops")))(t)))(t)
+	data := must(manager.Sign(cert.KeySubject("web"), cert.GroupKey{Version: 1, Group: "web", Revision: 1}))(t)
+	must(l.Append(ctx, cert.KeySubject("web"), 0, data))(t)
+
+	var mu sync.Mutex
+	var denied []string
+	nc, err := nats.Connect(s.URL(), nats.Secure(s.TLS()),
+		nats.UserJWT(func() (string, error) { return reply.JWT, nil }, func(nonce []byte) ([]byte, error) { return user.Sign(nonce) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			denied = append(denied, err.Error())
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js := must(jetstream.New(nc))(t)
+	its := must(cert.OpenLedger(ctx, js))(t)
+	state := cert.NewState([]cert.Signer{cert.Signer(reply.Signer)}, nil)
+	f := must(ledger.NewFollower(state, ledger.FollowOptions{}))(t)
+	run, stop := context.WithCancel(ctx)
+	followed := make(chan error, 1)
+	go func() { followed <- f.Run(run, its) }()
+	select {
+	case <-f.CaughtUp():
+	case <-ctx.Done():
+		t.Fatal("the target cannot follow the ledger")
+	}
+	if _, ok := state.GroupKey("web"); !ok {
+		t.Error("the target did not see the group's key")
+	}
+	must(its.Append(ctx, cert.SeenSubject("web", "lb1", "id"), 0, []byte(`{"target":"lb1","id":"id"}`)))(t)
+	if err := nc.Publish(cert.EnrollSubject("lb1"), nil); err != nil {
+		t.Fatal(err)
+	}
+	flush := func() {
+		t.Helper()
+		if err := nc.FlushTimeout(10 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flush()
+	mu.Lock()
+	if len(denied) != 0 {
+		t.Errorf("a target may not %q", denied)
+	}
+	mu.Unlock()
+	refused := func(subject string, try func() error) {
+		t.Helper()
+		mu.Lock()
+		denied = nil
+		mu.Unlock()
+		if err := try(); err != nil {
+			t.Fatal(err)
+		}
+		flush()
+		fleetbustest.Eventually(t, "a refusal of "+subject, func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(denied) == 0 || !strings.Contains(denied[0], subject) {
+				return errors.New(strings.Join(denied, "; "))
+			}
+			return nil
+		})
+	}
+	for _, subject := range []string{
+		cert.Prefix + "." + cert.CertSubject("web", "id"), cert.Prefix + "." + cert.SeenSubject("web", "lb2", "id"), cert.EnrollSubject("lb2"),
+		cert.APISubject("mk"), cert.Prefix + ".config", "orders.new", "$JS.API.STREAM.DELETE.CERTS", "$JS.API.STREAM.PURGE.CERTS",
+		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.OTHER.x", "admin.status",
+	} {
+		refused(subject, func() error { return nc.Publish(subject, []byte(`{}`)) })
+	}
+	for _, subject := range []string{"orders.>", cert.Prefix + ".>", ">"} {
+		refused(subject, func() error {
+			_, err := nc.SubscribeSync(subject)
+			return err
+		})
+	}
+	stop()
+	if err := <-followed; err != nil {
+		t.Error(err)
+	}
+}
