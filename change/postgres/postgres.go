@@ -63,12 +63,12 @@ type Options struct {
 // A Source tells of the changes of one database. New makes one.
 type Source struct {
 	options Options
-	config  *pgx.ConnConfig
+	config  *pgconn.Config
 }
 
 // New returns a Source of o's database. It connects nothing.
 func New(o Options) (*Source, error) {
-	config, err := pgx.ParseConfig(o.DSN)
+	config, err := pgconn.ParseConfig(o.DSN)
 	if err != nil || o.DSN == "" {
 		// The driver's error may hold a part of the password.
 		return nil, errors.New("reading the connection string of a PostgreSQL database: it is neither a postgres:// URL nor keywords such as host=db dbname=orders")
@@ -98,14 +98,14 @@ func (s *Source) Run(ctx context.Context, p *change.Publisher) error {
 }
 
 func (s *Source) run(ctx context.Context, p *change.Publisher) error {
-	sql, err := pgx.ConnectConfig(ctx, s.config)
+	sql, err := pgconn.ConnectConfig(ctx, s.config)
 	if err != nil {
 		return connecting(err)
 	}
 	defer closeConn(ctx, sql.Close)
-	config := s.config.Config.Copy()
+	config := s.config.Copy()
 	config.RuntimeParams["replication"] = "database"
-	set := &setup{options: s.options, conn: sql}
+	set := &setup{options: s.options, conn: session{sql}}
 	if err := set.check(ctx); err != nil {
 		return err
 	}

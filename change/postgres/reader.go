@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -119,7 +118,7 @@ func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fr
 	})
 	if code(err) == noSlotCode { // somebody was faster
 		var slots int
-		if r.setup.conn.QueryRow(ctx, "SELECT current_setting('max_replication_slots')::int").Scan(&slots) == nil {
+		if r.setup.conn.row(ctx, "SELECT current_setting('max_replication_slots')", nil, &slots) == nil {
 			err = noSlot(slots)
 		}
 	}
@@ -133,14 +132,14 @@ func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fr
 // permanent reports whether the permanent slot is there and whole, and how far it
 // was read. One that lost its log is dropped.
 func (r *reader) permanent(ctx context.Context) (start pglogrepl.LSN, there bool, err error) {
-	var active *int32
+	var active *int64
 	var status, plugin, confirmed string
 	var here bool
-	err = r.setup.conn.QueryRow(ctx, `SELECT active_pid, coalesce(wal_status, ''), coalesce(plugin, 'physical'), coalesce(confirmed_flush_lsn, '0/0')::text,
-		coalesce(database = current_database(), false) FROM pg_replication_slots WHERE slot_name = $1`, r.options.Slot).
-		Scan(&active, &status, &plugin, &confirmed, &here)
+	err = r.setup.conn.row(ctx, `SELECT active_pid, coalesce(wal_status, ''), coalesce(plugin, 'physical'), coalesce(confirmed_flush_lsn, '0/0')::text,
+		coalesce(database = current_database(), false) FROM pg_replication_slots WHERE slot_name = $1`, []string{r.options.Slot},
+		&active, &status, &plugin, &confirmed, &here)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case errors.Is(err, errNoRow):
 		return 0, false, nil
 	case err != nil:
 		return 0, false, fmt.Errorf("looking for replication slot %q: %w", r.options.Slot, err)
@@ -157,7 +156,7 @@ func (r *reader) permanent(ctx context.Context) (start pglogrepl.LSN, there bool
 }
 
 func (r *reader) drop(ctx context.Context) error {
-	if _, err := r.setup.conn.Exec(ctx, "SELECT pg_drop_replication_slot($1)", r.options.Slot); err != nil {
+	if err := r.setup.conn.exec(ctx, "SELECT pg_drop_replication_slot($1)", r.options.Slot); err != nil {
 		return fmt.Errorf("dropping replication slot %q, which lost its log: %w", r.options.Slot, err)
 	}
 	return nil
@@ -501,8 +500,9 @@ func (r *reader) look(ctx context.Context) (l looked) {
 		return l
 	}
 	var retained, limit int64
-	err := r.setup.conn.QueryRow(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
-		(SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size') FROM pg_replication_slots WHERE slot_name = $1`, r.options.Slot).Scan(&retained, &limit)
+	err := r.setup.conn.row(ctx, `SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
+		(SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size') FROM pg_replication_slots WHERE slot_name = $1`, []string{r.options.Slot},
+		&retained, &limit)
 	if err != nil {
 		l.err = fmt.Errorf("looking at replication slot %q: %w", r.options.Slot, err)
 		return l

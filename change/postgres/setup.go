@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/fleetbus/fleetbus/change"
@@ -43,7 +43,7 @@ type setup struct {
 	role    string
 	// mu guards conn while the log is read.
 	mu   sync.Mutex
-	conn *pgx.Conn
+	conn session
 	// publication and published are what check and publish found last, and keyless
 	// and locked the tables that are left out: without a primary key, and locked
 	// when they should have been added.
@@ -83,15 +83,15 @@ type late struct {
 func (s *setup) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, silent)
 	defer cancel()
-	if _, err := s.conn.Exec(ctx, "SET lock_timeout = '"+lockTimeout+"'"); err != nil {
+	if err := s.conn.exec(ctx, "SET lock_timeout = '"+lockTimeout+"'"); err != nil {
 		return fmt.Errorf("looking at the server's settings: %w", err)
 	}
 	var level string
 	var replica, may bool
 	var slots, used int
-	err := s.conn.QueryRow(ctx, `SELECT pg_is_in_recovery(), current_setting('wal_level'), current_user, (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
-		current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1)`, s.options.Slot).
-		Scan(&replica, &level, &s.role, &may, &slots, &used)
+	err := s.conn.row(ctx, `SELECT pg_is_in_recovery(), current_setting('wal_level'), current_user, (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
+		current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots WHERE slot_name <> $1)`, []string{s.options.Slot},
+		&replica, &level, &s.role, &may, &slots, &used)
 	if err != nil {
 		return fmt.Errorf("looking at the server's settings: %w", err)
 	}
@@ -117,7 +117,7 @@ func noSlot(slots int) error {
 // noSender is err, or that no further session may replicate.
 func (s *setup) noSender(ctx context.Context, err error) error {
 	var senders int
-	if code(err) != noConnectionCode || s.conn.QueryRow(ctx, "SELECT current_setting('max_wal_senders')::int").Scan(&senders) != nil {
+	if code(err) != noConnectionCode || s.conn.row(ctx, "SELECT current_setting('max_wal_senders')", nil, &senders) != nil {
 		return connecting(err)
 	}
 	return &change.SetupError{Problem: fmt.Sprintf("all %d WAL senders are in use, or all connections", senders),
@@ -182,14 +182,15 @@ func differing(before, now map[uint32]table) (changed []change.Key) {
 // look finds the publication, and refuses one that leaves out changes.
 func (s *setup) look(ctx context.Context) (publication, error) {
 	p, whole, filtered := publication{exists: true}, false, ""
-	err := s.conn.QueryRow(ctx, `SELECT p.puballtables, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
+	err := s.conn.row(ctx, `SELECT p.puballtables, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
 		coalesce((SELECT min(format('%I.%I', n.nspname, c.relname)) FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE r.prpubid = p.oid AND to_jsonb(r) ->> 'prqual' IS NOT NULL), ''),
 		p.oid || '.' || p.xmin, coalesce(obj_description(p.oid, 'pg_publication'), '')
-		FROM pg_publication p WHERE p.pubname = $1`, s.options.Publication).Scan(&p.all, &whole, &filtered, &p.version, &p.comment)
+		FROM pg_publication p WHERE p.pubname = $1`, []string{s.options.Publication},
+		&p.all, &whole, &filtered, &p.version, &p.comment)
 	name := quote(s.options.Publication)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case errors.Is(err, errNoRow):
 		return publication{}, nil
 	case err != nil:
 		return p, fmt.Errorf("looking for publication %q: %w", s.options.Publication, err)
@@ -206,14 +207,16 @@ func (s *setup) look(ctx context.Context) (publication, error) {
 // complete makes the publication, or adds the tables that it lacks.
 func (s *setup) complete(ctx context.Context, p publication, wanted map[uint32]string) (publication, error) {
 	s.locked = ""
-	rows, err := s.conn.Query(ctx, `SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1
+	rows, err := s.conn.query(ctx, `SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1
 		UNION SELECT c.oid FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = $1`, s.options.Publication)
 	if err != nil {
 		return p, fmt.Errorf("looking at publication %q: %w", s.options.Publication, err)
 	}
-	has, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
-	if err != nil {
-		return p, fmt.Errorf("looking at publication %q: %w", s.options.Publication, err)
+	has := make([]uint32, len(rows))
+	for i, row := range rows {
+		if err := scan(row, &has[i]); err != nil {
+			return p, fmt.Errorf("looking at publication %q: %w", s.options.Publication, err)
+		}
 	}
 	var missing []string
 	for id, quoted := range wanted {
@@ -260,7 +263,7 @@ func (s *setup) unsure(ctx context.Context, keys []change.Key) error {
 	}
 	var until uint64
 	var none bool
-	err := s.conn.QueryRow(ctx, "SELECT pg_snapshot_xmax(s)::text::bigint, pg_snapshot_xmin(s) = pg_snapshot_xmax(s) FROM pg_current_snapshot() s").Scan(&until, &none)
+	err := s.conn.row(ctx, "SELECT pg_snapshot_xmax(s)::text, pg_snapshot_xmin(s) = pg_snapshot_xmax(s) FROM pg_current_snapshot() s", nil, &until, &none)
 	if err != nil {
 		return fmt.Errorf("looking for transactions: %w", err)
 	}
@@ -281,7 +284,7 @@ func (s *setup) ended(ctx context.Context) (keys []change.Key, err error) {
 		return nil, nil
 	}
 	var oldest uint64
-	if err := s.conn.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint").Scan(&oldest); err != nil {
+	if err := s.conn.row(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text", nil, &oldest); err != nil {
 		return nil, fmt.Errorf("looking for transactions: %w", err)
 	}
 	for text, l := range s.late {
@@ -320,9 +323,9 @@ func (s *setup) keep(ctx context.Context, mark string) error {
 	})
 	comment := strings.Join(append(lines, mark), "\n")
 	var statement string
-	err := s.conn.QueryRow(ctx, "SELECT format('COMMENT ON PUBLICATION %I IS %L', $1::text, $2::text)", s.options.Publication, comment).Scan(&statement)
+	err := s.conn.row(ctx, "SELECT format('COMMENT ON PUBLICATION %I IS %L', $1::text, $2::text)", []string{s.options.Publication, comment}, &statement)
 	if err == nil {
-		_, err = s.conn.Exec(ctx, statement)
+		err = s.conn.exec(ctx, statement)
 	}
 	if err == nil {
 		s.publication.comment = comment
@@ -334,7 +337,7 @@ func (s *setup) install(ctx context.Context, statement string) error {
 	if s.options.NoInstall {
 		return &change.SetupError{Problem: fmt.Sprintf("publication %q is missing, or lacks tables", s.options.Publication), Fix: statement + ";"}
 	}
-	_, err := s.conn.Exec(ctx, statement)
+	err := s.conn.exec(ctx, statement)
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == refusedCode {
 		return &change.SetupError{Problem: "publication cannot be made: " + refused.Message, Fix: "have the owner of the tables run: " + statement + ";"}
@@ -349,7 +352,7 @@ func (s *setup) install(ctx context.Context, statement string) error {
 // left out: once it were published, its rows could be changed no more. Partitions
 // come with their table; tables that inherit from another do not.
 func (s *setup) wanted(ctx context.Context) (map[uint32]string, error) {
-	rows, err := s.conn.Query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relkind = 'r' AND c.relhassubclass,
+	rows, err := s.conn.query(ctx, `SELECT c.oid, n.nspname, c.relname, c.relkind = 'r' AND c.relhassubclass,
 		EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate AND (i.indisprimary AND (c.relreplident = 'd' OR c.relkind = 'p') OR i.indisreplident AND c.relreplident = 'i'))
 			OR c.relreplident = 'f' AND c.relkind = 'r'
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -366,15 +369,14 @@ func (s *setup) wanted(ctx context.Context) (map[uint32]string, error) {
 	var c candidate
 	var schema, name string
 	var parent bool
-	_, err = pgx.ForEachRow(rows, []any{&c.id, &schema, &name, &parent, &c.identified}, func() error {
-		if c.quoted = (pgx.Identifier{schema, name}).Sanitize(); parent {
+	for _, row := range rows {
+		if err := scan(row, &c.id, &schema, &name, &parent, &c.identified); err != nil {
+			return nil, fmt.Errorf("listing the tables: %w", err)
+		}
+		if c.quoted = quote(schema, name); parent {
 			c.quoted = "ONLY " + c.quoted
 		}
 		all[tableName(schema, name)] = c
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("listing the tables: %w", err)
 	}
 	s.keyless = nil
 	wanted := map[uint32]string{}
@@ -407,7 +409,7 @@ func (s *setup) wanted(ctx context.Context) (map[uint32]string, error) {
 
 // tables are those of the publication.
 func (s *setup) tables(ctx context.Context) (map[uint32]table, error) {
-	rows, err := s.conn.Query(ctx, `SELECT c.oid, n.nspname, c.relname, md5(concat_ws(' ', c.relreplident, c.relfilenode,
+	rows, err := s.conn.query(ctx, `SELECT c.oid, n.nspname, c.relname, md5(concat_ws(' ', c.relreplident, c.relfilenode,
 			(SELECT string_agg(concat_ws(' ', m.oid, m.relfilenode), ',' ORDER BY m.oid) FROM pg_partition_tree(c.oid) t JOIN pg_class m ON m.oid = t.relid),
 			(SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
 			(SELECT i.indkey::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)))
@@ -420,11 +422,13 @@ func (s *setup) tables(ctx context.Context) (map[uint32]table, error) {
 	all := map[uint32]table{}
 	var id uint32
 	var schema, name, shape string
-	_, err = pgx.ForEachRow(rows, []any{&id, &schema, &name, &shape}, func() error {
+	for _, row := range rows {
+		if err := scan(row, &id, &schema, &name, &shape); err != nil {
+			return nil, err
+		}
 		all[id] = table{tableName(schema, name), shape}
-		return nil
-	})
-	return all, err
+	}
+	return all, nil
 }
 
 // tableName is how a table is called in keys.
@@ -438,20 +442,27 @@ func tableName(schema, name string) string {
 // primaryKey are the columns of a table's primary key, in its order; nil if it
 // has none.
 func (s *setup) primaryKey(ctx context.Context, relation uint32) ([]string, error) {
-	rows, err := s.conn.Query(ctx, `SELECT a.attname FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, place) JOIN pg_attribute a ON a.attnum = k.attnum
-		WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary ORDER BY k.place`, relation)
+	rows, err := s.conn.query(ctx, `SELECT a.attname FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, place) JOIN pg_attribute a ON a.attnum = k.attnum
+		WHERE i.indrelid = $1 AND a.attrelid = $1 AND i.indisprimary ORDER BY k.place`, strconv.FormatUint(uint64(relation), 10))
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	names := make([]string, len(rows))
+	for i, row := range rows {
+		if err := scan(row, &names[i]); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
 }
 
 // whole is the name of the table of which a relation is a partition; empty if it
 // is none, or is no more.
 func (s *setup) whole(ctx context.Context, relation uint32) (string, error) {
 	var schema, name string
-	err := s.conn.QueryRow(ctx, "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_partition_root($1::oid)", relation).Scan(&schema, &name)
-	if errors.Is(err, pgx.ErrNoRows) {
+	err := s.conn.row(ctx, "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = pg_partition_root($1::oid)",
+		[]string{strconv.FormatUint(uint64(relation), 10)}, &schema, &name)
+	if errors.Is(err, errNoRow) {
 		return "", nil
 	}
 	if err != nil {
@@ -470,5 +481,3 @@ func (s *setup) warning() string {
 	}
 	return fmt.Sprintf("tables without a primary key are not told of: %s; fix: give them one, or REPLICA IDENTITY FULL", strings.Join(s.keyless[:min(3, len(s.keyless))], ", "))
 }
-
-func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
