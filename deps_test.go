@@ -98,7 +98,7 @@ func within(importPath, dependency string) bool {
 
 func packages(t *testing.T) []goPackage {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Name,Dir,Imports,Deps", "./...")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-tags=mysql", "-json=ImportPath,Name,Dir,Imports,Deps", "./...")
 	var problem strings.Builder
 	cmd.Stderr = &problem
 	out, err := cmd.Output()

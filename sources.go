@@ -22,7 +22,8 @@ import (
 )
 
 // OpenSource makes the change.Source of one type of database. dsn is how to reach
-// it and may hold a password: it must be in no error. It connects nothing.
+// it and may hold a password: it must be in no error. It connects nothing. An
+// *admin.Error reaches whoever adds the source with its fix.
 type OpenSource func(s admin.Source, dsn string, log *slog.Logger) (change.Source, error)
 
 const (
@@ -275,6 +276,10 @@ func (s *Server) addSource(ctx context.Context, r admin.Source) (any, error) {
 		return nil, admin.Errorf(admin.Invalid, "seal it with the key that source.setup tells", "%v", err)
 	}
 	if _, err := s.opts.SourceTypes[r.Type](r, string(dsn), slog.New(slog.DiscardHandler)); err != nil {
+		var refused *admin.Error
+		if errors.As(err, &refused) {
+			return nil, refused
+		}
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
 	}
 	seq, err := s.fleet.change(ctx, sourceSubject(r.Account, r.Name), func() (any, error) { return r, nil })

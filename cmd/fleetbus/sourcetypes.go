@@ -6,7 +6,6 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
-	"github.com/fleetbus/fleetbus/change/mysql"
 	"github.com/fleetbus/fleetbus/change/postgres"
 	"github.com/fleetbus/fleetbus/change/sqlite"
 )
@@ -14,9 +13,7 @@ import (
 // sourceTypes are the databases that a node of this program can read.
 func sourceTypes() map[string]fleetbus.OpenSource {
 	return map[string]fleetbus.OpenSource{
-		"mysql": func(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
-			return mysql.New(mysql.Options{DSN: dsn, Tables: s.Tables, PositionFile: s.Place})
-		},
+		"mysql": openMySQL,
 		"postgres": func(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
 			return postgres.New(postgres.Options{DSN: dsn, Tables: s.Tables, Slot: s.Place})
 		},

@@ -1,0 +1,16 @@
+//go:build mysql
+
+package main
+
+import (
+	"log/slog"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/change/mysql"
+)
+
+// openMySQL makes a source of MySQL or MariaDB.
+func openMySQL(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
+	return mysql.New(mysql.Options{DSN: dsn, Tables: s.Tables, PositionFile: s.Place})
+}
