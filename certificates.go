@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -193,8 +194,10 @@ func (s *Server) answerCert(ctx context.Context, msg *nats.Msg) error {
 	if err := json.Unmarshal(msg.Data, &r); err != nil {
 		return admin.Errorf(admin.Invalid, "", "the request cannot be read: %v", err)
 	}
-	if err := identity.CheckName(r.Verb); err != nil {
-		return admin.Errorf(admin.Invalid, "", "checking the verb: %v", err)
+	for word := range strings.SplitSeq(r.Verb, ".") {
+		if err := identity.CheckName(word); err != nil {
+			return admin.Errorf(admin.Invalid, "", "checking the verb: %v", err)
+		}
 	}
 	if _, err := s.wantAccount(r.Account); err != nil {
 		return err
@@ -249,11 +252,12 @@ func forward(ctx context.Context, nc *nats.Conn, subject string, data []byte, ms
 		case err != nil:
 			return fmt.Errorf("asking %q: %w", subject, err)
 		}
-		if err := msg.RespondMsg(&nats.Msg{Header: answer.Header, Data: answer.Data}); err != nil {
+		if err := msg.Respond(answer.Data); err != nil {
 			return fmt.Errorf("answering: %w", err)
 		}
-		if answer.Header.Get(cert.ProgressHeader) == "" {
-			return nil
+		var step admin.CertProgress
+		if json.Unmarshal(answer.Data, &step) != nil || step.Progress == nil {
+			return nil // the last one
 		}
 	}
 }

@@ -59,8 +59,8 @@ func (r *registrar) Run(ctx context.Context, nc *nats.Conn) error {
 		return err
 	}
 	sub, err := nc.QueueSubscribe(cert.APISubject("ping"), "certmanager", func(msg *nats.Msg) {
-		_ = msg.RespondMsg(&nats.Msg{Header: nats.Header{cert.ProgressHeader: {"1"}}, Data: []byte("working")})
-		_ = msg.Respond(msg.Data)
+		_ = msg.Respond([]byte(`{"progress":"working"}`))
+		_ = msg.Respond([]byte(`{"data":` + string(msg.Data) + `}`))
 	})
 	if err != nil {
 		return err
@@ -111,17 +111,18 @@ func TestCertRequests(t *testing.T) {
 				return parts, reply.Error
 			}
 			parts = append(parts, string(msg.Data))
-			if msg.Header.Get(cert.ProgressHeader) == "" {
+			var step admin.CertProgress
+			if json.Unmarshal(msg.Data, &step) != nil || step.Progress == nil {
 				return parts, nil
 			}
 		}
 	}
 	parts, refusal := ask(admin.CertRequest{Account: "acme", Verb: "ping", Data: json.RawMessage(`{"a":1}`)})
-	if refusal != nil || len(parts) != 2 || parts[0] != "working" || parts[1] != `{"a":1}` {
+	if refusal != nil || len(parts) != 2 || parts[0] != `{"progress":"working"}` || parts[1] != `{"data":{"a":1}}` {
 		t.Errorf("%q %v", parts, refusal)
 	}
 	for _, bad := range []admin.CertRequest{
-		{Account: "none", Verb: "ping"}, {Account: "acme", Verb: "a.b"}, {Account: "acme", Verb: ""}, {Account: identity.FleetName, Verb: "ping"},
+		{Account: "none", Verb: "ping"}, {Account: "acme", Verb: "a..b"}, {Account: "acme", Verb: "a.*"}, {Account: "acme", Verb: ""}, {Account: identity.FleetName, Verb: "ping"},
 	} {
 		if _, refusal := ask(bad); refusal == nil {
 			t.Errorf("%+v was answered", bad)

@@ -22,6 +22,13 @@ type CertRequest struct {
 	Data    json.RawMessage `json:"data,omitempty"`
 }
 
+// CertProgress tells the answers to such a request apart: those with Progress come
+// before the last, which is a Reply.
+type CertProgress struct {
+	// Progress is a step that is being done; "" says that it goes on.
+	Progress *string `json:"progress,omitempty"`
+}
+
 // CertKey is the key of an account's managers, sealed by the curve key Sender.
 type CertKey struct {
 	Sender string `json:"sender"`

@@ -317,10 +317,6 @@ func APISubject(verb string) string { return requests + "api." + verb }
 // Only the target may.
 func EnrollSubject(target string) string { return requests + "enroll." + target }
 
-// ProgressHeader is on every answer of a manager but the last, which says how the
-// request came out.
-const ProgressHeader = "Fleetbus-Progress"
-
 // NewID returns the id of a new certificate: 11 characters that can be one token of
 // a subject, and do not begin with a dash.
 func NewID() string {
