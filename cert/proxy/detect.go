@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Found is a program on this machine.
+type Found struct {
+	// Options to begin with. Dir is what the caller has to add.
+	Options
+	// Version is what the program says of itself, in one line.
+	Version string
+	// PID of the process that answers to a reload; 0: it is not running.
+	PID int
+	// Addrs are where it was seen speaking TLS, as host:port that can be dialed.
+	Addrs []string
+}
+
+// Detect looks for the programs of all Kinds but files: those that run, which on Linux
+// are seen in /proc, and those that are only installed. It runs them to ask for their
+// version, and shakes hands at what they listen on. Whose files and sockets this process
+// may not see, it finds less of.
+func Detect(ctx context.Context) []Found {
+	var all []Found
+	running := processes()
+	for _, kind := range Kinds() {
+		if kind == "files" {
+			continue
+		}
+		f := Found{Options: Options{Kind: kind, Binary: find(kind)}}
+		if i := slices.IndexFunc(running, func(p process) bool { return p.name == kind }); i >= 0 {
+			f.running(ctx, running[i], running)
+		} else if f.Binary == kind { // it is nowhere
+			continue
+		}
+		f.Version = version(ctx, f.Binary, kind)
+		if kind == "haproxy" {
+			f.Socket = adminSocket(f.Config)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// running adds what can be seen of a process.
+func (f *Found) running(ctx context.Context, p process, all []process) {
+	f.PID = p.pid
+	if exe, err := os.Readlink(p.path("exe")); err == nil && !strings.HasSuffix(exe, " (deleted)") {
+		f.Binary = exe
+	}
+	switch f.Kind {
+	case "nginx":
+		f.Config = p.argument("-c")
+	case "haproxy":
+		f.Config = p.argument("-f")
+		f.Reload.Socket, _, _ = strings.Cut(p.argument("-S"), ",")
+		f.Reload.PIDFile = p.argument("-p")
+	}
+	if unit := p.unit(); unit != "" {
+		f.Reload = Reload{Unit: unit}
+	}
+	f.Group = p.group()
+	var addrs []string
+	for _, q := range all {
+		if q.name == p.name {
+			addrs = append(addrs, q.listens()...)
+		}
+	}
+	slices.Sort(addrs)
+	for _, addr := range slices.Compact(addrs) {
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		// A server without a certificate for no name still answers in TLS.
+		if _, err := Probe(limited, addr, ""); err == nil || strings.Contains(err.Error(), "remote error: tls") {
+			f.Addrs = append(f.Addrs, addr)
+		}
+		cancel()
+	}
+}
+
+// versionFlag is how programs are asked what they are.
+func versionFlag(kind string) string {
+	return map[string]string{"nginx": "-v", "haproxy": "-v", "envoy": "--version"}[kind]
+}
+
+func version(ctx context.Context, binary, kind string) string {
+	flag := versionFlag(kind)
+	if flag == "" {
+		flag = "version"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, flag)
+	cmd.WaitDelay = time.Second
+	out, _ := cmd.CombinedOutput() // of a program of this machine; none is no version
+	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
+	return string(line[:min(len(line), 200)])
+}
+
+// adminSocket is the first socket of level admin in a configuration of HAProxy.
+func adminSocket(config string) string {
+	if config == "" {
+		config = "/etc/haproxy/haproxy.cfg"
+	}
+	file, err := os.Open(config)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(io.LimitReader(file, 16<<20)); lines.Scan(); {
+		f := strings.Fields(lines.Text())
+		if len(f) < 3 || f[0] != "stats" || f[1] != "socket" {
+			continue
+		}
+		path := strings.TrimPrefix(f[2], "unix@")
+		if i := slices.Index(f, "level"); filepath.IsAbs(path) && i > 0 && i+1 < len(f) && f[i+1] == "admin" {
+			return path
+		}
+	}
+	return ""
+}
+
+// A process is one of Linux.
+type process struct {
+	pid  int
+	name string
+	args []string
+}
+
+// processes are those of the programs, masters before their workers. Elsewhere than on
+// Linux there are none to be seen.
+func processes() []process {
+	var all []process
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	for _, dir := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue
+		}
+		name, err := os.ReadFile(dir + "/comm")
+		if p := (process{pid: pid, name: strings.TrimSpace(string(name))}); err == nil && slices.Contains(Kinds(), p.name) {
+			if args, err := os.ReadFile(dir + "/cmdline"); err == nil {
+				p.args = strings.Split(string(args), "\x00")
+			}
+			all = append(all, p)
+		}
+	}
+	// A master was there before its workers.
+	slices.SortFunc(all, func(a, b process) int { return a.pid - b.pid })
+	return all
+}
+
+func (p process) path(name string) string { return "/proc/" + strconv.Itoa(p.pid) + "/" + name }
+
+// argument is the value of a flag. nginx writes its arguments into its title, which is
+// one argument then.
+func (p process) argument(flag string) string {
+	args := p.args
+	if len(args) > 0 && strings.HasPrefix(args[0], "nginx: ") {
+		args = strings.Fields(args[0])
+	}
+	if i := slices.Index(args, flag); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
+// unit is the service of systemd that the process is of.
+func (p process) unit() string {
+	text, err := os.ReadFile(p.path("cgroup"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if name := filepath.Base(strings.TrimSpace(line)); strings.HasSuffix(name, ".service") && strings.Contains(line, "/system.slice/") {
+			return name
+		}
+	}
+	return ""
+}
+
+// group is that of a process that is not root and could not read what only root may.
+func (p process) group() string {
+	status, err := os.ReadFile(p.path("status"))
+	if err != nil {
+		return ""
+	}
+	ids := regexp.MustCompile(`(?m)^[UG]id:\s+\d+\s+(\d+)`).FindAllSubmatch(status, 2) // effective ones
+	if len(ids) != 2 || string(ids[0][1]) == strconv.Itoa(os.Geteuid()) || string(ids[0][1]) == "0" {
+		return ""
+	}
+	g, err := user.LookupGroupId(string(ids[1][1]))
+	if err != nil {
+		return ""
+	}
+	return g.Name
+}
+
+// listens are the TCP addresses that the process accepts connections at, by which it can
+// be dialed.
+func (p process) listens() []string {
+	sockets := map[string]bool{}
+	links, _ := filepath.Glob(p.path("fd/*")) // the pattern is well-formed
+	for _, link := range links {
+		target, _ := os.Readlink(link)
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+			sockets[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	var addrs []string
+	for _, table := range []string{"net/tcp", "net/tcp6"} {
+		file, err := os.Open(p.path(table))
+		if err != nil {
+			continue
+		}
+		for lines := bufio.NewScanner(file); lines.Scan(); {
+			f := strings.Fields(lines.Text())
+			const listening = "0A"
+			if len(f) < 10 || f[3] != listening || !sockets[f[9]] {
+				continue
+			}
+			if addr, ok := kernelAddr(f[1]); ok {
+				addrs = append(addrs, addr)
+			}
+		}
+		file.Close()
+	}
+	return addrs
+}
+
+// kernelAddr reads an address as /proc/net/tcp has it: words of hexadecimal in the byte
+// order of the machine, a colon, and the port. That of all interfaces is that of
+// loopback to who dials.
+func kernelAddr(text string) (string, bool) {
+	digits, portDigits, _ := strings.Cut(text, ":")
+	port, err := strconv.ParseUint(portDigits, 16, 16)
+	if err != nil || len(digits) != 8 && len(digits) != 32 {
+		return "", false
+	}
+	raw := make([]byte, 0, 16)
+	for i := 0; i < len(digits); i += 8 {
+		word, err := strconv.ParseUint(digits[i:i+8], 16, 32)
+		if err != nil {
+			return "", false
+		}
+		raw = binary.NativeEndian.AppendUint32(raw, uint32(word))
+	}
+	ip, _ := netip.AddrFromSlice(raw)
+	switch ip = ip.Unmap(); {
+	case ip.IsUnspecified() && ip.Is4():
+		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	case ip.IsUnspecified():
+		ip = netip.IPv6Loopback()
+	}
+	return net.JoinHostPort(ip.String(), strconv.FormatUint(port, 10)), true
+}
