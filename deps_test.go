@@ -48,6 +48,8 @@ func places() map[string]place {
 		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
 		"mqtt/packet/packettest":       {"packets that break every rule, for the tests of the codec and of the protocol", nil},
 		"admin":                        {"the administrative API as its callers see it", []string{"change", "doctor", "identity"}},
+		"cert/proxy":                   {"certificates in programs that are not ours; it knows nothing of where they come from", nil},
+		"cert/proxy/proxytest":         {"such programs of a test's own, for all tests that need one", []string{"cert/proxy"}},
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
@@ -76,7 +78,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub"}
 }
 
 type goPackage struct {

@@ -199,7 +199,6 @@ func Caddy(t testing.TB) *Server {
 	_, port, _ := net.SplitHostPort(s.Addr)
 	s.Configure(fmt.Sprintf(`{
 	admin off
-	persist_config off
 	auto_https disable_redirects
 	skip_install_trust
 	storage file_system %s/storage
