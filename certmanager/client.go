@@ -1,0 +1,149 @@
+package certmanager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/cert"
+)
+
+// silence is how long managers may say nothing while a caller waits.
+const silence = 4 * alive
+
+// A Client asks the managers of an account. It is safe for concurrent use. Its errors
+// are an *admin.Error, or wrap nats.ErrNoResponders when no manager runs, or
+// context.DeadlineExceeded when one fell silent.
+type Client struct {
+	nc *nats.Conn
+	// Progress is told of the steps of what takes a while. It may be nil.
+	Progress func(step string)
+}
+
+// NewClient returns a Client over nc, which stays the caller's.
+func NewClient(nc *nats.Conn) *Client { return &Client{nc: nc} }
+
+// Make makes a certificate.
+func (c *Client) Make(ctx context.Context, r MakeRequest) (*cert.Record, error) {
+	return call[*cert.Record](ctx, c, "mk", r)
+}
+
+// Import imports a certificate that was bought elsewhere.
+func (c *Client) Import(ctx context.Context, r ImportRequest) (*cert.Record, error) {
+	return call[*cert.Record](ctx, c, "import", r)
+}
+
+// Renew renews a certificate before its time.
+func (c *Client) Renew(ctx context.Context, r RenewRequest) (*cert.Record, error) {
+	return call[*cert.Record](ctx, c, "renew", r)
+}
+
+// Renewable lists what is to be renewed, and renews it if that is asked for.
+func (c *Client) Renewable(ctx context.Context, r RenewableRequest) ([]Renewable, error) {
+	return call[[]Renewable](ctx, c, "renewable", r)
+}
+
+// Remove ends a certificate: targets serve it no more.
+func (c *Client) Remove(ctx context.Context, r RemoveRequest) (*cert.Record, error) {
+	return call[*cert.Record](ctx, c, "rm", r)
+}
+
+// Certificates lists the certificates of a group, of all if it is empty, without their
+// chains and keys.
+func (c *Client) Certificates(ctx context.Context, group string) ([]*cert.Record, error) {
+	return call[[]*cert.Record](ctx, c, "ls", ListRequest{group})
+}
+
+// Certificate returns all of a certificate.
+func (c *Client) Certificate(ctx context.Context, id string) (*cert.Record, error) {
+	return call[*cert.Record](ctx, c, "cat", RemoveRequest{ID: id})
+}
+
+// AddTarget invites a principal of that name to a group.
+func (c *Client) AddTarget(ctx context.Context, group, name string) (TargetInfo, error) {
+	return call[TargetInfo](ctx, c, "target.add", TargetRequest{group, name})
+}
+
+// RemoveTarget removes a target from a group. The group gets another key, and the
+// certificates that the target could open get others, too.
+func (c *Client) RemoveTarget(ctx context.Context, group, name string) (TargetInfo, error) {
+	return call[TargetInfo](ctx, c, "target.rm", TargetRequest{group, name})
+}
+
+// Targets lists the targets of a group, of all if it is empty.
+func (c *Client) Targets(ctx context.Context, group string) ([]TargetInfo, error) {
+	return call[[]TargetInfo](ctx, c, "target.ls", TargetRequest{Group: group})
+}
+
+// UpdateConfig replaces the configuration by a Settings in JSON.
+func (c *Client) UpdateConfig(ctx context.Context, config []byte) (ConfigReply, error) {
+	if !json.Valid(config) {
+		return ConfigReply{}, refusal(Problems{"configuration: it is no JSON"})
+	}
+	return call[ConfigReply](ctx, c, "conf.update", ConfigRequest{config})
+}
+
+// Config returns the configuration, with its secrets.
+func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
+	return call[ConfigReply](ctx, c, "conf.display", struct{}{})
+}
+
+// Status tells how certificates stand.
+func (c *Client) Status(ctx context.Context, r StatusRequest) (Status, error) {
+	return call[Status](ctx, c, "status", r)
+}
+
+// call asks for something, and listens until the last message of the answer.
+func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
+	var out Out
+	body, err := json.Marshal(in)
+	if err != nil {
+		return out, fmt.Errorf("encoding request %q: %w", name, err)
+	}
+	inbox := c.nc.NewInbox()
+	sub, err := c.nc.SubscribeSync(inbox)
+	if err != nil {
+		return out, fmt.Errorf("asking for %q: %w", name, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // the connection may be gone
+	if err := c.nc.PublishRequest(cert.APISubject(name), inbox, body); err != nil {
+		return out, fmt.Errorf("asking for %q: %w", name, err)
+	}
+	for {
+		reply, err := nextReply(ctx, sub)
+		if err != nil {
+			return out, fmt.Errorf("asking the managers of certificates for %q: %w", name, err)
+		}
+		switch {
+		case reply.Error != nil:
+			return out, reply.Error
+		case reply.Progress == nil:
+			if err := json.Unmarshal(reply.Data, &out); err != nil {
+				return out, fmt.Errorf("reading the answer to %q: %w", name, err)
+			}
+			return out, nil
+		case *reply.Progress != "" && c.Progress != nil:
+			c.Progress(*reply.Progress)
+		}
+	}
+}
+
+func nextReply(ctx context.Context, sub *nats.Subscription) (Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	var reply Reply
+	msg, err := sub.NextMsgWithContext(ctx)
+	switch {
+	case err != nil:
+		return reply, err
+	case len(msg.Data) == 0 && msg.Header.Get("Status") == "503":
+		return reply, nats.ErrNoResponders
+	}
+	if err := json.Unmarshal(msg.Data, &reply); err != nil {
+		return reply, errors.New("the answer cannot be read")
+	}
+	return reply, nil
+}

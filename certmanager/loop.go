@@ -1,0 +1,302 @@
+package certmanager
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fleetbus/fleetbus/cert"
+)
+
+const (
+	// restFactor is how many times as long as a pass took it is not repeated.
+	restFactor = 5
+	// minRest is for how long it is not at least: events come in bursts.
+	minRest = 20 * time.Millisecond
+	// When an authority is asked again of a renewal, if it says nothing of it, does
+	// not answer, or has no such question.
+	renewalAgain, renewalRetry, renewalNever = 6 * time.Hour, time.Hour, 24 * time.Hour
+	// deadManEvery is how often the dead man's switch is told.
+	deadManEvery = time.Hour
+)
+
+// loop looks at everything, again and again, until ctx ends.
+func (s *session) loop(ctx context.Context) {
+	for ctx.Err() == nil {
+		began := time.Now()
+		next := s.pass(ctx)
+		rest := max(minRest, restFactor*time.Since(began))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rest):
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.wake:
+		case <-time.After(max(0, min(s.m.o.Every, next.Sub(s.now())))):
+		}
+	}
+}
+
+// exhaust makes passes until there is nothing left that can be done now.
+func (s *session) exhaust(ctx context.Context) error {
+	for {
+		select { // what woke us before this pass is seen by it
+		case <-s.wake:
+		default:
+		}
+		s.pass(ctx)
+		if s.idle() && !s.waiting() {
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.wake:
+		case <-time.After(min(s.m.o.Every, s.m.o.Lease/4)):
+		}
+	}
+}
+
+// waiting reports whether something is due that cannot be begun yet: somebody else
+// works on it, or the hour's orders are spent.
+func (s *session) waiting() bool {
+	if _, err := s.configured(); err != nil {
+		return false
+	}
+	due, _ := s.due()
+	return len(due) > 0
+}
+
+// A candidate is a certificate whose next generation is due.
+type candidate struct {
+	record *cert.Record
+	plan   plan
+}
+
+// due are the certificates that are due, the most urgent first, and when the next will
+// be. Those that are as urgent come in another order at each manager, so that they do
+// not all want the same one.
+func (s *session) due() (due []candidate, next time.Time) {
+	now := s.now()
+	next = now.Add(s.m.o.Every)
+	for _, r := range s.state.Records("") {
+		p, ok := planFor(r, now)
+		switch {
+		case !ok:
+		case p.At.After(now):
+			if p.At.Before(next) {
+				next = p.At
+			}
+		default:
+			due = append(due, candidate{r, p})
+		}
+	}
+	slices.SortFunc(due, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.plan.Urgency, b.plan.Urgency), cmp.Compare(share(s.holder, a.record.ID), share(s.holder, b.record.ID)))
+	})
+	return due, next
+}
+
+// pass begins all that can be done now, and returns when there will be more.
+func (s *session) pass(ctx context.Context) time.Time {
+	s.tidy(ctx)
+	due, next := s.due()
+	settings, err := s.configured()
+	s.setTrouble("configuration", err)
+	if err == nil {
+		s.beginDue(ctx, settings, due)
+		s.beginQuestions(ctx, settings)
+	}
+	s.mu.Lock()
+	s.lastPass = time.Now()
+	s.mu.Unlock()
+	return next
+}
+
+// beginDue begins the work on what is due, as far as there is room, and as the issuers
+// allow.
+func (s *session) beginDue(ctx context.Context, settings *Settings, due []candidate) {
+	room := map[string]float64{}
+	for _, c := range due {
+		r := c.record
+		if len(s.pool) == cap(s.pool) {
+			return
+		}
+		if !s.free(r) || !s.dueAgain("attempt "+r.ID, time.Time{}) {
+			continue
+		}
+		names := settings.issuersFor(r.Policy)
+		if len(names) > 0 && (r.Lease == nil || r.Lease.Order == nil) {
+			name := names[0]
+			s.mu.Lock()
+			o := s.issuers[name]
+			s.mu.Unlock()
+			if _, asked := room[name]; o != nil && !asked {
+				room[name] = max(1, o.limiter.Tokens()) // one waits for the next place
+			}
+			if o != nil && room[name] < 1 {
+				continue
+			}
+			room[name]--
+		}
+		s.begin(ctx, "obtain "+r.ID, s.pool, func(ctx context.Context) {
+			if err := s.obtain(ctx, r.Group, r.ID); err != nil && !errors.Is(err, errHeld) && !errors.Is(err, errLost) {
+				s.setAgain("attempt "+r.ID, s.now().Add(s.m.o.Every)) // if not even the failure could be written
+			}
+		})
+	}
+}
+
+// tidy goes on with groups, roll-outs, revocations and what was left behind.
+func (s *session) tidy(ctx context.Context) {
+	for _, group := range s.groups() {
+		s.begin(ctx, "group "+group, s.side, func(ctx context.Context) { s.setTrouble("group "+group, s.reconcile(ctx, group)) })
+	}
+	rolling := map[string]bool{}
+	for _, r := range s.all() {
+		if r.Next != nil && !r.Removed {
+			rolling[r.Group] = true
+		}
+		if len(r.Revoking) > 0 && (r.Removed || r.Current != nil && r.Next == nil && r.Current.Generation > r.Revoking[0].Generation) && s.dueAgain("revoke "+r.ID, time.Time{}) {
+			s.begin(ctx, "revoke "+r.ID, s.side, func(ctx context.Context) { s.revoke(ctx, r) })
+		}
+	}
+	for group := range rolling {
+		s.begin(ctx, "roll out "+group, s.side, func(ctx context.Context) { s.rollOut(ctx, group) })
+	}
+	for _, c := range s.state.Challenges("") {
+		if s.now().After(c.Until) {
+			subject := cert.ChallengeSubject(c.Group, c.ID)
+			s.begin(ctx, subject, s.side, func(ctx context.Context) { s.setTrouble("challenge "+c.ID, s.withdraw(ctx, subject)) })
+		}
+	}
+}
+
+// beginQuestions asks authorities of renewals and revocations, and tells the dead man's
+// switch.
+func (s *session) beginQuestions(ctx context.Context, settings *Settings) {
+	for _, r := range s.state.Records("") {
+		if b := r.Current; b != nil && !r.Policy.Imported && r.Renew == "" {
+			first := time.Time{}
+			if b.Renewal != nil {
+				first = b.Renewal.Again
+			}
+			if s.dueAgain("renewal "+b.Leaf, first) {
+				s.begin(ctx, "renewal "+r.ID, s.open, func(ctx context.Context) { s.askRenewal(ctx, r) })
+			}
+		}
+	}
+	if s.dueAgain("lists", time.Time{}) || s.unlisted() {
+		s.begin(ctx, "lists", s.open, func(ctx context.Context) {
+			s.watchLists(ctx)
+			s.setAgain("lists", s.now().Add(min(s.m.o.Lists, time.Hour)))
+			s.forget()
+		})
+	}
+	s.mu.Lock()
+	failing := slices.ContainsFunc(slices.Collect(maps.Keys(s.trouble)), func(what string) bool { return what != "dead man" && !strings.HasPrefix(what, "list ") })
+	s.mu.Unlock()
+	if settings.DeadMan.URL != "" && !failing && s.dueAgain("dead man", time.Time{}) {
+		s.begin(ctx, "dead man", s.open, func(ctx context.Context) {
+			every := deadManEvery
+			if d, err := time.ParseDuration(settings.DeadMan.Every); err == nil {
+				every = d
+			}
+			err := s.checkDeadMan(ctx, settings.DeadMan)
+			if s.setTrouble("dead man", err); err != nil {
+				every = min(every, time.Minute)
+			}
+			s.setAgain("dead man", s.now().Add(every))
+		})
+	}
+}
+
+// unlisted reports whether there is a certificate that no list was read for yet.
+func (s *session) unlisted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh := false
+	for _, r := range s.state.Records("") {
+		if r.Current == nil {
+			continue
+		}
+		what := "lists " + r.Current.Leaf
+		if _, known := s.again[what]; !known {
+			s.again[what] = s.now()
+			fresh = true
+		}
+	}
+	return fresh
+}
+
+// forget drops what was to be asked long ago, and was not: it is of certificates that
+// are no more.
+func (s *session) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.again, func(_ string, at time.Time) bool { return s.now().Sub(at) > 2*renewalNever })
+}
+
+// askRenewal asks the authority when it wants a certificate to be renewed, and writes
+// what is new in that.
+func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
+	again := renewalRetry
+	what := "renewal " + seen.Current.Leaf
+	defer func() { s.setAgain(what, s.now().Add(again)) }()
+	o, err := s.issuer(ctx, seen.Current.Issuer)
+	if err != nil {
+		return // a finding of its own, once it is due
+	}
+	chain, err := parseChain(seen.Current.Chain)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	answer, err := o.issuer.Renewal(ctx, chain[0])
+	if errors.Is(err, ErrNoRenewal) {
+		again = renewalNever
+		return
+	}
+	if err != nil {
+		s.m.log.Debug("authority not asked of a renewal", "certificate", seen.ID, "err", err)
+		return
+	}
+	if answer.Again.IsZero() {
+		answer.Again = s.now().Add(renewalAgain).UTC()
+	}
+	again = max(time.Minute, answer.Again.Sub(s.now()))
+	s.mu.Lock()
+	once := s.recording // its memory is the ledger
+	s.mu.Unlock()
+	if old := seen.Current.Renewal; old != nil && old.Start.Equal(answer.Start) && old.End.Equal(answer.End) {
+		if !once {
+			return
+		}
+		answer.Selected = old.Selected
+	}
+	if answer.Selected.IsZero() {
+		answer.Selected = selected(seen.ID, answer)
+	}
+	_, err = s.amend(ctx, seen.Group, seen.ID, cert.Scheduled, func(r *cert.Record) error {
+		if r.Removed || r.Current == nil || r.Current.Leaf != seen.Current.Leaf {
+			return errUnchanged
+		}
+		if old := r.Current.Renewal; old != nil && (seen.Current.Renewal == nil || !old.Again.Equal(seen.Current.Renewal.Again)) {
+			return errUnchanged // another manager asked
+		}
+		b := *r.Current
+		b.Renewal = &answer
+		r.Current = &b
+		return nil
+	})
+	if err != nil {
+		again = time.Minute
+	}
+}

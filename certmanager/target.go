@@ -1,0 +1,432 @@
+package certmanager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/cert"
+)
+
+// presenceTime is how long it is believed which targets are there.
+const presenceTime = 5 * time.Second
+
+// A presence is who answered, and when.
+type presence struct {
+	at    time.Time
+	names map[string]bool
+}
+
+// A waveSince is when this manager first saw a wave, by its monotonic clock.
+type waveSince struct {
+	wave string
+	at   time.Time
+}
+
+// enrolled are the names of the targets of a group that have a key.
+func (s *session) enrolled(group string) []string {
+	var names []string
+	for _, t := range s.state.Targets(group) {
+		if len(t.Public) > 0 && t.Group == group {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
+// ask asks the targets of a group who has a challenge, or who is there if that is
+// empty. It returns when all that are expected have answered, or after the time that
+// they have for it.
+func (s *session) ask(ctx context.Context, group, challenge string, expected []string) map[string]bool {
+	answered := map[string]bool{}
+	ctx, cancel := context.WithTimeout(ctx, s.m.o.Answer)
+	defer cancel()
+	inbox := s.nc.NewInbox()
+	sub, err := s.nc.SubscribeSync(inbox)
+	if err != nil {
+		return answered
+	}
+	defer func() { _ = sub.Unsubscribe() }() // the connection may be gone
+	if err := s.nc.PublishRequest(cert.AskSubject(group), inbox, []byte(challenge)); err != nil {
+		return answered
+	}
+	for missing := len(expected); missing > 0; {
+		msg, err := sub.NextMsgWithContext(ctx)
+		if err != nil || len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
+			break
+		}
+		if name := string(msg.Data); slices.Contains(expected, name) && !answered[name] {
+			answered[name] = true
+			missing--
+		}
+	}
+	return answered
+}
+
+// presentTargets are the enrolled targets of a group that are there.
+func (s *session) presentTargets(ctx context.Context, group string) map[string]bool {
+	s.mu.Lock()
+	p, ok := s.here[group]
+	s.mu.Unlock()
+	if ok && time.Since(p.at) < presenceTime {
+		return p.names
+	}
+	names := s.ask(ctx, group, "", s.enrolled(group))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.here[group] = presence{time.Now(), names}
+	return names
+}
+
+func (s *session) watcher(ctx context.Context, group string) watcher {
+	return watcher{targets: s.enrolled(group), present: s.presentTargets(ctx, group)}
+}
+
+// rollOut goes on with what is rolled out to a group.
+func (s *session) rollOut(ctx context.Context, group string) {
+	w := s.watcher(ctx, group)
+	for _, r := range s.state.Records(group) {
+		if r.Next == nil || r.Wave == nil {
+			continue
+		}
+		w.seen = func(target string) *cert.Seen {
+			seen, _ := s.state.Seen(group, target, r.ID)
+			return seen
+		}
+		v := judge(r, w, s.waited(r), s.m.o.Wave, s.now())
+		if v.Wave == nil && !v.Done && v.Failed == "" {
+			continue
+		}
+		if err := s.advance(ctx, r, v); err != nil {
+			s.setTrouble("rollout "+r.ID, err)
+			continue
+		}
+		s.setTrouble("rollout "+r.ID, nil)
+	}
+}
+
+// waited is how long this manager has seen a wave going on.
+func (s *session) waited(r *cert.Record) time.Duration {
+	wave := fmt.Sprintf("%d %d %v", r.Next.Generation, r.Wave.Number, r.Wave.Targets)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waves[r.ID].wave != wave {
+		s.waves[r.ID] = waveSince{wave, time.Now()}
+	}
+	return time.Since(s.waves[r.ID].at)
+}
+
+// advance writes what was decided on a roll-out, unless it is another one by now.
+func (s *session) advance(ctx context.Context, seen *cert.Record, v verdict) error {
+	event := cert.Advanced
+	if v.Failed != "" {
+		event = cert.RolledBack
+	}
+	r, err := s.amend(ctx, seen.Group, seen.ID, event, func(r *cert.Record) error {
+		if r.Next == nil || r.Wave == nil || r.Next.Generation != seen.Next.Generation || !slices.Equal(r.Wave.Targets, seen.Wave.Targets) {
+			return errLost
+		}
+		switch {
+		case v.Failed != "":
+			rollBack(r, v.Failed, s.now())
+		case v.Done:
+			r.Current, r.Next, r.Wave = r.Next, nil, nil
+		default:
+			r.Wave = v.Wave
+			r.Wave.Since = s.now().UTC()
+		}
+		return nil
+	})
+	if errors.Is(err, errLost) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.waves, r.ID)
+	s.mu.Unlock()
+	if v.Failed != "" {
+		s.m.log.Error("certificate taken back", "certificate", r.ID, "name", r.Policy.Names[0], "generation", r.Withdrawn, "err", v.Failed)
+		s.tell(r.ID, "failed: it was taken back: "+v.Failed)
+		return nil
+	}
+	s.tell(r.ID, published(r))
+	return nil
+}
+
+// rollBack takes the next generation back.
+func rollBack(r *cert.Record, why string, now time.Time) {
+	f := cert.Failure{Step: stepDeliver, Issuer: r.Next.Issuer, Detail: bounded(why), Attempts: 1, At: now.UTC()}
+	if r.Failure != nil {
+		f.Attempts = r.Failure.Attempts + 1
+	}
+	f.Next = f.At.Add(backoff(r.ID, stepDeliver, f.Attempts))
+	r.Failure, r.Withdrawn, r.Next, r.Wave = &f, r.Next.Generation, nil, nil
+}
+
+// groupSecret opens a generation of a group's key.
+func (s *session) groupSecret(g *cert.GroupKey, generation uint64) (*cert.Key, error) {
+	sealed, ok := g.Keys[generation]
+	if !ok {
+		return nil, fmt.Errorf("opening key %d of group %q: it is not kept any more", generation, g.Group)
+	}
+	return s.key.OpenKey(g.Group, generation, sealed)
+}
+
+// openBundle opens the private key of what r has now, in PKCS #8.
+func (s *session) openBundle(r *cert.Record) ([]byte, error) {
+	g, ok := s.state.GroupKey(r.Group)
+	if !ok {
+		return nil, fmt.Errorf("opening certificate %q: group %q has no key", r.ID, r.Group)
+	}
+	key, err := s.groupSecret(g, r.Current.KeyGeneration())
+	if err != nil {
+		return nil, err
+	}
+	return key.Open(r.ID, r.Current)
+}
+
+// sealBundle seals the private key of b to the group of r.
+func (s *session) sealBundle(r *cert.Record, b *cert.Bundle, pkcs8 []byte) error {
+	g, ok := s.state.GroupKey(r.Group)
+	if !ok {
+		return fmt.Errorf("sealing certificate %q: group %q has no key", r.ID, r.Group)
+	}
+	key, err := s.groupSecret(g, g.Generation)
+	if err != nil {
+		return err
+	}
+	return key.Seal(r.ID, b, pkcs8)
+}
+
+// ensureKey makes the first key of a group.
+func (s *session) ensureKey(ctx context.Context, group string) error {
+	if _, ok := s.state.GroupKey(group); ok {
+		return nil
+	}
+	return s.rotate(ctx, group, 0)
+}
+
+// rotate makes the key after that of a generation, unless there is one already. It
+// drops those that no certificate needs.
+func (s *session) rotate(ctx context.Context, group string, after uint64) error {
+	err := s.put(ctx, cert.KeySubject(group), func() (any, error) {
+		g := cert.GroupKey{Version: recordVersion, Group: group}
+		if before, ok := s.state.GroupKey(group); ok {
+			g = *before
+		}
+		if g.Generation != after {
+			return nil, errUnchanged
+		}
+		keys := map[uint64]cert.Sealed{}
+		needed := s.needed(group)
+		for generation, sealed := range g.Keys {
+			if needed[generation] || generation == g.Generation { // somebody may be sealing with it
+				keys[generation] = sealed
+			}
+		}
+		g.Generation++
+		g.Revision++
+		sealed, err := s.key.SealKey(cert.NewKey(group, g.Generation))
+		if err != nil {
+			return nil, err
+		}
+		keys[g.Generation] = sealed
+		g.Keys = keys
+		return &g, nil
+	})
+	if errors.Is(err, errUnchanged) {
+		return nil
+	}
+	return err
+}
+
+// needed are the generations of a group's key that certificates are sealed with.
+func (s *session) needed(group string) map[uint64]bool {
+	needed := map[uint64]bool{}
+	for _, r := range s.state.Records(group) {
+		for _, b := range []*cert.Bundle{r.Current, r.Next} {
+			if b != nil {
+				needed[b.KeyGeneration()] = true
+			}
+		}
+	}
+	return needed
+}
+
+// groups are all that the ledger knows of.
+func (s *session) groups() []string {
+	groups := map[string]bool{}
+	for _, g := range s.state.GroupKeys() {
+		groups[g.Group] = true
+	}
+	for _, t := range s.state.Targets("") {
+		groups[t.Group] = true
+	}
+	return slices.Sorted(maps.Keys(groups))
+}
+
+// reconcile makes of a group what its targets call for: each has the group's keys; one
+// that was removed does not have the present one; and what it could open is obtained
+// anew. Whoever was stopped in the middle leaves the rest to the next who calls it.
+func (s *session) reconcile(ctx context.Context, group string) error {
+	g, ok := s.state.GroupKey(group)
+	if !ok {
+		if len(s.enrolled(group)) == 0 {
+			return nil
+		}
+		if err := s.ensureKey(ctx, group); err != nil {
+			return err
+		}
+		g, _ = s.state.GroupKey(group)
+	}
+	for _, t := range s.everTargets(group) {
+		if _, knows := t.Keys[g.Generation]; !t.Removed || !knows {
+			continue
+		}
+		if err := s.rotate(ctx, group, g.Generation); err != nil {
+			return err
+		}
+		g, _ = s.state.GroupKey(group)
+	}
+	var errs []error
+	for _, t := range s.state.Targets(group) {
+		if t.Group == group && len(t.Public) > 0 && !maps.EqualFunc(t.Keys, g.Keys, func(cert.Sealed, cert.Sealed) bool { return true }) {
+			errs = append(errs, s.wrap(ctx, group, t.Name, nil))
+		}
+	}
+	for _, r := range s.state.Records(group) {
+		if r.Current != nil && r.Current.KeyGeneration() < g.Generation && r.Renew == "" && r.Next == nil && !r.Policy.Imported {
+			errs = append(errs, s.rekey(ctx, r, g.Generation))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rekey asks for a certificate with another private key, because a target that was
+// removed knows the present one.
+func (s *session) rekey(ctx context.Context, r *cert.Record, generation uint64) error {
+	_, err := s.amend(ctx, r.Group, r.ID, cert.Requested, func(r *cert.Record) error {
+		if r.Removed || r.Renew != "" || r.Current == nil || r.Current.KeyGeneration() >= generation {
+			return errUnchanged
+		}
+		r.Renew, r.Failure = cert.ReasonRekey, nil
+		return nil
+	})
+	return err
+}
+
+// wrap gives a target the keys of its group. public is its sealing key, if it comes to
+// enroll; nil leaves what it is.
+func (s *session) wrap(ctx context.Context, group, name string, public []byte) error {
+	err := s.put(ctx, cert.TargetSubject(group, name), func() (any, error) {
+		before, ok := s.state.Target(group, name)
+		g, keyed := s.state.GroupKey(group)
+		if !ok || before.Removed || !keyed {
+			return nil, errUnchanged
+		}
+		t := *before
+		if public != nil && len(t.Public) == 0 {
+			t.Public, t.Joined = public, s.now().UTC()
+		}
+		if public != nil && string(public) != string(t.Public) {
+			return nil, fmt.Errorf("enrolling target %q of group %q: %w", name, group, errOtherKey)
+		}
+		if len(t.Public) == 0 {
+			return nil, errUnchanged
+		}
+		t.Keys = map[uint64]cert.Sealed{}
+		for generation := range g.Keys {
+			if sealed, ok := before.Keys[generation]; ok {
+				t.Keys[generation] = sealed
+				continue
+			}
+			key, err := s.groupSecret(g, generation)
+			if err != nil {
+				return nil, err
+			}
+			if t.Keys[generation], err = key.SealTo(name, t.Public); err != nil {
+				return nil, err
+			}
+		}
+		t.Version = recordVersion
+		t.Revision++
+		return &t, nil
+	})
+	if errors.Is(err, errUnchanged) {
+		return nil
+	}
+	return err
+}
+
+var errOtherKey = errors.New("it has enrolled with another key")
+
+// present makes a challenge known to the targets of a group, and returns when every
+// one of them that is there would answer it.
+func (s *session) present(ctx context.Context, group string, c cert.Challenge) (func(context.Context), error) {
+	c.Version, c.Revision, c.Group, c.ID = recordVersion, 1, group, cert.NewID()
+	if c.Until.IsZero() {
+		c.Until = s.now().Add(time.Hour).UTC()
+	}
+	there := slices.Sorted(maps.Keys(s.ask(ctx, group, "", s.enrolled(group))))
+	if len(there) == 0 {
+		return nil, fmt.Errorf("presenting the challenge for %q: no target of group %q is there to answer the authority", c.Name, group)
+	}
+	subject := cert.ChallengeSubject(group, c.ID)
+	err := s.put(ctx, subject, func() (any, error) { return &c, nil })
+	if err != nil {
+		return nil, err
+	}
+	cleanup := func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendTime)
+		defer cancel()
+		s.setTrouble("challenge "+c.ID, s.withdraw(ctx, subject))
+	}
+	missing := there
+	for deadline := time.Now().Add(20 * s.m.o.Answer); ; {
+		began := time.Now()
+		answered := s.ask(ctx, group, c.ID, missing)
+		missing = slices.DeleteFunc(slices.Clone(missing), func(name string) bool { return answered[name] })
+		if len(missing) == 0 {
+			return cleanup, nil
+		}
+		if ctx.Err() != nil || time.Now().After(deadline) {
+			cleanup(ctx)
+			return nil, errors.Join(fmt.Errorf("presenting the challenge for %q: %s did not take it over", c.Name, strings.Join(missing, ", ")), ctx.Err())
+		}
+		select { // targets that answer nobody at once are not asked at once
+		case <-ctx.Done():
+		case <-time.After(time.Until(began.Add(s.m.o.Answer / 4))):
+		}
+	}
+}
+
+// withdraw removes a challenge.
+func (s *session) withdraw(ctx context.Context, subject string) error {
+	return s.put(ctx, subject, func() (any, error) { return nil, nil })
+}
+
+// enrollment is what a target gets for its key.
+type enrollment struct {
+	Groups  []string      `json:"groups"`
+	Signers []cert.Signer `json:"signers"`
+}
+
+// enroll takes the sealing key of a target, which nobody else may send.
+func (s *session) enroll(ctx context.Context, m *nats.Msg) (any, error) {
+	name := m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]
+	request, err := decode[struct {
+		Public []byte `json:"public"`
+	}](m.Data)
+	if err != nil {
+		return nil, err
+	}
+	return s.enrollTarget(ctx, name, request.Public)
+}
