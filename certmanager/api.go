@@ -23,19 +23,20 @@ const (
 	queue = "certmanager"
 	// maxRequest bounds a request, with a chain and a key in it.
 	maxRequest = 512 << 10
-	// alive is how often a caller who waits hears something.
-	alive = 5 * time.Second
+	// alive is how often a caller who waits hears something. Managers may answer a
+	// request a hundred times.
+	alive = 20 * time.Second
 	// DefaultGroup is that of certificates and targets that name none.
 	DefaultGroup = "default"
 )
 
-// A Reply is one message of an answer. Those with Progress alone come before the last,
-// which has Error or Data.
-type Reply struct {
-	// Progress is a step that is being done; "" says that it goes on.
-	Progress *string `json:"progress,omitempty"`
+// A reply is one message of an answer: progress, or the last one.
+type reply struct {
+	admin.CertProgress
 	admin.Reply
 }
+
+func progressReply(step string) reply { return reply{CertProgress: admin.CertProgress{Progress: &step}} }
 
 // A verb is what managers can be asked to do. progress may be called until it returns.
 type verb func(ctx context.Context, s *session, data []byte, progress func(string)) (any, error)
@@ -113,7 +114,7 @@ func (s *session) serve(ctx context.Context) (stop func(), err error) {
 
 // answer does what a message asks for, in the background.
 func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Context, func(string)) (any, error)) {
-	respond := func(r Reply) {
+	respond := func(r reply) {
 		data, err := json.Marshal(r)
 		if err == nil {
 			err = m.Respond(data)
@@ -133,12 +134,12 @@ func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Conte
 				case <-ctx.Done():
 					return
 				case <-tick.C:
-					respond(Reply{Progress: new(string)})
+					respond(progressReply(""))
 				}
 			}
 		})
-		out, err := do(ctx, func(step string) { respond(Reply{Progress: &step}) })
-		var r Reply
+		out, err := do(ctx, func(step string) { respond(progressReply(step)) })
+		var r reply
 		if err == nil {
 			r.Data, err = json.Marshal(out)
 		}
@@ -148,7 +149,7 @@ func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Conte
 		respond(r)
 	})
 	if !began {
-		respond(Reply{Reply: admin.Reply{Error: admin.Errorf(admin.Unavailable, "try again in a minute", "the manager of certificates is stopping, or answers %d requests already", maxRequests)}})
+		respond(reply{Reply: admin.Reply{Error: admin.Errorf(admin.Unavailable, "try again in a minute", "the manager of certificates is stopping, or answers %d requests already", maxRequests)}})
 	}
 }
 

@@ -8,23 +8,30 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
 )
 
 // silence is how long managers may say nothing while a caller waits.
-const silence = 4 * alive
+const silence = 3 * alive
 
 // A Client asks the managers of an account. It is safe for concurrent use. Its errors
 // are an *admin.Error, or wrap nats.ErrNoResponders when no manager runs, or
 // context.DeadlineExceeded when one fell silent.
 type Client struct {
-	nc *nats.Conn
+	nc      *nats.Conn
+	account string // whose managers are asked by way of a node; "": those of nc's own
 	// Progress is told of the steps of what takes a while. It may be nil.
 	Progress func(step string)
 }
 
-// NewClient returns a Client over nc, which stays the caller's.
+// NewClient returns a Client over nc, which stays the caller's and belongs to the
+// account of the managers.
 func NewClient(nc *nats.Conn) *Client { return &Client{nc: nc} }
+
+// NewAdminClient returns a Client for an administrator of the fleet, who asks the
+// managers of an account by way of a node.
+func NewAdminClient(nc *nats.Conn, account string) *Client { return &Client{nc: nc, account: account} }
 
 // Make makes a certificate.
 func (c *Client) Make(ctx context.Context, r MakeRequest) (*cert.Record, error) {
@@ -103,47 +110,54 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 	if err != nil {
 		return out, fmt.Errorf("encoding request %q: %w", name, err)
 	}
+	subject := cert.APISubject(name)
+	if c.account != "" {
+		subject = admin.CertSubject
+		if body, err = json.Marshal(admin.CertRequest{Account: c.account, Verb: name, Data: body}); err != nil {
+			return out, fmt.Errorf("encoding request %q: %w", name, err)
+		}
+	}
 	inbox := c.nc.NewInbox()
 	sub, err := c.nc.SubscribeSync(inbox)
 	if err != nil {
 		return out, fmt.Errorf("asking for %q: %w", name, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection may be gone
-	if err := c.nc.PublishRequest(cert.APISubject(name), inbox, body); err != nil {
+	if err := c.nc.PublishRequest(subject, inbox, body); err != nil {
 		return out, fmt.Errorf("asking for %q: %w", name, err)
 	}
 	for {
-		reply, err := nextReply(ctx, sub)
+		r, err := nextReply(ctx, sub)
 		if err != nil {
 			return out, fmt.Errorf("asking the managers of certificates for %q: %w", name, err)
 		}
 		switch {
-		case reply.Error != nil:
-			return out, reply.Error
-		case reply.Progress == nil:
-			if err := json.Unmarshal(reply.Data, &out); err != nil {
+		case r.Error != nil:
+			return out, r.Error
+		case r.Progress == nil:
+			if err := json.Unmarshal(r.Data, &out); err != nil {
 				return out, fmt.Errorf("reading the answer to %q: %w", name, err)
 			}
 			return out, nil
-		case *reply.Progress != "" && c.Progress != nil:
-			c.Progress(*reply.Progress)
+		case *r.Progress != "" && c.Progress != nil:
+			c.Progress(*r.Progress)
 		}
 	}
 }
 
-func nextReply(ctx context.Context, sub *nats.Subscription) (Reply, error) {
+func nextReply(ctx context.Context, sub *nats.Subscription) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
-	var reply Reply
+	var r reply
 	msg, err := sub.NextMsgWithContext(ctx)
 	switch {
 	case err != nil:
-		return reply, err
+		return r, err
 	case len(msg.Data) == 0 && msg.Header.Get("Status") == "503":
-		return reply, nats.ErrNoResponders
+		return r, nats.ErrNoResponders
 	}
-	if err := json.Unmarshal(msg.Data, &reply); err != nil {
-		return reply, errors.New("the answer cannot be read")
+	if err := json.Unmarshal(msg.Data, &r); err != nil {
+		return r, errors.New("the answer cannot be read")
 	}
-	return reply, nil
+	return r, nil
 }
