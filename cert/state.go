@@ -64,7 +64,7 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	}
 	before := s.entries[subject]
 	e.version = seq
-	if e.err == nil && e.data != nil && before.data != nil && revision(e.value) <= revision(before.value) {
+	if n := revision(e.value); e.err == nil && n > 0 && before.data != nil && n <= revision(before.value) {
 		e.err = fmt.Errorf("reading %q: revision %d after %d: %w", subject, revision(e.value), revision(before.value), ErrStale)
 	}
 	if e.err == nil && e.data == nil && !removable(subject) {
@@ -143,7 +143,8 @@ func (s *State) read(subject string, data []byte) entry {
 	return e
 }
 
-// revision is the revision of a record; every Seen is newer than the one before.
+// revision is the revision of a record; 0 if it has none, and is newer than the one
+// before: a Seen, and records of a later version.
 func revision(value any) uint64 {
 	switch v := value.(type) {
 	case *Record:
