@@ -26,6 +26,8 @@ const (
 	// alive is how often a caller who waits hears something. Managers may answer a
 	// request a hundred times.
 	alive = 20 * time.Second
+	// maxProgress is how many steps are told of, so that the last answer gets through.
+	maxProgress = 50
 	// DefaultGroup is that of certificates and targets that name none.
 	DefaultGroup = "default"
 )
@@ -36,7 +38,9 @@ type reply struct {
 	admin.Reply
 }
 
-func progressReply(step string) reply { return reply{CertProgress: admin.CertProgress{Progress: &step}} }
+func progressReply(step string) reply {
+	return reply{CertProgress: admin.CertProgress{Progress: &step}}
+}
 
 // A verb is what managers can be asked to do. progress may be called until it returns.
 type verb func(ctx context.Context, s *session, data []byte, progress func(string)) (any, error)
@@ -106,6 +110,7 @@ func (s *session) serve(ctx context.Context) (stop func(), err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("answering targets that enroll: %w", err), api.Unsubscribe())
 	}
+	_ = s.nc.FlushTimeout(alive) // who is not connected now subscribes later
 	return func() {
 		_ = api.Unsubscribe() // the connection may be gone
 		_ = enroll.Unsubscribe()
@@ -138,7 +143,12 @@ func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Conte
 				}
 			}
 		})
-		out, err := do(ctx, func(step string) { respond(progressReply(step)) })
+		told := 0
+		out, err := do(ctx, func(step string) {
+			if told++; told <= maxProgress {
+				respond(progressReply(step))
+			}
+		})
 		var r reply
 		if err == nil {
 			r.Data, err = json.Marshal(out)

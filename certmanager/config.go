@@ -2,6 +2,7 @@ package certmanager
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -407,23 +408,13 @@ func (s *Settings) issuersFor(p cert.Policy) []string {
 func (s *Settings) methodsFor(p cert.Policy) map[string]cert.Method {
 	methods := map[string]cert.Method{}
 	for _, name := range p.Names {
-		m, ok := p.Challenges[name]
-		if !ok || m.Type == "" {
-			delegated := m.Delegated
-			if m = p.Challenge; m.Type == "" {
-				m = s.Defaults.Challenge
-			}
-			if delegated != "" {
-				m.Delegated = delegated
-			}
+		m := p.Challenges[name]
+		for _, further := range []cert.Method{p.Challenge, s.Defaults.Challenge, {Type: "dns-01"}} {
+			m.Type = cmp.Or(m.Type, further.Type)
+			m.Provider = cmp.Or(m.Provider, further.Provider)
 		}
-		if m.Type == "" {
-			m.Type = "dns-01"
-		}
-		if m.Provider == "" && strings.HasPrefix(m.Type, "dns-") {
-			if m.Provider = s.Defaults.Challenge.Provider; m.Provider == "" && len(s.DNS) > 0 {
-				m.Provider = s.DNS[0].Name
-			}
+		if m.Provider == "" && strings.HasPrefix(m.Type, "dns-") && len(s.DNS) > 0 {
+			m.Provider = s.DNS[0].Name
 		}
 		methods[name] = m
 	}

@@ -1,0 +1,237 @@
+package certmanager
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+)
+
+func TestFirstCertificate(t *testing.T) {
+	w := newWorld(t)
+	w.run(w.options("m1"))
+	c := w.client()
+	_, err := c.Make(within(t), MakeRequest{Policy: cert.Policy{Names: []string{"example.org"}}})
+	if e := (*admin.Error)(nil); !errors.As(err, &e) || !strings.Contains(e.Fix, "conf update") {
+		t.Fatalf("without a configuration: %v", err)
+	}
+	if _, err := c.UpdateConfig(within(t), []byte(fakeConfig)); err != nil {
+		t.Fatal(err)
+	}
+	g := w.target("default", "lb-1")
+	var steps []string
+	c.Progress = func(step string) { steps = append(steps, step) }
+	r, err := c.Make(within(t), MakeRequest{Policy: cert.Policy{Names: []string{"WWW.Example.org.", "example.org", "bücher.example", "192.0.2.1"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"www.example.org", "example.org", "xn--bcher-kva.example", "192.0.2.1"}; !slices.Equal(r.Current.Names, want) || r.Current.Generation != 1 || r.Lease != nil {
+		t.Errorf("the record is %+v", r)
+	}
+	for _, step := range []string{"certificate " + r.ID, "asking fake", "ordered", "publishing it", "generation 1 is for all targets of default"} {
+		if !slices.Contains(steps, step) {
+			t.Errorf("the steps %q lack %q", steps, step)
+		}
+	}
+	eventually(t, "the target serves it", func() error {
+		status, err := c.Status(within(t), StatusRequest{ID: r.ID})
+		if err != nil {
+			return err
+		}
+		if line := status.Certificates[0].Line(); line != "1 targets: 1 current, 0 pending, 0 failed, 0 away" {
+			return errors.New(line)
+		}
+		return nil
+	})
+	if !slices.Equal(g.history(r.ID), []uint64{1}) {
+		t.Errorf("the target served %v", g.history(r.ID))
+	}
+	_, err = c.Make(within(t), MakeRequest{Policy: cert.Policy{Names: []string{"example.org", "www.example.org", "192.0.2.1", "xn--bcher-kva.example"}}})
+	if !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
+		t.Errorf("the same names again: %v", err)
+	}
+	if placed, issued := w.authority.counts(); placed != 1 || issued != 1 {
+		t.Errorf("%d orders, %d certificates", placed, issued)
+	}
+	all, err := c.Certificates(within(t), "")
+	if err != nil || len(all) != 1 || all[0].Current.Chain != "" || len(all[0].Current.Key.Ciphertext) != 0 {
+		t.Errorf("%v %v", all, err)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	c := w.client()
+	for _, p := range []cert.Policy{
+		{}, {Names: []string{""}}, {Names: []string{"*.*.example.org"}}, {Names: []string{"exa mple.org"}}, {Names: []string{"-a.org"}}, {Names: []string{"*.org.", "*"}},
+		{Names: []string{strings.Repeat("a", 64) + ".org"}}, {Names: []string{"a.org"}, Issuers: []string{"none"}}, {Names: []string{"a.org"}, KeyType: "dsa"},
+		{Names: []string{"a.org"}, Challenge: cert.Method{Type: "smoke"}}, {Names: []string{"*.a.org"}, Challenge: cert.Method{Type: "http-01"}},
+		{Names: []string{"a.org"}, Challenges: map[string]cert.Method{"b.org": {Type: "dns-01"}}}, {Names: []string{"a.org"}, Challenge: cert.Method{Provider: "none"}},
+		{Names: []string{"a.org"}, Waves: "tidal"},
+	} {
+		if _, err := c.Make(within(t), MakeRequest{Policy: p, Wait: true}); !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	for _, err := range []error{
+		second(c.Renew(within(t), RenewRequest{ID: "none"})), second(c.Remove(within(t), RemoveRequest{ID: "none"})),
+		second(c.Certificate(within(t), "none")), second(c.RemoveTarget(within(t), "g", "none")), second(c.Status(within(t), StatusRequest{ID: "none"})),
+	} {
+		if !errors.Is(err, &admin.Error{Code: admin.NotFound}) {
+			t.Error(err)
+		}
+	}
+	if _, err := call[any](within(t), c, "fly", nil); !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
+		t.Error(err)
+	}
+	if placed, _ := w.authority.counts(); placed != 0 {
+		t.Errorf("%d orders", placed)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestRenewalInWaves(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	var targets []*target
+	for i := range 12 {
+		targets = append(targets, w.target("web", fmt.Sprintf("lb-%02d", i)))
+	}
+	r, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"example.org"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range targets {
+		eventually(t, "all serve the first", func() error { return wantHistory(g, r.ID, 1) })
+	}
+	var waves []string
+	js := w.follow(func(now *cert.Record) {
+		if now.ID == r.ID && now.Wave != nil {
+			waves = append(waves, fmt.Sprintf("%d: %d", now.Wave.Number, len(now.Wave.Targets)))
+		}
+	})
+	w.clock.add(61 * 24 * time.Hour)
+	renewed := w.record("web", r.ID, "it is renewed", generation(2))
+	js()
+	for _, g := range targets {
+		eventually(t, "all serve the second", func() error { return wantHistory(g, r.ID, 1, 2) })
+	}
+	if !slices.Equal(slices.Compact(waves), []string{"1: 1", "2: 2"}) {
+		t.Errorf("the waves were %q", waves)
+	}
+	if b := renewed.Current; b.Reason != cert.ReasonRenewal || b.Replaces != r.Current.Leaf || b.SPKI == r.Current.SPKI {
+		t.Errorf("the bundle is %+v", b)
+	}
+	if placed, issued := w.authority.counts(); placed != 2 || issued != 2 {
+		t.Errorf("%d orders, %d certificates", placed, issued)
+	}
+}
+
+func wantHistory(g *target, id string, want ...uint64) error {
+	if got := g.history(id); !slices.Equal(got, want) {
+		return fmt.Errorf("%s served %v, want %v", g.name, got, want)
+	}
+	return nil
+}
+
+func TestRollBack(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	m, _ := w.run(w.options("m1"))
+	first, other := w.target("web", "lb-1"), w.target("web", "lb-2")
+	r, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"example.org"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first serves it", func() error { return wantHistory(first, r.ID, 1) })
+	first.set(func() {
+		first.refuse = func(_ string, b *cert.Bundle) string {
+			if b.Generation == 2 {
+				return "nginx -t: no such file"
+			}
+			return ""
+		}
+	})
+	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
+		t.Fatal(err)
+	}
+	back := w.record("web", r.ID, "it is taken back", func(r *cert.Record) bool { return r.Withdrawn == 2 })
+	if back.Current.Generation != 1 || back.Next != nil || back.Failure.Step != stepDeliver || !strings.Contains(back.Failure.Detail, "lb-1 does not serve generation 2: nginx -t: no such file") {
+		t.Errorf("the record is %+v %+v", back, back.Failure)
+	}
+	eventually(t, "the first serves what it had", func() error { return wantHistory(first, r.ID, 1, 1) })
+	if err := wantHistory(other, r.ID, 1); err != nil {
+		t.Error(err)
+	}
+	wantFinding(t, m, CodeFailing, "nginx -t: no such file")
+	// The next one has another number, and goes to all.
+	first.set(func() { first.refuse = nil })
+	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
+		t.Fatal(err)
+	}
+	w.record("web", r.ID, "the next is for all", generation(3))
+}
+
+func wantFinding(t *testing.T, m *Manager, code, text string) {
+	t.Helper()
+	all := m.Check(t.Context())
+	for _, f := range all {
+		if f.Code == code && strings.Contains(f.Text, text) {
+			return
+		}
+	}
+	t.Errorf("no finding %s with %q among %+v", code, text, all)
+}
+
+func TestAwayTargetsDoNotBlock(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	away, here := w.target("web", "lb-1"), w.target("web", "lb-2")
+	away.set(func() { away.deaf = true })
+	r, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"example.org"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
+		t.Fatal(err)
+	}
+	w.record("web", r.ID, "it is for all", generation(2))
+	eventually(t, "who is there serves it", func() error { return wantHistory(here, r.ID, 1, 2) })
+	away.set(func() { away.deaf = false })
+	away.poke <- struct{}{}
+	eventually(t, "who was away catches up", func() error { return wantHistory(away, r.ID, 2) })
+}
+
+func TestSilentTargetStopsWave(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	o := w.options("m1")
+	o.Wave = time.Second
+	w.run(o)
+	w.target("web", "lb-1")
+	w.target("web", "lb-2")
+	r, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"example.org"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stuck := w.target("web", "lb-0") // the first by name, which serves nothing
+	w.record("web", r.ID, "it is there", generation(1))
+	stuck.set(func() { stuck.serving[r.ID] = 2 })
+	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
+		t.Fatal(err)
+	}
+	back := w.record("web", r.ID, "it is taken back", func(r *cert.Record) bool { return r.Withdrawn == 2 })
+	if !strings.Contains(back.Failure.Detail, "lb-0 was not seen serving generation 2 in 1s") {
+		t.Errorf("%+v", back.Failure)
+	}
+}
