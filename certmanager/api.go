@@ -269,6 +269,7 @@ func (s *session) await(ctx context.Context, r *cert.Record, generation uint64, 
 					continue
 				default:
 				}
+				progress(published(now))
 				return now, nil
 			}
 		}

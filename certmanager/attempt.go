@@ -324,7 +324,7 @@ func (a *attempt) publish(ctx context.Context, settings *Settings, b *cert.Bundl
 	}
 	w := a.s.watcher(ctx, a.group)
 	a.s.tell(a.id, "publishing it")
-	r, err := a.write(ctx, cert.Obtained, func(r *cert.Record) error {
+	_, err := a.write(ctx, cert.Obtained, func(r *cert.Record) error {
 		b.Generation, b.Reason = a.generation, a.reason
 		if err := a.s.sealBundle(r, b, pkcs8); err != nil {
 			return err
@@ -336,9 +336,6 @@ func (a *attempt) publish(ctx context.Context, settings *Settings, b *cert.Bundl
 		r.Lease, r.Failure = nil, nil
 		return nil
 	})
-	if err == nil {
-		a.s.tell(a.id, published(r))
-	}
 	return err
 }
 

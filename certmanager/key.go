@@ -74,7 +74,7 @@ func parseKey(pkcs8 []byte) (crypto.Signer, error) {
 // normalNames returns names as they stand in a Policy.
 func normalNames(names []string) ([]string, error) {
 	if len(names) == 0 || len(names) > maxNames {
-		return nil, fmt.Errorf("%d names were given; a certificate has 1 to %d", len(names), maxNames)
+		return nil, Problems{fmt.Sprintf("%d names were given; a certificate has 1 to %d", len(names), maxNames)}
 	}
 	var all []string
 	var p Problems

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 // eventually waits until done returns nil.
 func eventually(t testing.TB, what string, done func() error) {
 	t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -511,6 +511,7 @@ type target struct {
 
 	mu       sync.Mutex
 	deaf     bool                                            // it answers nobody
+	mute     bool                                            // it installs nothing
 	silent   bool                                            // it takes over no challenge
 	refuse   func(id string, b *cert.Bundle) string          // why it does not serve
 	served   map[string][]uint64                             // generations, by id
@@ -609,7 +610,7 @@ func (g *target) run(ctx context.Context) error {
 // install serves what r has for this target, and says so.
 func (g *target) install(ctx context.Context, r *cert.Record) error {
 	g.mu.Lock()
-	deaf, refuse, now := g.deaf, g.refuse, g.serving[r.ID]
+	deaf, refuse, now := g.deaf || g.mute, g.refuse, g.serving[r.ID]
 	g.mu.Unlock()
 	b := expected(r, g.name)
 	if b == nil || deaf || b.Generation == now {

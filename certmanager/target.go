@@ -157,7 +157,6 @@ func (s *session) advance(ctx context.Context, seen *cert.Record, v verdict) err
 		s.tell(r.ID, "failed: it was taken back: "+v.Failed)
 		return nil
 	}
-	s.tell(r.ID, published(r))
 	return nil
 }
 
