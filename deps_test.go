@@ -34,6 +34,7 @@ func places() map[string]place {
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
 		"cert":                         {"certificates as those see them who serve them", []string{"ledger"}},
+		"cert/certtest":                {"certificates and records of managers, for the tests of who follows them", []string{"cert"}},
 		"certmanager":                  {"a service: obtains certificates, renews and seals them", []string{"admin", "cert", "doctor", "ledger"}},
 		"change":                       {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
 		"change/mysql":                 {"a source, and clients that only its users link", []string{"change"}},

@@ -1,0 +1,166 @@
+package cert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fleetbus/fleetbus/ledger"
+)
+
+const (
+	// reportTime bounds one attempt to write a report, and reportsAtOnce how many are
+	// written at once.
+	reportTime    = time.Minute
+	reportsAtOnce = 8
+	// reportPause is the longest pause between attempts, because a report is waited for.
+	reportPause = 10 * time.Second
+)
+
+// An appender is what a store writes to: a *ledger.Ledger.
+type appender interface {
+	Append(ctx context.Context, subject string, expect uint64, data []byte) (uint64, error)
+}
+
+// keepReported writes what was seen to the ledger, until ctx ends.
+func (s *Store) keepReported(ctx context.Context, l *ledger.Ledger) {
+	poke(s.write) // of what an earlier Run did not come to
+	for failures := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.write:
+		}
+		if err := s.report(ctx, l); err == nil {
+			failures = 0
+			continue
+		} else if failures == 0 && ctx.Err() == nil {
+			s.log.Warn("what is served could not be reported", "err", err)
+		}
+		timer := time.NewTimer(min(pauseOf(failures), reportPause))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		failures++
+		poke(s.write)
+	}
+}
+
+// report writes all reports that are to be written. Those that fail are to be written
+// still.
+func (s *Store) report(ctx context.Context, l *ledger.Ledger) error {
+	s.mu.Lock()
+	var keys []certKey
+	for key := range s.unwritten {
+		keys = append(keys, key)
+	}
+	clear(s.unwritten)
+	s.mu.Unlock()
+	var mu sync.Mutex
+	var failed error
+	var writers sync.WaitGroup
+	places := make(chan struct{}, reportsAtOnce)
+	for _, g := range s.groups {
+		if err := g.loadSeen(ctx, l); err != nil {
+			failed = errors.Join(failed, err)
+		}
+	}
+	for _, key := range keys {
+		places <- struct{}{}
+		writers.Go(func() {
+			defer func() { <-places }()
+			err := s.groups[key.group].report(ctx, l, key.id)
+			if err == nil {
+				return
+			}
+			s.mu.Lock()
+			s.unwritten[key] = true
+			s.mu.Unlock()
+			mu.Lock()
+			failed = errors.Join(failed, err)
+			mu.Unlock()
+		})
+	}
+	writers.Wait()
+	if errors.Is(failed, ledger.ErrConflict) || errors.Is(failed, ledger.ErrUnknown) {
+		for _, g := range s.groups {
+			g.seen = nil // somebody else wrote, or an earlier attempt did
+		}
+	}
+	return failed
+}
+
+// loadSeen reads what the ledger has of this target's reports, once.
+func (g *group) loadSeen(ctx context.Context, l *ledger.Ledger) error {
+	if g.seen != nil {
+		return nil
+	}
+	prefix := SeenSubject(g.name, g.store.o.Key.Name, "")
+	state := NewState(nil, func(subject string) bool { return strings.HasPrefix(subject, prefix) })
+	follower, err := ledger.NewFollower(state, ledger.FollowOptions{Filter: prefix + "*"})
+	if err != nil {
+		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reportTime)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- follower.Run(ctx, l) }()
+	select {
+	case <-follower.CaughtUp():
+		cancel()
+		<-ended
+		g.seen = state
+		return nil
+	case err := <-ended:
+		if err == nil {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
+	}
+}
+
+// report writes what was seen last of a certificate, if the ledger says otherwise.
+func (g *group) report(ctx context.Context, l appender, id string) error {
+	if g.seen == nil {
+		return fmt.Errorf("reporting certificate %q: it is not known what was reported before", id)
+	}
+	subject := SeenSubject(g.name, g.store.o.Key.Name, id)
+	before, reported := g.seen.Seen(g.name, g.store.o.Key.Name, id)
+	g.store.mu.Lock()
+	var now Seen
+	if c := g.store.certs[certKey{g.name, id}]; c != nil {
+		now = c.seen
+	}
+	g.store.mu.Unlock()
+	var data []byte
+	switch {
+	case now.Version == 0 && !reported:
+		return nil
+	case now.Version == 0: // it was removed
+	default:
+		if reported {
+			now.At = before.At
+			if now == *before {
+				return nil
+			}
+		}
+		now.At = g.store.o.Now().UTC()
+		var err error
+		if data, err = json.Marshal(now); err != nil {
+			return fmt.Errorf("reporting certificate %q: %w", id, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, reportTime)
+	defer cancel()
+	seq, err := l.Append(ctx, subject, g.seen.Version(subject), data)
+	if err != nil {
+		return fmt.Errorf("reporting certificate %q: %w", id, err)
+	}
+	return g.seen.Apply(seq, subject, data)
+}
