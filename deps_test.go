@@ -36,6 +36,7 @@ func places() map[string]place {
 		"cert":                         {"certificates as those see them who serve them", []string{"ledger"}},
 		"cert/certtest":                {"certificates and records of managers, for the tests of who follows them", []string{"cert"}},
 		"certmanager":                  {"a service: obtains certificates, renews and seals them", []string{"admin", "cert", "doctor", "ledger"}},
+		"certmanager/certmanagertest":  {"an authority, its DNS and their faults, for all tests that issue; the contract of issuers", []string{"cert", "certmanager"}},
 		"change":                       {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
 		"change/mysql":                 {"a source, and clients that only its users link", []string{"change"}},
 		"change/outbox":                {"a source for any database, without a driver", []string{"change"}},
@@ -70,6 +71,7 @@ func places() map[string]place {
 func heavy() map[string]place {
 	return map[string]place{
 		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker", "change/changetest"}},
+		"github.com/letsencrypt/pebble/v2":  {"it is an authority for tests, and no program has it", []string{"certmanager/certmanagertest"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
 		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
 		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},
