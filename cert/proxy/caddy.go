@@ -94,6 +94,7 @@ func (c *caddy) Snippet(pairs []Pair) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
+	b.WriteString("# In the global options: Caddy 2.6 asks an authority for the same names otherwise.\nauto_https disable_certs\n\n")
 	for _, one := range all {
 		fmt.Fprintf(&b, "# In the site block of %s:\ntls {\n\timport %s\n}\n\n", strings.Join(one.names, ", "), c.tree.path(caddyFile))
 	}

@@ -68,6 +68,9 @@ func (f *Found) running(ctx context.Context, p process, all []process) {
 		f.Config = p.argument("-c")
 	case "haproxy":
 		f.Config = p.argument("-f")
+		if dir, err := os.Readlink(p.path("cwd")); err == nil && f.Config != "" && !filepath.IsAbs(f.Config) {
+			f.Config = filepath.Join(dir, f.Config)
+		}
 		f.Reload.Socket, _, _ = strings.Cut(p.argument("-S"), ",")
 		f.Reload.PIDFile = p.argument("-p")
 	}

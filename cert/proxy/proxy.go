@@ -36,7 +36,9 @@ type Proxy interface {
 	// written. If the program's test of its configuration refuses what is new, what
 	// was there before is back, and goes on being served; if it refuses some pairs
 	// only, the others are installed, and the error tells of each that is not.
-	// An error never has a secret in it.
+	// Files of before are removed a minute later at the soonest, by the next call: so
+	// make one now and then, also when nothing differs. An error never has a secret in
+	// it.
 	Install(ctx context.Context, pairs []Pair) error
 	// Close ends what runs in this process for the program. It removes no file.
 	Close() error
