@@ -87,9 +87,13 @@ func (d *directory) have() []certificate {
 	return d.tree.pairs(d.tree.target(loaded))
 }
 
-// done reports whether the program was told of exactly these.
+// done reports whether the program was told of exactly these, or never of any, and
+// there are none.
 func (d *directory) done(all []certificate) bool {
 	version := d.tree.target(current)
+	if version == "" && len(all) == 0 {
+		return true
+	}
 	return version == d.tree.target(loaded) && d.tree.holds(version, d.files(all))
 }
 

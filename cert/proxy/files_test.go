@@ -29,6 +29,10 @@ func TestFiles(t *testing.T) {
 		Reload: proxy.Reload{Command: []string{"sh", "-c", "echo called >> " + marker}},
 	}
 	p := open(t, o)
+	install(t, p)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("there was nothing to install, and there are %v, %v", entries, err)
+	}
 	a, b := proxytest.Pair(t, "a", "a.test"), proxytest.Pair(t, "b", "b.test")
 	install(t, p, a, b)
 	install(t, p, a, b)

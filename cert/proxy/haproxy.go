@@ -141,7 +141,7 @@ func (r runtime) ready(ctx context.Context) error {
 		return err
 	}
 	if !slices.Contains(strings.Fields(lists), r.dir) {
-		return fmt.Errorf("HAProxy does not read %s", r.dir)
+		return fmt.Errorf("HAProxy does not read %[1]s: its configuration needs a bind line with ssl crt %[1]s", r.dir)
 	}
 	all, err := r.ask(ctx, "show ssl cert")
 	if err != nil {
