@@ -221,10 +221,13 @@ func (d *directory) put(ctx context.Context, from string, all []certificate) (ve
 	}
 	if err := run(ctx, d.Timeout, secrets(all), d.test...); err != nil {
 		err = fmt.Errorf("%s would not take the certificates: %w", d.Kind, err)
-		if version != from {
-			err = errors.Join(err, d.tree.point(current, from), os.RemoveAll(d.tree.path(version)))
+		if version == from {
+			return "", err
 		}
-		return "", err
+		if back := d.tree.point(current, from); back != nil {
+			return "", errors.Join(err, back)
+		}
+		return "", errors.Join(err, os.RemoveAll(d.tree.path(version)))
 	}
 	return version, nil
 }

@@ -1,9 +1,14 @@
 package proxy_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +23,27 @@ func read(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+func kill(pid string) error {
+	n, err := strconv.Atoi(strings.TrimSpace(pid))
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(n, syscall.SIGKILL)
+}
+
+// start runs a program until the test ends.
+func start(t testing.TB, argv ...string) {
+	t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
 }
 
 func TestFiles(t *testing.T) {
@@ -72,6 +98,22 @@ func TestFiles(t *testing.T) {
 	install(t, p, a, b)
 	if info, err := os.Stat(dir + "/current/b.key"); err != nil || info.Mode() != 0o600 {
 		t.Errorf("a key that all may read was left so: %v", err)
+	}
+	if os.Getuid() == 0 { // others may choose no group
+		for _, name := range []string{"daemon", "nogroup"} {
+			g, err := user.LookupGroup(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Group = name
+			install(t, open(t, o), a, b)
+			for path, mode := range map[string]os.FileMode{"current/": 0o750, "current/a.key": 0o640} {
+				info, err := os.Stat(dir + "/" + path)
+				if err != nil || info.Mode().Perm() != mode || fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid) != g.Gid {
+					t.Errorf("%s is not for group %s alone: %v, %v", path, name, info.Mode(), err)
+				}
+			}
+		}
 	}
 	install(t, p)
 	if entries, err := os.ReadDir(dir + "/current"); err != nil || len(entries) > 0 {

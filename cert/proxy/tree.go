@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -90,6 +91,15 @@ func (t *tree) permit(path string, alone, group fs.FileMode) error {
 	return os.Chmod(path, group)
 }
 
+// permitted reports whether a file or directory is as permit leaves it.
+func (t *tree) permitted(info fs.FileInfo, alone, group fs.FileMode) bool {
+	if t.gid < 0 {
+		return info.Mode().Perm() == alone
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(stat.Gid) == t.gid && info.Mode().Perm() == group
+}
+
 // target is the version that a link points to; "" if there is none.
 func (t *tree) target(link string) string {
 	name, err := os.Readlink(t.path(link))
@@ -139,6 +149,10 @@ func (t *tree) holds(version string, f files) bool {
 	}
 	dir := t.path(version)
 	want := f(dir)
+	info, err := os.Lstat(dir)
+	if err != nil || !t.permitted(info, 0o700, 0o750) {
+		return false
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != len(want) {
 		return false
@@ -151,14 +165,10 @@ func (t *tree) holds(version string, f files) bool {
 	return true
 }
 
-// has reports whether a file has that content, and the mode that it ought to.
+// has reports whether a file has that content, and whom it is for.
 func (t *tree) has(path string, data []byte) bool {
 	info, err := os.Lstat(path)
-	mode := fs.FileMode(0o600)
-	if t.gid >= 0 {
-		mode = 0o640
-	}
-	if err != nil || info.Mode() != mode || info.Size() != int64(len(data)) {
+	if err != nil || !info.Mode().IsRegular() || !t.permitted(info, 0o600, 0o640) || info.Size() != int64(len(data)) {
 		return false
 	}
 	have, err := os.ReadFile(path)

@@ -2,9 +2,7 @@ package proxy_test
 
 import (
 	"encoding/json"
-	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,27 +13,6 @@ import (
 	"github.com/fleetbus/fleetbus/cert/proxy"
 	"github.com/fleetbus/fleetbus/cert/proxy/proxytest"
 )
-
-func kill(pid string) error {
-	n, err := strconv.Atoi(strings.TrimSpace(pid))
-	if err != nil {
-		return err
-	}
-	return syscall.Kill(n, syscall.SIGKILL)
-}
-
-// start runs a program until the test ends.
-func start(t testing.TB, argv ...string) {
-	t.Helper()
-	cmd := exec.Command(argv[0], argv[1:]...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-}
 
 // watch returns what was moved into a directory since it was called, as Envoy watches
 // directories, and the watchers of Traefik among others.
