@@ -40,7 +40,7 @@ func newCaddy(o Options, t *tree) (_ Proxy, err error) {
 	}
 	host, _, err := net.SplitHostPort(o.Listen)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("Caddy cannot ask at %q: private keys are given there, so that it has to be a loopback address and a port", o.Listen)
+		return nil, fmt.Errorf("listening for Caddy at %q: private keys are given there, so that it has to be a loopback address and a port", o.Listen)
 	}
 	c := &caddy{Options: o, tree: t}
 	c.now.Store(&caddyState{})
