@@ -40,7 +40,7 @@ func (t *traefik) text(pairs []Pair) ([]byte, error) {
 		list[i] = pair{string(c.chain), string(c.key)}
 	}
 	if len(list) == 0 {
-		return []byte("{}"), nil // Traefik refuses an empty section
+		return []byte("{}"), nil
 	}
 	return json.Marshal(map[string]any{"tls": map[string]any{"certificates": list}})
 }
