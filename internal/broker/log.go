@@ -19,6 +19,8 @@ type logger struct {
 	// credentials: the callout, which refuses them, says why.
 	sentinel string
 	first    atomic.Pointer[string]
+	// held says that the store is held, and full that the disk was full.
+	held, full atomic.Bool
 }
 
 func (l *logger) Noticef(format string, v ...any) { l.line(slog.LevelDebug, format, v) }
@@ -36,7 +38,12 @@ func (l *logger) Fatalf(format string, v ...any) {
 func (l *logger) line(level slog.Level, format string, v []any) {
 	text := fmt.Sprintf(format, v...)
 	callout := l.sentinel != "" && strings.Contains(text, l.sentinel)
-	if l.quiet || callout || slices.ContainsFunc(expected(), func(part string) bool { return strings.Contains(text, part) }) {
+	if strings.Contains(text, errNoSpace) {
+		l.full.Store(true)
+	}
+	// Whoever holds the store has said so.
+	held := l.held.Load() && strings.Contains(text, "resource limits exceeded for server")
+	if l.quiet || callout || held || slices.ContainsFunc(expected(), func(part string) bool { return strings.Contains(text, part) }) {
 		level = slog.LevelDebug
 	}
 	switch level {
