@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/fleetbus/fleetbus/doctor"
 )
@@ -76,46 +75,10 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	if stale {
 		add("STALE-STATE", doctor.Problem, "this node serves from its snapshot, and may not know of the newest denials", "start more of the nodes")
 	}
-	if free, err := freeDisk(s.home.dir); err == nil && free < 2*s.opts.Store.Reserve {
-		add("DISK-LOW", doctor.Problem, fmt.Sprintf("%d MiB of disk are left", free>>20), "free space, or lower store.max_file")
+	if f := s.diskFinding(); f != nil {
+		all = append(all, *f)
 	}
 	return all
-}
-
-// bounds fills in what MaxFile and MaxMemory leave open.
-func (o Store) bounds(dir string) (file, memory int64, err error) {
-	free, err := freeDisk(dir)
-	if err != nil {
-		return 0, 0, fmt.Errorf("measuring the disk of %q: %w", dir, err)
-	}
-	if free < o.Reserve {
-		return 0, 0, &OptionError{
-			Field:   "data_dir",
-			Problem: fmt.Sprintf("the disk of %q is full: %d MiB are free, %d MiB are the reserve", dir, free>>20, o.Reserve>>20),
-			Hint:    "free space, or lower store.reserve",
-		}
-	}
-	file, memory = o.MaxFile, o.MaxMemory
-	if file == 0 {
-		file = (free - o.Reserve) / 4 * 3
-	}
-	if memory == 0 {
-		var info syscall.Sysinfo_t
-		if err := syscall.Sysinfo(&info); err != nil {
-			return 0, 0, fmt.Errorf("measuring the memory: %w", err)
-		}
-		memory = int64(info.Totalram) * int64(info.Unit) / 4
-	}
-	return file, memory, nil
-}
-
-// freeDisk is what is left in bytes to who runs this.
-func freeDisk(dir string) (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, err
-	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
 // version is the release; development builds say so.

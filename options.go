@@ -155,11 +155,13 @@ type TLS struct {
 // Store bounds the engine's storage.
 type Store struct {
 	// MaxFile and MaxMemory bound the messages kept on disk and in memory, in
-	// bytes. Default: three quarters of the free disk, less Reserve; one quarter
-	// of the machine's memory.
+	// bytes. Default: what streams have already and three quarters of the free
+	// disk, less Reserve; one quarter of the machine's memory.
 	MaxFile, MaxMemory int64
-	// Reserve is the free disk space, in bytes, below which durable writes are
-	// refused. Default: 256 MiB.
+	// Reserve is the free disk space, in bytes, below which the node does not start
+	// and, while it runs, stores nothing more: publishers are refused, unless two
+	// other nodes have a copy of the stream, which then go on without this one.
+	// Default: 256 MiB.
 	Reserve int64
 	// LazySync acknowledges a message before it is on disk. A power failure of
 	// all nodes at once then loses acknowledged messages. Default: false.

@@ -44,6 +44,7 @@ type Server struct {
 	failures failures
 	managers managers
 	links    links
+	disk     disk
 
 	mu      sync.Mutex
 	running bool
@@ -181,6 +182,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	if err := s.startBroker(ctx, undo); err != nil {
 		return err
 	}
+	undo.background(ctx, s.guardDisk)
 	undo.background(ctx, s.certs.keep)
 	if err := s.join(ctx, undo); err != nil {
 		return err
@@ -256,9 +258,6 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	if o.Sentinel, err = s.fleet.authority.Sentinel(); err != nil {
 		return fmt.Errorf("starting the engine: %w", err)
 	}
-	if o.MaxFile, o.MaxMemory, err = s.opts.Store.bounds(s.home.dir); err != nil {
-		return err
-	}
 	if s.opts.Mode == Mesh {
 		err = s.meshOptions(&o)
 	}
@@ -266,6 +265,9 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 		err = s.hubOptions(&o)
 	}
 	if err != nil {
+		return err
+	}
+	if o.MaxFile, o.MaxMemory, err = s.opts.Store.bounds(s.home.dir, o.StoreDir); err != nil {
 		return err
 	}
 	start, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer in %v", startTimeout))

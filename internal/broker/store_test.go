@@ -180,14 +180,17 @@ func fill(t *testing.T, dir string) (free func()) {
 // TestFullDisk fills the disk under a server that is written to, and checks that
 // everything that was acknowledged is there when the disk has room again.
 func TestFullDisk(t *testing.T) {
-	for _, replicas := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d copies", replicas), func(t *testing.T) {
+	for name, replicas := range map[string]int{"to itself": 1, "a cluster of one": 1, "three": 3} {
+		t.Run(name, func(t *testing.T) {
 			r := newRealm(t)
 			dir := smallDisk(t, "48m")
 			var n1, other *Broker
 			if replicas == 1 {
 				o := r.options(t, "n1", dir)
-				o.Cluster.Found = true
+				o.Cluster.Found, o.Monitor = true, "127.0.0.1:0"
+				if name == "to itself" {
+					o.Cluster, o.Clients = nil, nil
+				}
 				n1 = start(t, o)
 				other = n1
 			} else {
@@ -236,7 +239,9 @@ func TestFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			some()
-			whole(t, s, replicas)
+			if name != "to itself" {
+				whole(t, s, replicas)
+			}
 			t.Logf("whole again after %v", time.Since(began))
 			for seq, data := range acked {
 				eventually(t, "an answer", func(ctx context.Context) error {

@@ -152,12 +152,12 @@ func Keys() []Key {
 			Doc: "Accepts a peer whose certificate does not carry the name that was dialed; a standing finding."},
 
 		{Path: "store", Type: Section, Doc: "Bounds of what is kept."},
-		{Path: "store.max_file", Type: Size, Example: "100GiB", Otherwise: "three quarters of the free disk, less reserve",
+		{Path: "store.max_file", Type: Size, Example: "100GiB", Otherwise: "what is there, and three quarters of the free disk, less reserve",
 			Doc: "Messages kept on disk at most."},
 		{Path: "store.max_memory", Type: Size, Example: "1GiB", Otherwise: "a quarter of the machine's memory",
 			Doc: "Messages kept in memory at most."},
 		{Path: "store.reserve", Type: Size, Default: "256MiB", Example: "1GiB",
-			Doc: "Free disk space below which durable writes are refused."},
+			Doc: "Free disk space below which nothing more is stored on this node, until there is more again."},
 		{Path: "store.lazy_sync", Type: Bool, Default: "false", Example: "true",
 			Doc: "Acknowledges a message before it is on disk: faster, and lost if all nodes lose power at once."},
 
