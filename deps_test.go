@@ -36,6 +36,9 @@ func places() map[string]place {
 		"cert":                         {"certificates as those see them who serve them", []string{"ledger"}},
 		"cert/certtest":                {"certificates and records of managers, for the tests of who follows them", []string{"cert"}},
 		"certmanager":                  {"a service: obtains certificates, renews and seals them", []string{"admin", "cert", "doctor", "ledger"}},
+		"certmanager/acme":             {"an issuer: every ACME authority", []string{"cert", "certmanager"}},
+		"certmanager/dns":              {"DNS providers, whose clients only managers link", nil},
+		"certmanager/private":          {"an issuer: an authority of our own, for private names", []string{"cert", "certmanager"}},
 		"certmanager/certmanagertest":  {"an authority, its DNS and their faults, for all tests that issue; the contract of issuers", []string{"cert", "certmanager"}},
 		"change":                       {"what servers tell one another of changes, as those who announce and hear them see it", []string{"identity"}},
 		"change/mysql":                 {"a source, and clients that only its users link", []string{"change"}},
@@ -72,6 +75,8 @@ func heavy() map[string]place {
 	return map[string]place{
 		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker", "change/changetest"}},
 		"github.com/letsencrypt/pebble/v2":  {"it is an authority for tests, and no program has it", []string{"certmanager/certmanagertest"}},
+		"github.com/mholt/acmez/v3":         {"one package knows the client", []string{"certmanager/acme"}},
+		"github.com/libdns":                 {"a provider of DNS brings its client along, and only managers have them", []string{"certmanager/dns"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
 		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
 		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},

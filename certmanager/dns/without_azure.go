@@ -1,0 +1,5 @@
+//go:build !azure
+
+package dns
+
+func azureKind() (kind, bool) { return kind{}, false }

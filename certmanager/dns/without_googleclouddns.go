@@ -1,0 +1,5 @@
+//go:build !googleclouddns
+
+package dns
+
+func googleKind() (kind, bool) { return kind{}, false }

@@ -1,0 +1,5 @@
+//go:build !hetzner
+
+package dns
+
+func hetznerKind() (kind, bool) { return kind{}, false }

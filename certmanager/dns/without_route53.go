@@ -1,0 +1,5 @@
+//go:build !route53
+
+package dns
+
+func route53Kind() (kind, bool) { return kind{}, false }
