@@ -337,6 +337,23 @@ func CreateCreds(token string, seed []byte) ([]byte, error) {
 	return creds, nil
 }
 
+// CredsLife returns when the JWT in a creds file was issued, and when it expires; zero
+// if it never does. It verifies no signature.
+func CredsLife(creds []byte) (issued, expires time.Time, err error) {
+	token, err := jwt.ParseDecoratedJWT(creds)
+	if err != nil {
+		return issued, expires, errors.New("reading a creds file: it has no JWT")
+	}
+	claims, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return issued, expires, errors.New("reading a creds file: its JWT is not a user's")
+	}
+	if claims.Expires != 0 {
+		expires = time.Unix(claims.Expires, 0)
+	}
+	return time.Unix(claims.IssuedAt, 0), expires, nil
+}
+
 // jwtHeader is the only one that the engine accepts.
 const jwtHeader = `{"typ":"JWT","alg":"ed25519-nkey"}`
 

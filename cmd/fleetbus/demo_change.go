@@ -1,3 +1,5 @@
+//go:build !lean
+
 package main
 
 import (
@@ -16,6 +18,12 @@ import (
 
 // demoSource is the name of the database whose changes the demonstration hears of.
 const demoSource = "stock"
+
+// changeSteps are the steps about changes of a database.
+func (d *demo) changeSteps() []demoStep {
+	return []demoStep{{name: "a SQLite row changes, a server on node 3 acts", try: d.follow,
+		waiting: "having node 1 announce the changes of a database"}}
+}
 
 // follow has node 1 announce the changes of a SQLite file, which this process
 // writes, and a server at node 3 hear of a row and read it again.

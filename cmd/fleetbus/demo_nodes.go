@@ -41,8 +41,10 @@ type demoFleet struct {
 	founded *fleetbus.Founded
 	nodes   []*demoNode
 	// embedded is the node inside this process; running waits for its end.
-	embedded *fleetbus.Server
-	running  sync.WaitGroup
+	embedded     *fleetbus.Server
+	options      fleetbus.Options // of that node
+	stopEmbedded func()
+	running      sync.WaitGroup
 }
 
 // A demoNode is a node of the demonstration: a process, or embedded in this one.
@@ -104,7 +106,7 @@ func (f *demoFleet) start() error {
 			Listeners: []fleetbus.Listener{{Name: "nats", Addr: n.clients, Protocol: fleetbus.NATS()}},
 			Cluster:   fleetbus.Cluster{Addr: n.cluster},
 			Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 64 << 20, Reserve: 1 << 20},
-			Mode:      fleetbus.Mesh, Grace: time.Second, SourceTypes: sourceTypes(),
+			Mode:      fleetbus.Mesh, Grace: time.Second, SourceTypes: sourceTypes(), CertManager: openCertManager,
 		}
 	}
 	if f.founded, err = fleetbus.InitCluster(options); err != nil {
@@ -112,7 +114,8 @@ func (f *demoFleet) start() error {
 	}
 	for i, n := range f.nodes {
 		if i == embeddedNode {
-			err = f.embed(n, options[i])
+			f.options = options[i]
+			err = f.embed(n, f.options)
 		} else if err = n.configure(); err == nil {
 			err = f.launch(n)
 		}
@@ -143,7 +146,7 @@ func freeAddrs(n int) ([]string, error) {
 
 // embed runs a node inside this process.
 func (f *demoFleet) embed(n *demoNode, o fleetbus.Options) error {
-	log, err := os.Create(n.log())
+	log, err := os.OpenFile(n.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("logging node %q: %w", n.name, err)
 	}
@@ -152,9 +155,17 @@ func (f *demoFleet) embed(n *demoNode, o fleetbus.Options) error {
 		log.Close()
 		return fmt.Errorf("embedding node %q: %w", n.name, err)
 	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	ended := make(chan struct{})
+	f.stopEmbedded = func() {
+		cancel()
+		<-ended
+	}
 	f.running.Go(func() {
+		defer close(ended)
 		defer log.Close()
-		if err := f.embedded.Run(f.ctx); err != nil {
+		defer cancel()
+		if err := f.embedded.Run(ctx); err != nil {
 			f.fail(fmt.Errorf("running node %q: %w", n.name, err))
 		}
 	})

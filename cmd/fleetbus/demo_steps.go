@@ -28,6 +28,10 @@ type demo struct {
 	// told is the message of three steps.
 	told  greeting
 	conns []*nats.Conn
+	// apiConn is the administrator's connection, lb the load balancer; nil before there
+	// is one.
+	apiConn *nats.Conn
+	lb      *balancer
 }
 
 func newDemo(ctx context.Context, a *app) (*demo, error) {
@@ -40,6 +44,8 @@ func newDemo(ctx context.Context, a *app) (*demo, error) {
 
 // close undoes everything.
 func (d *demo) close() {
+	d.fail(context.Canceled)
+	d.lb.close()
 	for _, nc := range d.conns {
 		nc.Close()
 	}
@@ -48,7 +54,7 @@ func (d *demo) close() {
 
 // steps are what the demonstration shows.
 func (d *demo) steps() []demoStep {
-	return []demoStep{
+	steps := []demoStep{
 		{name: "three nodes ready, linked by mutual TLS", vital: true, try: d.found,
 			waiting: "starting three nodes, which elect a leader (4 to 9 s)"},
 		{name: "node 1 -> node 3 over TLS, account " + demoAccount, try: d.greet,
@@ -59,15 +65,20 @@ func (d *demo) steps() []demoStep {
 			waiting: "listening in the other account"},
 		{name: "strangers are refused", try: d.refuse,
 			waiting: "knocking at every port"},
-		{name: "a SQLite row changes, a server on node 3 acts", try: d.follow,
-			waiting: "having node 1 announce the changes of a database"},
+	}
+	steps = append(steps, d.changeSteps()...)
+	return append(steps, []demoStep{
 		{name: "a user is denied, its live connections close", try: d.deny,
 			waiting: "denying a user"},
 		{name: "durable messages survive kill -9 of the leader", try: d.survive,
 			waiting: "killing the node that leads a stream; an election takes 4 to 9 s"},
 		{name: "every certificate renewed under load", try: d.renew,
 			waiting: "renewing certificates while clients work"},
-	}
+		{name: "a certificate, issued once and served by a load balancer", try: d.certify,
+			waiting: "having a certificate issued, delivered and renewed"},
+		{name: "every node stopped, the load balancer restarted", try: d.without,
+			waiting: "stopping all nodes, and starting them again"},
+	}...)
 }
 
 // dial is connect for a connection that stays until the demonstration ends.
@@ -96,7 +107,7 @@ func (d *demo) found(ctx context.Context) (demoFinding, error) {
 	if err != nil {
 		return demoFinding{}, err
 	}
-	d.api = admin.New(nc)
+	d.api, d.apiConn = admin.New(nc), nc
 	leader, err := d.whole(ctx)
 	if err != nil {
 		return demoFinding{}, err

@@ -26,6 +26,7 @@ type joinFlags struct {
 	boot
 	token, tokenFile, as, user, out string
 	replace                         bool
+	target                          targetFlags
 }
 
 func newJoinCommand(a *app) *cobra.Command {
@@ -37,11 +38,15 @@ func newJoinCommand(a *app) *cobra.Command {
 anything changes it is checked that both sides can see each other. Joining
 again does nothing.`,
 		Example: `  fleetbus join eu-1.example.net --token fb1.…
-  fleetbus join eu-1.example.net --token-file token --as user --user acme/lb1 --out lb1.creds`,
+  fleetbus join eu-1.example.net --token-file token --as user --user acme/alice --out alice.creds
+  fleetbus join eu-1.example.net --token-file token --as target --target-dir /var/lib/fleetbus-target`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := f.readToken()
 			if err != nil {
 				return err
+			}
+			if f.as == "target" {
+				return f.joinTarget(cmd, args[0], token)
 			}
 			if f.as != "node" {
 				return f.joinUser(cmd, args[0], token)
@@ -55,6 +60,7 @@ again does nothing.`,
 	flags.StringVar(&f.tokenFile, "token-file", "", "file with the enrollment token, - for standard input; other users cannot see it in the process list")
 	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "target"}}, "as", "what to join as: node, user, leaf, target")
 	f.as = "node"
+	f.target.add(cmd)
 	flags.StringVar(&f.user, "user", "", "account/name to join as, if the token does not bind it")
 	flags.StringVar(&f.out, "out", "", "creds file to write, when joining as anything but a node")
 	flags.BoolVar(&f.replace, "replace", false, "take the place of a node of the same name that is gone")
@@ -290,46 +296,52 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 	if f.out == "" {
 		return fail(exitUsage, "--out FILE", "joining as %s: no file for the credentials is named", f.as)
 	}
-	if _, err := os.Stat(f.out); err == nil {
-		return fail(exitConflict, "choose another file with --out", "joining as %s: %q exists", f.as, f.out)
-	}
-	client, err := dialFleet(cmd.Context(), enroll.Join{Host: host, Token: token})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	kept := f.out + ".nk"
-	key, err := keptKey(kept, nkeys.FromSeed, nkeys.CreateUser)
-	if err != nil {
-		return fail(exitFailed, "choose another file with --out", "joining: %v", err)
-	}
-	public, err := key.PublicKey()
-	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
-	}
-	reply, err := client.User(cmd.Context(), enroll.UserRequest{Name: f.user, Key: public})
-	if err != nil {
-		return refused(err, kept)
-	}
-	seed, err := key.Seed()
-	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
-	}
-	creds, err := identity.CreateCreds(reply.JWT, seed)
+	reply, err := f.exchangeUser(cmd.Context(), host, token, f.out)
 	if err != nil {
 		return err
 	}
 	ca := strings.TrimSuffix(f.out, ".creds") + "-ca.pem"
-	for _, file := range []secretFile{{ca, []byte(reply.CA), 0o644}, {f.out, creds, 0o600}} {
-		if err := file.write(true); err != nil {
-			return fmt.Errorf("joining: %w", err)
-		}
-	}
-	if err := forget(kept); err != nil {
-		return err
+	if err := (secretFile{ca, []byte(reply.CA), 0o644}).write(true); err != nil {
+		return fmt.Errorf("joining: %w", err)
 	}
 	return f.a.show(report{value: joined{Changed: true, Name: reply.Name, Creds: f.out}, text: func(p *page) {
 		p.line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), formatTime(reply.Expires))
 		fields(p, []field{{"credentials", f.out}, {"authority's certificate", ca}})
 	}})
+}
+
+// exchangeUser exchanges the token for credentials, and writes them to a file.
+func (f *joinFlags) exchangeUser(ctx context.Context, host, token, out string) (reply enroll.UserReply, err error) {
+	if _, err := os.Stat(out); err == nil {
+		return reply, fail(exitConflict, "choose another place for it", "joining as %s: %q exists", f.as, out)
+	}
+	client, err := dialFleet(ctx, enroll.Join{Host: host, Token: token})
+	if err != nil {
+		return reply, err
+	}
+	defer client.Close()
+	kept := out + ".nk"
+	key, err := keptKey(kept, nkeys.FromSeed, nkeys.CreateUser)
+	if err != nil {
+		return reply, fail(exitFailed, "choose another place for it", "joining: %v", err)
+	}
+	public, err := key.PublicKey()
+	if err != nil {
+		return reply, fmt.Errorf("making a key: %w", err)
+	}
+	if reply, err = client.User(ctx, enroll.UserRequest{Name: f.user, Key: public}); err != nil {
+		return reply, refused(err, kept)
+	}
+	seed, err := key.Seed()
+	if err != nil {
+		return reply, fmt.Errorf("making a key: %w", err)
+	}
+	creds, err := identity.CreateCreds(reply.JWT, seed)
+	if err != nil {
+		return reply, err
+	}
+	if err := (secretFile{out, creds, 0o600}).write(true); err != nil {
+		return reply, fmt.Errorf("joining: %w", err)
+	}
+	return reply, forget(kept)
 }

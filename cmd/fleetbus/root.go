@@ -20,8 +20,9 @@ type app struct {
 	terminal func(stream any) bool
 
 	// format is what --output says, and fleet how to reach one.
-	format string
-	fleet  fleetFlags
+	format  string
+	fleet   fleetFlags
+	account string // whose certificates are meant
 	// began is set when the command line was understood and a command began.
 	began bool
 }
@@ -30,7 +31,7 @@ type app struct {
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newAccountCommand(a), newUserCommand(a), newRoleCommand(a), newTokenCommand(a), newNodeCommand(a),
-		newStreamCommand(a), newChangeCommand(a), newHubCommand(a), newConfigCommand(a),
+		newStreamCommand(a), newChangeCommand(a), newHubCommand(a), newCertCommand(a), newTargetCommand(a), newCertManagerCommand(a), newConfCommand(a), newConfigCommand(a),
 		newInitCommand(a), newServeCommand(a), newJoinCommand(a), newLeaveCommand(a), newRescueCommand(a),
 		newStatusCommand(a), newDoctorCommand(a), newDemoCommand(a),
 		newPubCommand(a), newSubCommand(a), newRequestCommand(a), newReplyCommand(a), newBenchCommand(a),

@@ -52,6 +52,9 @@ func (b *boot) serve(cmd *cobra.Command, c *config.Config, o fleetbus.Options) e
 	}
 	var level slog.LevelVar
 	o.Logger = b.logger(c.Log(), &level)
+	if c.ManagesCertificates() {
+		o.CertManager = openCertManager
+	}
 	for _, l := range o.Listeners {
 		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
 			p.Logger = o.Logger

@@ -7,7 +7,6 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/postgres"
-	"github.com/fleetbus/fleetbus/change/sqlite"
 )
 
 // sourceTypes are the databases that a node of this program can read.
@@ -17,8 +16,6 @@ func sourceTypes() map[string]fleetbus.OpenSource {
 		"postgres": func(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
 			return postgres.New(postgres.Options{DSN: dsn, Tables: s.Tables, Slot: s.Place})
 		},
-		"sqlite": func(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
-			return sqlite.New(sqlite.Options{Path: dsn, Tables: s.Tables})
-		},
+		"sqlite": openSQLite,
 	}
 }

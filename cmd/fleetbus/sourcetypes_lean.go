@@ -1,4 +1,4 @@
-//go:build !mysql
+//go:build lean
 
 package main
 
@@ -9,9 +9,16 @@ import (
 	"github.com/fleetbus/fleetbus/change"
 )
 
-// openMySQL says how to get a program that can: its client of MySQL is large, and
-// most fleets have none.
+// openMySQL and openSQLite say how to get a program that can: the clients of these
+// databases are large, and most fleets need neither.
 func openMySQL(admin.Source, string, *slog.Logger) (change.Source, error) {
-	return nil, admin.Errorf(admin.Invalid, "make build TAGS=mysql, and run that on the nodes",
-		"this program was built without MySQL and MariaDB: they need -tags mysql")
+	return nil, leftOut("MySQL and MariaDB")
+}
+
+func openSQLite(admin.Source, string, *slog.Logger) (change.Source, error) {
+	return nil, leftOut("SQLite")
+}
+
+func leftOut(what string) error {
+	return admin.Errorf(admin.Invalid, "make build TAGS=, and run that on the nodes", "this is the lean program, which is built without %s", what)
 }

@@ -40,6 +40,9 @@ type Config struct {
 	warnings []string
 }
 
+// ManagesCertificates reports whether this node manages the certificates of accounts.
+func (c *Config) ManagesCertificates() bool { return c.target.manage }
+
 // Log says how to write the log.
 type Log struct {
 	// Level is the least severe level that is written.

@@ -174,7 +174,7 @@ func TestEveryKeyBySource(t *testing.T) {
 				k.Env():          load(around, []string{k.Env() + "=" + text}),
 				"--" + k.Flag():  load(around, nil, "--"+k.Flag()+"="+text),
 			} {
-				if !reflect.DeepEqual(c.Options(), file.Options()) || c.Log() != file.Log() {
+				if !reflect.DeepEqual(c.Options(), file.Options()) || c.Log() != file.Log() || c.ManagesCertificates() != file.ManagesCertificates() {
 					t.Errorf("by %s: got %+v, want %+v", source, c.Options(), file.Options())
 				}
 				shown := slices.IndexFunc(c.Show(), func(s Setting) bool {
@@ -185,7 +185,7 @@ func TestEveryKeyBySource(t *testing.T) {
 				}
 			}
 			unset, err := loadText(t, string(written(around)), nil)
-			if err == nil && reflect.DeepEqual(unset.Options(), file.Options()) && unset.Log() == file.Log() {
+			if err == nil && reflect.DeepEqual(unset.Options(), file.Options()) && unset.Log() == file.Log() && unset.ManagesCertificates() == file.ManagesCertificates() {
 				t.Errorf("setting %s to %q changed nothing", k.Path, text)
 			}
 		})

@@ -161,6 +161,10 @@ func Keys() []Key {
 		{Path: "store.lazy_sync", Type: Bool, Default: "false", Example: "true",
 			Doc: "Acknowledges a message before it is on disk: faster, and lost if all nodes lose power at once."},
 
+		{Path: "certificates", Type: Section, Doc: "Certificates, which accounts obtain once and deliver to their targets."},
+		{Path: "certificates.manage", Type: Bool, Default: "true", Example: "false",
+			Doc: "Obtains and renews the certificates of accounts here, beside the other nodes that do."},
+
 		{Path: "mqtt", Type: Section, Doc: "What MQTT clients may do and cost, on all listeners for them."},
 		{Path: "mqtt.max_packet", Type: Size, Default: "1MiB", Example: "64KiB",
 			Doc: "Size of a packet of a client."},

@@ -40,6 +40,7 @@ type target struct {
 	log       Log
 	listeners []*listener
 	mqtt      mqtt.Protocol
+	manage    bool // certificates
 }
 
 type listener struct {
@@ -106,6 +107,8 @@ func (t *target) field(path []string) any {
 		return &o.Store.Reserve
 	case "store.lazy_sync":
 		return &o.Store.LazySync
+	case "certificates.manage":
+		return &t.manage
 	case "mqtt.max_packet":
 		return &t.mqtt.MaxPacket
 	case "mqtt.receive_maximum":
@@ -278,7 +281,7 @@ func putListenerDefaults(root *node) {
 // broken, the file could not be read and only what stands alone is checked.
 func decode(root *node, broken bool) (*target, []Problem) {
 	putListenerDefaults(root)
-	t := &target{log: Log{level: "info", Format: "text"}}
+	t := &target{log: Log{level: "info", Format: "text"}, manage: true}
 	d := newDecoder(t.field)
 	d.section(root, Key{}, nil)
 	for _, l := range t.listeners {

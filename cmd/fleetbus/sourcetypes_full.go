@@ -1,4 +1,4 @@
-//go:build mysql
+//go:build !lean
 
 package main
 
@@ -8,9 +8,15 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/mysql"
+	"github.com/fleetbus/fleetbus/change/sqlite"
 )
 
 // openMySQL makes a source of MySQL or MariaDB.
 func openMySQL(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
 	return mysql.New(mysql.Options{DSN: dsn, Tables: s.Tables, PositionFile: s.Place})
+}
+
+// openSQLite makes a source of a SQLite file.
+func openSQLite(s admin.Source, dsn string, _ *slog.Logger) (change.Source, error) {
+	return sqlite.New(sqlite.Options{Path: dsn, Tables: s.Tables})
 }

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/certmanager"
+)
+
+func newCertTarget(a *app) *cobra.Command {
+	return noun("target", "Targets, which serve the certificates of a group",
+		newCertTargetAdd(a), newCertTargetList(a), newCertTargetRemove(a))
+}
+
+func newCertTargetAdd(a *app) *cobra.Command {
+	var r certmanager.TargetRequest
+	var g guard
+	cmd := &cobra.Command{
+		Use: "add NAME", Aliases: []string{"create"}, Args: takes("NAME"), Annotations: writes(),
+		Short: "Invite a target into a group",
+		Long: `Invite a target into a group. It is sent the certificates of the group once it has
+joined under that name.`,
+		Example: `  fleetbus cert target add lb-1 --group web
+  fleetbus token add target --for acme/lb-1`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.Name = args[0]
+			if g.dryRun {
+				return a.showPlan("invite target %s into group %s", r.Name, or(r.Group, certmanager.DefaultGroup))
+			}
+			info, err := manage(cmd, a, fmt.Sprintf("inviting target %q", r.Name), func(ctx context.Context, c *certmanager.Client) (certmanager.TargetInfo, error) {
+				return c.AddTarget(ctx, r.Group, r.Name)
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: info, text: func(p *page) { p.line("target %s of group %s is %s", info.Name, info.Group, info.State) }})
+		},
+	}
+	cmd.Flags().StringVar(&r.Group, "group", "", "group (default \"default\")")
+	g.drying(cmd)
+	return a.output(cmd)
+}
+
+func newCertTargetList(a *app) *cobra.Command {
+	var r certmanager.TargetRequest
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Args: takes(), Annotations: reads(),
+		Short: "List the targets",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := manage(cmd, a, "listing targets", func(ctx context.Context, c *certmanager.Client) ([]certmanager.TargetInfo, error) {
+				return c.Targets(ctx, r.Group)
+			})
+			if err != nil {
+				return err
+			}
+			type row = certmanager.TargetInfo
+			return a.show(list(all,
+				column[row]{"NAME", func(t row) string { return t.Name }},
+				column[row]{"GROUP", func(t row) string { return t.Group }},
+				column[row]{"STATE", func(t row) string { return t.State }},
+				column[row]{"PRESENT", func(t row) string { return yesNo(t.Present) }},
+				column[row]{"JOINED", func(t row) string { return formatTime(t.Joined) }},
+			))
+		},
+	}
+	cmd.Flags().StringVar(&r.Group, "group", "", "those of one group (default: all)")
+	return a.output(cmd)
+}
+
+func newCertTargetRemove(a *app) *cobra.Command {
+	var r certmanager.TargetRequest
+	var g guard
+	cmd := &cobra.Command{
+		Use: "rm NAME", Aliases: []string{"delete"}, Args: takes("NAME"), Annotations: writes(),
+		Short: "Remove a target from a group, and make anew what it could open",
+		Long: `Remove a target from a group. The group gets another key, and every certificate
+that the target could open another private key: what it knows it cannot forget.
+To shut it out of the bus, too: fleetbus user deny ACCOUNT/NAME.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.Name = args[0]
+			what := fmt.Sprintf("removing target %q", r.Name)
+			described := fmt.Sprintf("remove target %s from group %s, and renew every certificate that it could open", r.Name, or(r.Group, certmanager.DefaultGroup))
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, r.Name, described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			info, err := manage(cmd, a, what, func(ctx context.Context, c *certmanager.Client) (certmanager.TargetInfo, error) {
+				return c.RemoveTarget(ctx, r.Group, r.Name)
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: info, text: func(p *page) {
+				p.line("target %s is removed from group %s", info.Name, info.Group)
+				p.line("%s that it could open get another private key", count(info.Rekeyed, "certificate"))
+				if info.Imported > 0 {
+					p.line("%s that it could open were imported: import others in their place", count(info.Imported, "certificate"))
+				}
+			}})
+		},
+	}
+	cmd.Flags().StringVar(&r.Group, "group", "", "group (default \"default\")")
+	g.destroying(cmd)
+	return a.output(cmd)
+}

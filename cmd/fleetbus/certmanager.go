@@ -1,0 +1,124 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/certmanager"
+)
+
+// openCertManager makes the manager of an account's certificates on a node.
+func openCertManager(node string, key *cert.ManagerKey, log *slog.Logger) (fleetbus.Service, error) {
+	return certmanager.New(certmanager.Options{
+		Name: node, Issuers: issuers(), Logger: log,
+		Key: func(context.Context) (*cert.ManagerKey, error) { return key, nil },
+	})
+}
+
+func newCertManagerCommand(a *app) *cobra.Command {
+	var once bool
+	var keyFile, name string
+	cmd := &cobra.Command{
+		Use: "certmanager", Args: verbs, Annotations: writes(),
+		Short: "Manage an account's certificates from anywhere",
+		Long: `Manage an account's certificates from anywhere, beside the managers of nodes or in
+their place: do everything that is due, once, and end. It is for cron, and for
+services that run a function. Until it is interrupted it runs without --once.`,
+		Example: `  fleetbus certmanager key --account acme --out acme.key
+  fleetbus certmanager --once --key acme.key --creds ops.creds`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "managing certificates"
+			if keyFile == "" {
+				return fail(exitUsage, "fleetbus certmanager key --account NAME --out FILE, then --key FILE", "%s: the key of the account's managers is missing", what)
+			}
+			text, err := os.ReadFile(keyFile)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			key, err := cert.ParseManagerKey(string(text))
+			if err != nil {
+				return fmt.Errorf("%s: %q: %w", what, keyFile, err)
+			}
+			host, err := os.Hostname()
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			host, _, _ = strings.Cut(host, ".")
+			m, err := certmanager.New(certmanager.Options{
+				Name: cmp.Or(name, host), Issuers: issuers(), Logger: slog.New(slog.NewTextHandler(a.stderr, nil)),
+				Key: func(context.Context) (*cert.ManagerKey, error) { return key, nil },
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			nc, err := a.asUser(cmd.Context(), what, a.staying(what)...)
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			if !once {
+				return m.Run(cmd.Context(), nc)
+			}
+			done, err := m.Once(cmd.Context(), nc)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, violation(nc, err))
+			}
+			type row = certmanager.Outcome
+			return a.show(list(done,
+				column[row]{"ID", func(o row) string { return o.ID }},
+				column[row]{"NAMES", func(o row) string { return strings.Join(o.Names, ",") }},
+				column[row]{"EVENT", func(o row) string { return string(o.Event) }},
+				column[row]{"DETAIL", func(o row) string { return o.Detail }},
+			))
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "do what is due, and end")
+	cmd.Flags().StringVar(&keyFile, "key", "", "`file` with the key of the account's managers")
+	cmd.Flags().StringVar(&name, "name", "", "name of this manager (default: the name of the host)")
+	cmd.AddCommand(newCertManagerKey(a))
+	return a.onFleet(a.output(cmd))
+}
+
+func newCertManagerKey(a *app) *cobra.Command {
+	var account, out string
+	cmd := &cobra.Command{
+		Use: "key", Args: takes(), Annotations: writes(),
+		Short: "Write the key of an account's managers to a file",
+		Long: `Write the key of an account's managers to a file, which its owner alone can read.
+Who has it, and credentials of role certmanager, can issue and replace every
+certificate of the account.`,
+		Example: `  fleetbus certmanager key --account acme --out acme.key`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "writing the key of the managers"
+			if account == "" || out == "" {
+				return fail(exitUsage, "--account NAME --out FILE", "%s: the account or the file is not named", what)
+			}
+			text, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (string, error) {
+				return c.CertManagerKey(ctx, account)
+			})
+			if err != nil {
+				return err
+			}
+			if err := (secretFile{out, []byte(text), 0o600}).write(false); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			value := struct {
+				Account string `json:"account"`
+				File    string `json:"file"`
+			}{account, out}
+			return a.show(report{value: value, text: func(p *page) { p.line("the key of the managers of account %s is in %s", account, out) }})
+		},
+	}
+	cmd.Flags().StringVar(&account, "account", "", "account whose certificates they are")
+	cmd.Flags().StringVar(&out, "out", "", "`file` to write")
+	return a.output(cmd)
+}

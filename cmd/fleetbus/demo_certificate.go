@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/certmanager"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+const (
+	demoTarget = "lb-1"
+	demoName   = "shop.fleetbus.test"
+)
+
+// A balancer is the load balancer of the demonstration: a process of its own, which
+// serves what is delivered to it.
+type balancer struct {
+	dir               string
+	serve, challenges string // host:port
+	process           *demoProcess
+	authority         *demoAuthority
+	roots             *x509.CertPool // of the authority
+}
+
+// A demoAuthority is who issues the certificate of the demonstration.
+type demoAuthority struct {
+	name     string
+	settings certmanager.IssuerSettings
+	// roots may be had once something was issued.
+	roots func(context.Context, *certmanager.Client) (*x509.CertPool, error)
+	close func() error
+}
+
+func (b *balancer) close() {
+	if b == nil {
+		return
+	}
+	b.kill()
+	if b.authority != nil {
+		_ = b.authority.close() // the process ends
+	}
+}
+
+func (b *balancer) kill() {
+	if b.process != nil {
+		close(b.process.expected)
+		_ = b.process.Kill() // an error says that it is gone already
+		<-b.process.ended
+		b.process = nil
+	}
+}
+
+// certify obtains a certificate from an authority, has it delivered to a load balancer
+// that a client sees serving it, and renews it under handshakes.
+func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
+	addrs, err := freeAddrs(2)
+	if err != nil {
+		return finding, err
+	}
+	d.lb = &balancer{dir: filepath.Join(d.dir, demoTarget), serve: addrs[0], challenges: addrs[1]}
+	if d.lb.authority, err = startAuthority(d.lb.challenges); err != nil {
+		return finding, err
+	}
+	managers := certmanager.NewAdminClient(d.apiConn, demoAccount)
+	config, err := json.Marshal(certmanager.Settings{
+		Issuers:  []certmanager.IssuerSettings{d.lb.authority.settings},
+		Defaults: certmanager.Defaults{Challenge: cert.Method{Type: "http-01"}},
+	})
+	if err != nil {
+		return finding, err
+	}
+	if _, err := managers.UpdateConfig(ctx, config); err != nil {
+		return finding, fmt.Errorf("configuring the managers: %w", err)
+	}
+	if _, err := managers.AddTarget(ctx, "", demoTarget); err != nil {
+		return finding, fmt.Errorf("inviting the load balancer: %w", err)
+	}
+	token, err := d.api.AddToken(ctx, admin.TokenRequest{Kind: identity.KindTarget, Account: demoAccount, Name: demoTarget})
+	if err != nil {
+		return finding, err
+	}
+	join := d.command(ctx, "join", d.nodes[0].clients, "--as", "target", "--target-dir", d.lb.dir, "--proxy", "none")
+	join.Env = append(join.Env, "FLEETBUS_TOKEN="+token.Text)
+	if out, err := join.CombinedOutput(); err != nil {
+		return finding, fmt.Errorf("joining the load balancer: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	if err := d.startBalancer(); err != nil {
+		return finding, err
+	}
+	began := time.Now()
+	made, err := managers.Make(ctx, certmanager.MakeRequest{Policy: cert.Policy{Names: []string{demoName}}, Wait: true})
+	if err != nil {
+		return finding, err
+	}
+	if d.lb.roots, err = d.lb.authority.roots(ctx, managers); err != nil {
+		return finding, err
+	}
+	if err := d.lb.serves(ctx, made.Current); err != nil {
+		return finding, err
+	}
+	took := time.Since(began)
+	handshakes, err := d.renewServed(ctx, managers, made)
+	if err != nil {
+		return finding, err
+	}
+	return demoFinding{took: took, detail: fmt.Sprintf("issued by %s, sealed, and seen serving; renewed under %d handshakes, 0 failed", d.lb.authority.name, handshakes)}, nil
+}
+
+// command runs this program as a user of this machine would who has no node.
+func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
+	}
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Env = slices.DeleteFunc(slices.Clone(d.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
+	cmd.SysProcAttr = tied()
+	return cmd
+}
+
+// startBalancer starts the load balancer's process.
+func (d *demo) startBalancer() error {
+	log, err := os.OpenFile(d.lb.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("logging the load balancer: %w", err)
+	}
+	defer log.Close() // the process has its own handle of the file
+	cmd := d.command(context.WithoutCancel(d.ctx), "target", "run", d.lb.dir, "--serve", d.lb.serve, "--challenges", d.lb.challenges)
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the load balancer: %w", err)
+	}
+	p := &demoProcess{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
+	d.lb.process = p
+	go func() {
+		defer close(p.ended)
+		err := cmd.Wait()
+		select {
+		case <-p.expected:
+		default:
+			d.fail(fmt.Errorf("running the load balancer: it ended: %w: %s", err, lastLine(log.Name())))
+		}
+	}()
+	return nil
+}
+
+// leaf is what the load balancer serves to a stranger who trusts the authority.
+func (b *balancer) leaf(ctx context.Context) (*x509.Certificate, error) {
+	dialer := tls.Dialer{Config: &tls.Config{ServerName: demoName, RootCAs: b.roots, MinVersion: tls.VersionTLS13}}
+	conn, err := dialer.DialContext(ctx, "tcp", b.serve)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
+}
+
+// serves returns when the load balancer serves a generation.
+func (b *balancer) serves(ctx context.Context, want *cert.Bundle) error {
+	return retry(ctx, "waiting for the load balancer", func(ctx context.Context) error {
+		leaf, err := b.leaf(ctx)
+		if err != nil {
+			return err
+		}
+		if serial := fmt.Sprintf("%x", leaf.SerialNumber.Bytes()); serial != want.Serial {
+			return fmt.Errorf("it serves %s, not %s", serial, want.Serial)
+		}
+		return nil
+	})
+}
+
+// renewServed renews the certificate while clients shake hands, and one stays
+// connected.
+func (d *demo) renewServed(ctx context.Context, managers *certmanager.Client, made *cert.Record) (handshakes int64, err error) {
+	dialer := tls.Dialer{Config: &tls.Config{ServerName: demoName, RootCAs: d.lb.roots, MinVersion: tls.VersionTLS13}}
+	stays, err := dialer.DialContext(ctx, "tcp", d.lb.serve)
+	if err != nil {
+		return 0, err
+	}
+	defer stays.Close()
+	var count atomic.Int64
+	load, stop := context.WithCancel(ctx)
+	failed := make(chan error, 1)
+	go func() {
+		defer close(failed)
+		for load.Err() == nil {
+			if _, err := d.lb.leaf(ctx); err != nil && load.Err() == nil {
+				failed <- err
+				return
+			}
+			count.Add(1)
+		}
+	}()
+	renewed, err := managers.Renew(ctx, certmanager.RenewRequest{ID: made.ID, Wait: true})
+	if err == nil {
+		err = d.lb.serves(ctx, latest(renewed))
+	}
+	stop()
+	if err := errors.Join(err, <-failed); err != nil {
+		return 0, fmt.Errorf("renewing the certificate: %w", err)
+	}
+	if err := answers(stays); err != nil {
+		return 0, fmt.Errorf("using a connection from before the renewal: %w", err)
+	}
+	return count.Load(), nil
+}
+
+// answers makes a request over a connection.
+func answers(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(demoTryTimeout)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", demoName); err != nil {
+		return err
+	}
+	_, err := conn.Read(make([]byte, 1))
+	return err
+}
+
+// without stops every node, restarts the load balancer, sees it serving, and starts
+// the nodes again.
+func (d *demo) without(ctx context.Context) (finding demoFinding, err error) {
+	if d.lb == nil || d.lb.process == nil {
+		return finding, errors.New("there is no load balancer")
+	}
+	before, err := d.lb.leaf(ctx)
+	if err != nil {
+		return finding, err
+	}
+	for _, n := range d.nodes {
+		n.kill()
+	}
+	d.stopEmbedded()
+	d.lb.kill()
+	began := time.Now()
+	err = d.startBalancer()
+	if err == nil {
+		err = d.lb.serves(ctx, &cert.Bundle{Serial: fmt.Sprintf("%x", before.SerialNumber.Bytes())})
+	}
+	took := time.Since(began)
+	for i, n := range d.nodes {
+		if i == embeddedNode {
+			err = errors.Join(err, d.embed(n, d.options))
+			continue
+		}
+		err = errors.Join(err, d.launch(n))
+	}
+	if err != nil {
+		return finding, err
+	}
+	for _, n := range d.nodes {
+		if err := d.ready(ctx, n); err != nil {
+			return finding, err
+		}
+	}
+	if _, err := d.whole(ctx); err != nil {
+		return finding, err
+	}
+	return demoFinding{took: took, detail: "from its own snapshot, the bus away; all nodes are back"}, nil
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/fleetbus/fleetbus/certmanager"
+	"github.com/fleetbus/fleetbus/certmanager/acme"
+	"github.com/fleetbus/fleetbus/certmanager/dns"
+	"github.com/fleetbus/fleetbus/certmanager/private"
+)
+
+// issuers are the authorities that managers of this program obtain certificates from,
+// by the type in their configuration.
+func issuers() map[string]certmanager.OpenIssuer {
+	return map[string]certmanager.OpenIssuer{"acme": openACME, "private": openPrivate}
+}
+
+func openACME(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Issuer, error) {
+	providers := map[string]acme.Provider{}
+	for _, d := range o.DNS {
+		p, err := dns.New(d.Provider, d.Settings)
+		if err != nil {
+			return nil, fmt.Errorf("opening DNS provider %q: %w", d.Name, err)
+		}
+		providers[d.Name] = p
+	}
+	key, err := o.Keep(ctx, acme.NewKey)
+	if err != nil {
+		return nil, fmt.Errorf("keeping the account's key: %w", err)
+	}
+	c := acme.Config{
+		Directory: o.Settings.Directory, Key: key, Mail: o.Settings.Email, Roots: o.Settings.CA, Profile: o.Settings.Profile, Providers: providers,
+	}
+	if o.Settings.EAB != nil {
+		c.EAB = &acme.EAB{KeyID: o.Settings.EAB.KeyID, MAC: o.Settings.EAB.HMACKey}
+	}
+	return acme.New(c)
+}
+
+func openPrivate(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Issuer, error) {
+	options := private.Options{Name: "fleetbus " + o.Settings.Name}
+	if o.Settings.Life != "" {
+		var err error
+		if options.Life, err = time.ParseDuration(o.Settings.Life); err != nil {
+			return nil, fmt.Errorf("reading the life of certificates: %w", err)
+		}
+	}
+	secret, err := o.Keep(ctx, func() (string, error) {
+		authority, err := private.New(options)
+		if err != nil {
+			return "", err
+		}
+		return authority.Marshal()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("keeping the authority: %w", err)
+	}
+	return private.Unmarshal(secret, options)
+}
