@@ -50,6 +50,11 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 			add("PLAINTEXT-LISTENER", doctor.Warning, fmt.Sprintf("listener %s speaks without TLS on %s", l.Name, l.Addr), "remove plaintext from it")
 		}
 	}
+	for _, l := range s.opts.Listeners {
+		if c, ok := l.Protocol.(doctor.Checker); ok {
+			all = append(all, c.Check(ctx)...)
+		}
+	}
 	if s.opts.TLS.SkipHostnameVerification {
 		add("HOSTNAMES-UNVERIFIED", doctor.Warning, "host names in certificates are not verified", "remove tls.skip_hostname_verification")
 	}

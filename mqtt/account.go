@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
@@ -98,6 +99,12 @@ type account struct {
 	last  atomic.Uint64 // the stored message that the sessions here were offered last
 	grown atomic.Int64  // bytes since it was cleaned
 	takes chan *nats.Msg
+
+	cleaning  sync.Mutex // held, also for what follows
+	removed   uint64     // nothing stored is left up to here
+	sifted    time.Time
+	siftAgain time.Duration // after sifted
+	blamed    atomic.Pointer[doctor.Finding]
 }
 
 // openAccount opens the account of s for the protocol.
@@ -353,7 +360,8 @@ func (a *account) ask(ctx context.Context, key string) {
 	asked.Wait()
 }
 
-// beat tells the other nodes that this one is there, and what it needs.
+// beat tells the other nodes that this one is there, and what its sessions need
+// that have no record.
 func (a *account) beat() error {
 	return a.conn.Publish(alivePrefix+a.p.run(), strconv.AppendUint(nil, a.floor(), 10))
 }
@@ -401,16 +409,16 @@ func (a *account) tick() {
 			for _, b := range a.streams() {
 				b.writer.tick(now)
 			}
-			if now.Sub(beaten) >= beatEvery {
-				beaten = now
-				_ = a.beat()
-			}
 			a.sweep(now)
 			if now.Sub(weighed) >= weighEvery {
 				weighed = now
 				a.running.Go(a.weigh)
 			}
 			full := a.grown.Load() > a.messages.most/8 && now.Sub(cleaned) >= fullEvery
+			if full || now.Sub(beaten) >= beatEvery { // also what the others need to know who clean
+				beaten = now
+				_ = a.beat()
+			}
 			if full || now.Sub(cleaned) >= cleanEvery {
 				cleaned = now
 				a.grown.Store(0)
@@ -430,6 +438,8 @@ func (a *account) weigh() {
 	}
 	if a.messages.full.Load() {
 		a.grown.Store(a.messages.most) // it is to be cleaned at once
+	} else {
+		a.blamed.Store(nil)
 	}
 }
 
@@ -461,43 +471,6 @@ func (a *account) hear(msg jetstream.Msg) {
 	a.last.Store(seq)
 }
 
-// clean removes the stored messages that no session can ask for any more. If it is
-// full, sessions that say only now and then what they have had say so now.
-func (a *account) clean(full bool) {
-	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
-	defer cancel()
-	last := a.last.Load()
-	behind := uint64(holdsBackAtMost)
-	if full {
-		behind = 0
-	}
-	for _, s := range a.local() {
-		s.catchFloor(last, behind)
-	}
-	floor := min(a.index.floor(time.Now(), last), a.floor())
-	// A consumer without a leader has a name and tells nothing.
-	groups := map[string]bool{}
-	names := a.messages.ConsumerNames(ctx)
-	for name := range names.Name() {
-		if strings.HasPrefix(name, sharePrefix) {
-			groups[name] = true
-		}
-	}
-	consumers := a.messages.ListConsumers(ctx)
-	for c := range consumers.Info() {
-		if groups[c.Name] {
-			floor = min(floor, c.AckFloor.Stream)
-			delete(groups, c.Name)
-		}
-	}
-	if names.Err() != nil || consumers.Err() != nil || len(groups) > 0 || floor == 0 {
-		return
-	}
-	if err := a.messages.Purge(ctx, jetstream.WithPurgeSequence(floor+1)); err != nil && a.ctx.Err() == nil {
-		a.p.log().Debug("removing what every MQTT session has had", "account", a.name, "error", err)
-	}
-}
-
 // local are the sessions on this node.
 func (a *account) local() []*session {
 	a.feed.Lock()
@@ -505,13 +478,15 @@ func (a *account) local() []*session {
 	return slices.Collect(maps.Values(a.feed.local))
 }
 
-// floor is up to where no session on this node needs a stored message, also none
-// that has no record.
+// floor is up to where no session on this node that has no record needs a stored
+// message.
 func (a *account) floor() uint64 {
 	floor := a.last.Load()
 	for _, s := range a.local() {
 		s.mu.Lock()
-		floor = min(floor, s.floor())
+		if !s.durable {
+			floor = min(floor, s.floor())
+		}
 		s.mu.Unlock()
 	}
 	return floor

@@ -316,33 +316,6 @@ func TestFull(t *testing.T) {
 	})
 }
 
-// TestKept has the account's messages cleaned away while a client that has one of
-// them under way is not there: it is sent again.
-func TestKept(t *testing.T) {
-	h := start(t, small)
-	connect := &packet.Connect{ClientID: "away", SessionExpiry: 600}
-	away, _ := h.connect(t, connect)
-	away.subscribe(1, "first")
-	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
-	pub.send(publish("first", "x", 1, 1))
-	next[*packet.Ack](pub)
-	id := next[*packet.Publish](away).ID
-	payload := strings.Repeat("x", 900_000)
-	// Nothing makes room for the others, however often it is cleaned.
-	full := time.Time{}
-	for i := uint16(2); full.IsZero() || time.Since(full) < 3*time.Second; i++ {
-		pub.send(publish("other", payload, 1, i))
-		if a := next[*packet.Ack](pub); a.Code.Failed() && full.IsZero() {
-			full = time.Now()
-		}
-	}
-	away.gone()
-	away, _ = h.connect(t, connect)
-	if m := next[*packet.Publish](away); !m.Dup || m.ID != id || string(m.Payload) != "x" {
-		t.Errorf("%+v", m)
-	}
-}
-
 // TestComeAndGo has a client come and go, in every way, while messages are
 // published without a pause: it gets all of them.
 func TestComeAndGo(t *testing.T) {

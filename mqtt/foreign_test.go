@@ -26,14 +26,14 @@ import (
 )
 
 // cluster is nodes of one fleet with a listener for MQTT each.
-func cluster(t *testing.T, n int) []*house {
+func cluster(t *testing.T, n int, edit ...func(*fleetbus.Options)) []*house {
 	t.Helper()
 	var all []*house
-	for _, s := range fleetbustest.StartCluster(t, n, func(o *fleetbus.Options) {
+	for _, s := range fleetbustest.StartCluster(t, n, append([]func(*fleetbus.Options){func(o *fleetbus.Options) {
 		o.Accounts = []string{"acme"}
 		o.Grace = 100 * time.Millisecond
 		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
-	}) {
+	}}, edit...)...) {
 		all = append(all, &house{s, s.TLS()})
 	}
 	return all

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +35,9 @@ type record struct {
 	Seq  uint64                  `json:"seq,omitempty"`
 	Subs map[string]subscription `json:"subs,omitempty"`
 	Out  []flight                `json:"out,omitempty"`
+	// Ended are the filters of subscriptions that ended before all in Out that they
+	// had taken was acknowledged.
+	Ended []string `json:"ended,omitempty"`
 	// In are the numbers of the messages of QoS 2 that the client has not released,
 	// 0 for one that is known to be stored; Count is the last of the numbers.
 	In     map[uint16]uint64 `json:"arrived,omitempty"`
@@ -125,6 +129,7 @@ func (r *record) ends() time.Time {
 
 // register has the sessions of an account, as far as it has heard.
 type register struct {
+	heard   follower
 	mu      sync.Mutex
 	entries map[string]entry
 	beats   map[string]beat // of the runs of all nodes
@@ -170,6 +175,7 @@ const gone = "gone"
 // entry is what is remembered of a record.
 type entry struct {
 	seq     uint64
+	filters []string
 	run, by string
 	due     time.Time // when something is to be done
 	seen    time.Time
@@ -207,6 +213,11 @@ func (x *register) others(now time.Time, own string) (runs []string) {
 }
 
 func (x *register) hear(msg jetstream.Msg) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return
+	}
+	defer x.heard.reach(meta.Sequence.Stream)
 	key := strings.TrimPrefix(msg.Subject(), sessionPrefix)
 	var r record
 	if json.Unmarshal(msg.Data(), &r) != nil {
@@ -218,7 +229,7 @@ func (x *register) hear(msg jetstream.Msg) {
 		delete(x.entries, key)
 		return
 	}
-	e := entry{seq: r.Seq, run: r.Run, by: r.By, seen: time.Now()}
+	e := entry{seq: r.Seq, filters: r.filters(), run: r.Run, by: r.By, seen: time.Now()}
 	for _, f := range r.Out {
 		if !f.Released && !f.Retained { // it will be sent again
 			e.seq = min(e.seq, f.Seq-1)
@@ -233,19 +244,52 @@ func (x *register) hear(msg jetstream.Msg) {
 	x.entries[key] = e
 }
 
-// floor is up to where no session needs a stored message, as far as others say.
-func (x *register) floor(now time.Time, last uint64) uint64 {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, e := range x.entries {
-		last = min(last, e.seq)
-	}
-	for _, b := range x.beats {
-		if now.Sub(b.at) <= deadAfter {
-			last = min(last, b.floor)
+// filters are those of the stored messages that the session may still ask for.
+func (r *record) filters() (filters []string) {
+	for key, sub := range r.Subs {
+		// What was taken may be of one that now takes less.
+		if sub.QoS > 0 && sub.Group == "" || len(r.Out) > 0 {
+			if _, filter, err := packet.CheckFilter(key); err == nil {
+				filters = append(filters, filter)
+			}
 		}
 	}
-	return last
+	return append(filters, r.Ended...)
+}
+
+// floor is up to where, as the other nodes say, no session needs a stored message
+// that has no record.
+func (x *register) floor(now time.Time, own string) uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	floor := uint64(math.MaxUint64)
+	for run, b := range x.beats {
+		if run != own && now.Sub(b.at) <= deadAfter {
+			floor = min(floor, b.floor)
+		}
+	}
+	return floor
+}
+
+// needs are those of the sessions that have a record.
+func (x *register) needs() []need {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	needs := make([]need, 0, len(x.entries))
+	for key, e := range x.entries {
+		if e.run != "" || len(e.filters) > 0 {
+			needs = append(needs, need{who: key, here: e.run != "", seq: e.seq, filters: e.filters})
+		}
+	}
+	return needs
+}
+
+// needed is up to where, of what is stored up to most, none of them needs anything.
+func (x *register) needed(most uint64) uint64 {
+	for _, n := range x.needs() {
+		most = min(most, n.seq)
+	}
+	return most
 }
 
 // due are the keys of which something is to be done now by this node: of clients

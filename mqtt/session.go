@@ -363,6 +363,9 @@ func (s *session) snapshot() record {
 			r.Out = append(r.Out, *f)
 		}
 	}
+	if r.Out == nil {
+		r.Ended, s.rec.Ended = nil, nil
+	}
 	r.In = nil
 	for id, arrived := range s.in {
 		if r.In == nil {

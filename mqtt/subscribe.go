@@ -191,6 +191,9 @@ func (s *session) restore(ctx context.Context) error {
 			continue
 		}
 		if !s.maySubscribe(subjectsOf(filter)) {
+			s.mu.Lock()
+			s.keepFlights(full)
+			s.mu.Unlock()
 			continue // what it may do has changed
 		}
 		sub.made = 0
@@ -208,6 +211,19 @@ func (s *session) restore(ctx context.Context) error {
 	return s.a.listen(ctx, s, slices.Collect(maps.Keys(subs))...)
 }
 
+// keepFlights has the messages stay that are not acknowledged, if a subscription has
+// ended; mu is held.
+func (s *session) keepFlights(full string) {
+	_, filter, err := packet.CheckFilter(full)
+	switch {
+	case err != nil || len(s.order) == 0 || slices.Contains(s.rec.Ended, everything):
+	case len(s.rec.Ended) >= maxSubscriptions:
+		s.rec.Ended = []string{everything}
+	case !slices.Contains(s.rec.Ended, filter):
+		s.rec.Ended = append(slices.Clip(s.rec.Ended), filter)
+	}
+}
+
 // unsubscribe takes an UNSUBSCRIBE.
 func (s *session) unsubscribe(p *packet.Unsubscribe) {
 	unsuback := &packet.Unsuback{ID: p.ID} // [MQTT-3.10.4-5]
@@ -215,6 +231,9 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 		s.mu.Lock()
 		sub, had := s.rec.Subs[full]
 		delete(s.rec.Subs, full) // and no flight [MQTT-3.10.4-3]
+		if had {
+			s.keepFlights(full)
+		}
 		s.mu.Unlock()
 		code := packet.Success
 		if !had {
@@ -239,6 +258,8 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 
 const (
 	sharePrefix = "share_" // of the names of the groups' consumers
+	// groupKey and filterKey are where such a consumer says of which group it is.
+	groupKey, filterKey = "mqtt-group", "mqtt-filter"
 	// sharedWait is how long a message of QoS 1 stays with a client of a group that
 	// is gone without a word; a client that is there has it as long as it likes.
 	sharedWait = 30 * time.Second
@@ -255,6 +276,7 @@ func (s *session) share(ctx context.Context, key, filter, group string) (*holdin
 	consumer, err := s.a.messages.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable: sharePrefix + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: sharedWait, MaxAckPending: 10_000, InactiveThreshold: maxExpiry,
+		Metadata: map[string]string{groupKey: group, filterKey: filter},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
