@@ -93,12 +93,14 @@ type account struct {
 		local map[string]*session // by key
 	}
 
-	live  live
-	keep  keeper
-	index register
-	last  atomic.Uint64 // the stored message that the sessions here were offered last
-	grown atomic.Int64  // bytes since it was cleaned
-	takes chan *nats.Msg
+	live   live
+	asking asking
+	keep   keeper
+	index  register
+	last   atomic.Uint64 // the stored message that the sessions here were offered last
+	heard  follower      // the same, for who waits for it
+	grown  atomic.Int64  // bytes since it was cleaned
+	takes  chan *nats.Msg
 
 	cleaning  sync.Mutex // held, also for what follows
 	removed   uint64     // nothing stored is left up to here
@@ -187,6 +189,7 @@ func (a *account) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.last.Store(info.State.LastSeq)
+	a.heard.reach(info.State.LastSeq)
 	if err := a.beat(); err != nil {
 		return err
 	}
@@ -469,6 +472,7 @@ func (a *account) hear(msg jetstream.Msg) {
 		}
 	}
 	a.last.Store(seq)
+	a.heard.reach(seq)
 }
 
 // local are the sessions on this node.

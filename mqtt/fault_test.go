@@ -366,3 +366,36 @@ func TestComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestLastRetainedExpires has a node start when the last retained message is gone:
+// there is nothing to wait for.
+func TestLastRetainedExpires(t *testing.T) {
+	h := start(t)
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	stays, goes := publish("r/stays", "x", 1, 1), publish("r/goes", "y", 1, 2)
+	stays.Retain, goes.Retain, goes.Expires, goes.Expiry = true, true, true, 1
+	pub.send(stays, goes)
+	next[*packet.Ack](pub)
+	next[*packet.Ack](pub)
+	js, err := jetstream.New(h.Dial("acme", "app"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleetbustest.Eventually(t, "one message", func() error {
+		stream, err := js.Stream(within(t), "MQTT5_RETAINED")
+		if err != nil {
+			return err
+		}
+		if n := stream.CachedInfo().State.Msgs; n != 1 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	h.Stop()
+	h = &house{h.Restart(), h.config}
+	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", CleanStart: true})
+	sub.subscribe(1, "r/#")
+	if m := next[*packet.Publish](sub); string(m.Payload) != "x" || !m.Retain {
+		t.Errorf("%+v", m)
+	}
+}

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ type message struct {
 	seq      uint64 // in the stream of stored messages; 0: it is not stored
 	// noted says that an MQTT client published it with QoS 1 or 2.
 	noted bool
+	// late says that a subscription takes it although it was stored before.
+	late bool
 	// kept says that it is a retained message, sent because of a new subscription;
 	// grant and sub are that one's, or those of the share of a group.
 	kept   bool
@@ -48,6 +51,11 @@ type message struct {
 	share  *holding
 	reply  string // where its consumer is told
 	shared func() // tells it
+}
+
+// repeats reports whether other, a stored message of the same topic, says the same.
+func (m *message) repeats(other *message) bool {
+	return m.client == other.client && bytes.Equal(m.payload, other.payload)
 }
 
 // finished tells the group, if it is one's, that the message is done with.

@@ -31,7 +31,7 @@ func (s *session) grant(m *message) (g granted) {
 	made := 0
 	for filter, sub := range s.rec.Subs {
 		// [MQTT-3.3.2-3]
-		if sub.Group != "" || !matches(filter, m.topic) || m.seq > 0 && m.seq <= sub.From {
+		if sub.Group != "" || !matches(filter, m.topic) || m.seq > 0 && m.seq <= sub.From && !m.late {
 			continue
 		}
 		if g.first == "" || sub.made < made {
@@ -93,7 +93,7 @@ func (s *session) drained() {
 // pump sends what the client may be sent. [MQTT-3.3.4-9] [MQTT-4.9.0-2]; mu is held.
 func (s *session) pump() {
 	sent := false
-	for len(s.queue) > 0 && s.greeted && !s.closed {
+	for len(s.queue) > 0 && s.greeted && !s.asking && !s.closed {
 		m := s.queue[0]
 		g := granted{any: true, qos: m.grant, retain: m.retain}
 		switch {

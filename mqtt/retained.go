@@ -2,7 +2,6 @@ package mqtt
 
 import (
 	"cmp"
-	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,16 +16,15 @@ import (
 
 // keeper has the retained messages of an account, as far as it has heard.
 type keeper struct {
+	heard follower
 	mu    sync.Mutex
-	heard uint64
-	more  chan struct{} // closed, and made anew, when there is more
 	kept  map[string]message
 }
 
 // removed is how long the notice stays that a retained message is removed.
 const removed = time.Minute
 
-func (k *keeper) init() { k.more, k.kept = make(chan struct{}), map[string]message{} }
+func (k *keeper) init() { k.kept = map[string]message{} }
 
 // hear takes what the stream has.
 func (k *keeper) hear(msg jetstream.Msg) {
@@ -37,6 +35,7 @@ func (k *keeper) hear(msg jetstream.Msg) {
 	subject := strings.TrimPrefix(msg.Subject(), retainedPrefix)
 	m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
 	m.seq = meta.Sequence.Stream
+	defer k.heard.reach(m.seq)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -45,35 +44,13 @@ func (k *keeper) hear(msg jetstream.Msg) {
 	case ok:
 		k.kept[m.topic] = m // [MQTT-3.3.1-5]
 	}
-	k.heard = m.seq
-	close(k.more)
-	k.more = make(chan struct{})
 }
 
 // matching are the retained messages that a filter takes, in the order in which
-// they were published. It waits until those are known that were acknowledged
-// before. [MQTT-3.3.1-9]
-func (a *account) matching(ctx context.Context, filter string) ([]message, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	info, err := a.retained.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
+// they were published. [MQTT-3.3.1-9]
+func (a *account) matching(filter string) []message {
 	k := &a.keep
-	for {
-		k.mu.Lock()
-		if k.heard >= info.State.LastSeq || info.State.Msgs == 0 {
-			break
-		}
-		more := k.more
-		k.mu.Unlock()
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
 	var found []message
@@ -88,7 +65,7 @@ func (a *account) matching(ctx context.Context, filter string) ([]message, error
 		if m, ok := k.kept[filter]; ok {
 			take(m)
 		}
-		return found, nil
+		return found
 	}
 	for topic, m := range k.kept {
 		if matches(filter, topic) {
@@ -96,7 +73,7 @@ func (a *account) matching(ctx context.Context, filter string) ([]message, error
 		}
 	}
 	slices.SortFunc(found, func(x, y message) int { return cmp.Compare(x.seq, y.seq) })
-	return found, nil
+	return found
 }
 
 // retain stores p as the retained message of its topic, or removes that one.

@@ -67,6 +67,7 @@ type session struct {
 	greeted   bool          // CONNACK is sent
 	reading   bool          // the stream is being read
 	at        uint64        // the session has not been given what is stored from here on
+	asking    bool          // it is asked where subscriptions begin
 	repeating bool          // what was not acknowledged is being sent again
 	room      chan struct{} // has an element if the queue is shorter, or a flight ended
 	flights   map[uint16]*flight

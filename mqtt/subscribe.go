@@ -26,7 +26,10 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		found  []message
 	}
 	var kept []wanted
-	var names []string
+	var names, begun []string
+	s.mu.Lock()
+	s.asking = true
+	s.mu.Unlock()
 	for _, asked := range p.Subscriptions { // [MQTT-3.8.4-5]
 		names = append(names, asked.Filter)
 		group, filter, err := packet.CheckFilter(asked.Filter)
@@ -36,7 +39,10 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		sub := subscription{
 			QoS: asked.QoS, ID: p.SubscriptionID, Local: asked.NoLocal, Retain: asked.RetainAsPublished, Group: group, handle: asked.RetainHandling,
 		}
-		isNew, code := s.addSubscription(ctx, asked.Filter, filter, sub)
+		isNew, begins, code := s.addSubscription(ctx, asked.Filter, filter, sub)
+		if begins {
+			begun = append(begun, filter)
+		}
 		if code.Failed() {
 			s.log("MQTT client may not subscribe", "filter", clip(asked.Filter), "code", code.String())
 			if s.v == packet.V311 { // [MQTT311-3.9.3-2]
@@ -51,13 +57,23 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 		return err
 	}
 	// What is retained from now on it hears anyway.
-	for i := range kept {
+	var end ends
+	var found []message
+	if len(kept) > 0 || len(begun) > 0 {
 		var err error
-		if kept[i].found, err = s.a.matching(ctx, kept[i].filter); err != nil {
-			s.kick(packet.ServerBusy, "retained messages cannot be read")
+		if end, err = s.a.ends(ctx); err == nil && len(kept) > 0 {
+			err = s.a.knowKept(ctx, end.kept)
+		}
+		if err != nil {
+			s.kick(packet.ServerBusy, "where its subscriptions begin cannot be read")
 			return err
 		}
 	}
+	for i := range kept {
+		kept[i].found = s.a.matching(kept[i].filter)
+		found = append(found, kept[i].found...)
+	}
+	s.start(ctx, begun, end.stored, found)
 	s.mu.Lock()
 	stored := make(chan struct{})
 	s.persist(func() {
@@ -73,6 +89,7 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 	for _, w := range kept {
 		s.sendRetained(w.found, w.sub)
 	}
+	s.drained()
 	return nil
 }
 
@@ -90,19 +107,20 @@ func (s *session) sendRetained(found []message, sub subscription) {
 	s.pump()
 }
 
-// addSubscription makes a subscription, or replaces the one with its filter.
+// addSubscription makes a subscription, or replaces the one with its filter. It
+// begins if it had no stored messages before.
 // [MQTT-3.8.4-3]
-func (s *session) addSubscription(ctx context.Context, full, filter string, sub subscription) (isNew bool, code packet.Code) {
+func (s *session) addSubscription(ctx context.Context, full, filter string, sub subscription) (isNew, begins bool, code packet.Code) {
 	code = packet.Code(sub.QoS) // [MQTT-3.8.4-7]
 	subjects := subjectsOf(filter)
 	if reserved(filter) {
-		return false, packet.NotAuthorized
+		return false, false, packet.NotAuthorized
 	}
 	if slices.ContainsFunc(subjects, func(subject string) bool { return len(subject) > maxSubject }) {
-		return false, packet.TopicFilterInvalid
+		return false, false, packet.TopicFilterInvalid
 	}
 	if !s.maySubscribe(subjects) {
-		return false, packet.NotAuthorized
+		return false, false, packet.NotAuthorized
 	}
 	key := filter
 	if sub.Group != "" {
@@ -113,19 +131,20 @@ func (s *session) addSubscription(ctx context.Context, full, filter string, sub 
 	tooMany := !had && len(s.rec.Subs) >= maxSubscriptions
 	s.mu.Unlock()
 	if tooMany {
-		return false, packet.QuotaExceeded
+		return false, false, packet.QuotaExceeded
 	}
 	if had { // [MQTT-3.8.4-4]
 		sub.share, sub.From, sub.made = old.share, old.From, old.made
 	}
 	if !had || old.QoS == 0 {
 		sub.From = s.a.last.Load()
+		begins = sub.QoS > 0 && sub.Group == ""
 	}
 	if err := s.open(ctx, key, filter, &sub); err != nil {
 		s.log("MQTT client could not subscribe", "error", err)
-		return false, packet.UnspecifiedError
+		return false, false, packet.UnspecifiedError
 	}
-	return !had, code
+	return !had, begins, code
 }
 
 // maySubscribe reports whether the client may subscribe to a filter of those
