@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"reflect"
 	"time"
@@ -24,9 +25,9 @@ type Protocol interface {
 
 // Login exchanges what a client presented for a session that can do only what
 // the principal may do, once it is open. It is the one capability a Protocol is
-// given. It is safe
-// for concurrent use. An error that wraps identity.ErrUnauthorized may be shown
-// to the client; what only the operator may know has been logged.
+// given. It is safe for concurrent use. An error that wraps identity.ErrUnauthorized may be shown
+// to the client; what only the operator may know has been logged. One that wraps
+// identity.ErrTooManyConnections says that the account has as many as it may.
 type Login func(context.Context, identity.Credentials) (*Session, error)
 
 // Account opens a second connection of the session's account, which may do what
@@ -90,13 +91,26 @@ func (s *Server) login(listener string) Login {
 			return nil, err
 		}
 		session := &Session{Principal: p, server: s, listener: listener, remote: c.Remote, started: time.Now()}
-		s.fleet.resting.add(session)
+		if err := s.fleet.resting.add(session, s.mayRest(p.Account)); err != nil {
+			return nil, err
+		}
 		if err := s.reconsider(ctx, c, seq, p); err != nil {
 			session.Close()
 			return nil, err
 		}
 		return session, nil
 	}
+}
+
+// mayRest is how many sessions of an account may rest on this node. The engine
+// counts its own connections over all nodes; those that rest each node counts for
+// itself.
+func (s *Server) mayRest(account string) int {
+	a, ok := s.fleet.directory.Account(account)
+	if !ok || a.Limits.Connections == 0 {
+		return math.MaxInt
+	}
+	return int(a.Limits.Connections) - s.broker.AccountConnections(a.Public)
 }
 
 // errChanged is why who was just let in has to come in again.

@@ -1,6 +1,7 @@
 package fleetbus
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ type Session struct {
 	listener string // "" if a Protocol did not let it in
 	remote   string
 	started  time.Time
+	counted  bool // among those that rest; their lock is held
 
 	mu       sync.Mutex
 	over     bool
@@ -51,6 +53,7 @@ func (s *Session) Open(opts ...nats.Option) error {
 	s.Conn = nc
 	over := s.over
 	s.mu.Unlock()
+	s.server.fleet.resting.wake(s)
 	if over {
 		nc.Close()
 		return nats.ErrConnectionClosed
@@ -115,26 +118,54 @@ type resting struct {
 	last atomic.Uint64
 	mu   sync.Mutex
 	all  map[*Session]struct{}
+	// counts are how many rest, by account: the engine counts the others.
+	counts map[string]int
 }
 
-// add watches over s from now on.
-func (r *resting) add(s *Session) {
+// add watches over s from now on, unless most sessions of its account rest
+// already.
+func (r *resting) add(s *Session, most int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all, r.counts = map[*Session]struct{}{}, map[string]int{}
+	}
+	if r.counts[s.Principal.Account] >= most {
+		return fmt.Errorf("letting in %q: %w", s.Principal, identity.ErrTooManyConnections)
+	}
 	s.id = r.last.Add(1)
 	if !s.Principal.Expires.IsZero() {
 		s.expiry = time.AfterFunc(time.Until(s.Principal.Expires), func() { s.end() })
 	}
+	r.all[s] = struct{}{}
+	r.counts[s.Principal.Account]++
+	s.counted = true
+	return nil
+}
+
+// wake notes that the engine knows s, and counts it.
+func (r *resting) wake(s *Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.all == nil {
-		r.all = map[*Session]struct{}{}
-	}
-	r.all[s] = struct{}{}
+	r.uncount(s)
 }
 
 func (r *resting) remove(s *Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.all, s)
+	r.uncount(s)
+}
+
+// uncount counts s no more; mu is held.
+func (r *resting) uncount(s *Session) {
+	if !s.counted {
+		return
+	}
+	s.counted = false
+	if r.counts[s.Principal.Account]--; r.counts[s.Principal.Account] == 0 {
+		delete(r.counts, s.Principal.Account)
+	}
 }
 
 // of lists those of an account that rest, or of all accounts if account is empty.

@@ -45,6 +45,10 @@ type Replies struct {
 	For time.Duration `json:"for,omitempty"`
 }
 
+// ErrTooManyConnections says that an account has as many clients as its limit
+// allows.
+var ErrTooManyConnections = errors.New("the account has as many clients as it may have")
+
 // Limits bound what an account or a connection may use. Zero is unlimited in
 // every field.
 type Limits struct {

@@ -138,6 +138,10 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		return no(packet.BadUserNameOrPassword, err.Error(), err)
 	case errors.Is(err, identity.ErrUnauthorized):
 		return no(packet.NotAuthorized, err.Error(), err)
+	case errors.Is(err, identity.ErrTooManyConnections) && c.Version == packet.V311:
+		return no(packet.ServerUnavailable, "", err) // it has no word for a quota
+	case errors.Is(err, identity.ErrTooManyConnections):
+		return no(packet.QuotaExceeded, identity.ErrTooManyConnections.Error(), err)
 	case err != nil:
 		return no(packet.ServerUnavailable, "the node cannot let anybody in now", err)
 	}

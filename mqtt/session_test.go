@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -521,6 +522,55 @@ func TestBearer(t *testing.T) {
 			t.Errorf("%+v is let in", c)
 		}
 	}
+}
+
+// TestTooManyClients has more clients come than the account may have, most of which
+// only listen: they are told, and as soon as one goes another may come.
+func TestTooManyClients(t *testing.T) {
+	h := start(t)
+	const most = 8
+	if _, err := h.Admin().AddAccount(within(t), admin.AccountRequest{Name: "acme", Limits: identity.Limits{Connections: most}}); err != nil {
+		t.Fatal(err)
+	}
+	var all []*peer
+	for i := range most + 1 {
+		p, ack := h.connect(t, &packet.Connect{ClientID: fmt.Sprint(i), CleanStart: true})
+		if ack.Code == packet.QuotaExceeded {
+			break
+		}
+		if ack.Code != 0 {
+			t.Fatalf("%d: %+v", i, ack)
+		}
+		all = append(all, p)
+		if i%3 == 0 { // now the engine counts it
+			p.send(publish("x", "", 0, 0))
+			p.well()
+		}
+	}
+	// The node itself has one.
+	if len(all) < most-2 || len(all) >= most {
+		t.Fatalf("%d are let in", len(all))
+	}
+	if p, ack := h.connect(t, &packet.Connect{Version: packet.V311, ClientID: "old", CleanStart: true}); ack.Code != packet.ServerUnavailable {
+		t.Errorf("3.1.1 is told %+v", ack)
+	} else {
+		p.gone()
+	}
+	for i, p := range []*peer{all[0], all[1]} { // an open one, and one that rests
+		p.gone()
+		fleetbustest.Eventually(t, "room for a client", func() error {
+			again, ack := h.connect(t, &packet.Connect{ClientID: fmt.Sprint("again", i), CleanStart: true})
+			if ack.Code.Failed() {
+				again.gone()
+				return errors.New(ack.Code.String())
+			}
+			return nil
+		})
+		if _, ack := h.connect(t, &packet.Connect{ClientID: "other", CleanStart: true}); ack.Code != packet.QuotaExceeded {
+			t.Errorf("there is room for two: %+v", ack)
+		}
+	}
+	all[2].well()
 }
 
 // TestReleases acknowledges many messages of QoS 2 at once: each is released with

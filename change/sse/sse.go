@@ -136,6 +136,10 @@ func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Ses
 			refuse(w, http.StatusUnauthorized, err.Error(), "show a client certificate or a bearer token, or log in as account/name with a password")
 			return
 		}
+		if errors.Is(err, identity.ErrTooManyConnections) {
+			refuse(w, http.StatusServiceUnavailable, identity.ErrTooManyConnections.Error(), "try again later, or raise the account's limit of connections")
+			return
+		}
 		if err != nil {
 			refuse(w, http.StatusServiceUnavailable, "there is no session for you now", "try again, or another node")
 			return

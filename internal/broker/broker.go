@@ -429,6 +429,16 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 	}
 }
 
+// AccountConnections counts the clients of the account with that public key, on
+// all servers as far as this one has heard.
+func (b *Broker) AccountConnections(public string) int {
+	account, err := b.srv.LookupAccount(public)
+	if err != nil {
+		return 0
+	}
+	return account.NumConnections()
+}
+
 // UserConnections lists the ids of a user's clients in the account with that
 // public key: those that showed a JWT of one of keys, those that the callout let
 // in by name, and those inside the process, which Connect gave the name. Without
