@@ -29,9 +29,8 @@ type Options struct {
 	// of QoS 0 is dropped. Default 4 MiB.
 	Pending int
 	// MaxStored and MaxRetained bound the messages of QoS 1 and 2 that wait in an
-	// account, and its retained messages, in bytes. They are those of the streams,
-	// which are made when the first client of an account comes. Default 256 MiB and
-	// 64 MiB.
+	// account, and its retained messages, in bytes. What is more is refused, by each
+	// node as its own options say. Default 256 MiB and 64 MiB.
 	MaxStored, MaxRetained int64
 	// LazySync acknowledges QoS 1 and 2 before they are on disk, and keeps one copy
 	// on one node: faster, and lost with it. It is that of the streams, which are

@@ -179,9 +179,9 @@ func Keys() []Key {
 		{Path: "mqtt.pending", Type: Size, Default: "4MiB", Example: "1MiB",
 			Doc: "What waits for a client that does not read; more of QoS 0 is dropped, more of QoS 1 and 2 waits on disk."},
 		{Path: "mqtt.max_stored", Type: Size, Default: "256MiB", Example: "10GiB",
-			Doc: "Messages of QoS 1 and 2 that wait in an account; it holds for accounts whose first MQTT client is yet to come."},
+			Doc: "Messages of QoS 1 and 2 that may wait in an account; publishers are refused when it is full."},
 		{Path: "mqtt.max_retained", Type: Size, Default: "64MiB", Example: "1GiB",
-			Doc: "Retained messages of an account; it holds for accounts whose first MQTT client is yet to come."},
+			Doc: "Retained messages of an account; publishers are refused when it is full."},
 		{Path: "mqtt.lazy_sync", Type: Bool, Default: "false", Example: "true",
 			Doc: "Acknowledges QoS 1 and 2 before they are on disk, and keeps one copy on one node: faster, and lost with it. It holds for accounts whose first MQTT client is yet to come."},
 
