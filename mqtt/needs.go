@@ -398,10 +398,29 @@ func (p *plan) alike(t *twig) bool {
 	return low >= siftMost || low == p.part(t.high)
 }
 
+// covered reports whether all of t is planned already, because cover is.
+func (p *plan) covered(t, cover *twig) bool {
+	if cover == nil || p.alike(cover) {
+		return cover != nil
+	}
+	if t.itself && p.part(cover.place) < min(p.part(t.place), siftMost) {
+		return false
+	}
+	for token, b := range t.below {
+		if !p.covered(b, cover.below[token]) {
+			return false
+		}
+	}
+	return true
+}
+
 // add plans the purges of t, whose subject is path. What cover has, which was made
 // of t and of those beside it, is planned as far as it is alike.
 func (p *plan) add(t *twig, path string, cover *twig) {
 	if p.part(t.high) == 0 || cover != nil && p.alike(cover) {
+		return
+	}
+	if p.alike(t) && p.covered(t, cover) {
 		return
 	}
 	if p.alike(t) {

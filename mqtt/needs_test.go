@@ -71,6 +71,9 @@ func TestPlanTogether(t *testing.T) {
 		root.add(fmt.Sprintf("device.%d.log.x", i), 1000, 9)
 		root.add(fmt.Sprintf("device.%d.order", i), uint64(i), 1)
 	}
+	for i := range 1000 {
+		root.add(fmt.Sprintf("device.only%d.heat", i), 1000, 9)
+	}
 	root.add("plant.x", 1000, 5)
 	p.add(root, "msg", nil)
 	got := map[string]uint64{}
@@ -81,5 +84,8 @@ func TestPlanTogether(t *testing.T) {
 		if got[filter] != 1000 {
 			t.Errorf("%q is removed up to %d: %v", filter, got[filter], got)
 		}
+	}
+	if len(got) > 1010 { // each device's own
+		t.Errorf("there are %d purges", len(got))
 	}
 }
