@@ -219,7 +219,7 @@ func (a *account) sift(ctx context.Context, floor, most uint64, needs []need) er
 	a.messages.size.Store(int64(info.State.Bytes))
 	full := int64(info.State.Bytes) >= a.messages.most
 	a.messages.full.Store(full)
-	if info.State.Msgs >= before {
+	if len(p.purges) == 0 || full && info.State.Msgs >= before {
 		a.siftAgain = siftRest
 	}
 	if full {
