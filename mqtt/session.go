@@ -477,7 +477,7 @@ func (s *session) note() {
 func (s *session) catchFloor(last, most uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.durable && !s.closed && last-min(last, s.rec.Seq) > most {
+	if s.durable && s.greeted && !s.closed && last-min(last, s.rec.Seq) > most { // before, its record is being written
 		s.note()
 	}
 }
