@@ -17,9 +17,10 @@ import (
 // presenceTime is how long it is believed which targets are there.
 const presenceTime = 5 * time.Second
 
-// A presence is who answered, and when.
+// A presence is who answered, of those who were asked, and when.
 type presence struct {
 	at    time.Time
+	asked []string
 	names map[string]bool
 }
 
@@ -74,13 +75,14 @@ func (s *session) presentTargets(ctx context.Context, group string) map[string]b
 	s.mu.Lock()
 	p, ok := s.here[group]
 	s.mu.Unlock()
-	if ok && time.Since(p.at) < presenceTime {
+	enrolled := s.enrolled(group)
+	if ok && time.Since(p.at) < presenceTime && slices.Equal(p.asked, enrolled) {
 		return p.names
 	}
-	names := s.ask(ctx, group, "", s.enrolled(group))
+	names := s.ask(ctx, group, "", enrolled)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.here[group] = presence{time.Now(), names}
+	s.here[group] = presence{time.Now(), enrolled, names}
 	return names
 }
 
