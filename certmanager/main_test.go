@@ -123,9 +123,10 @@ func (c *clock) add(d time.Duration) {
 type authority struct {
 	now  func() time.Time
 	life time.Duration
-	key  *ecdsa.PrivateKey
+	key  *ecdsa.PrivateKey // of issuer
 	root *x509.Certificate
-	url  string // of its revocation list
+	ca   *x509.Certificate // that root signed
+	url  string            // of its revocation list
 
 	mu      sync.Mutex
 	at      func(step string, o Order) error // called at each step
@@ -147,24 +148,32 @@ type fakeOrder struct {
 
 func newAuthority(t testing.TB, now func() time.Time) *authority {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	certify := func(name string, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+			NotBefore: time.Now().Add(-20 * 365 * 24 * time.Hour), NotAfter: time.Now().Add(20 * 365 * 24 * time.Hour),
+			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte(name),
+		}
+		if parent == nil {
+			parent, signer = template, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, key
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority of a test"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-20 * 365 * 24 * time.Hour), NotAfter: time.Now().Add(20 * 365 * 24 * time.Hour),
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1, 2, 3},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{now: now, life: 90 * 24 * time.Hour, key: key, root: root, orders: map[string]*fakeOrder{}, placed: map[string]int{}, issued: map[string]int{}, revoked: map[string]Reason{}}
+	root, rootKey := certify("root of a test", nil, nil)
+	ca, key := certify("authority of a test", root, rootKey)
+	return &authority{now: now, life: 90 * 24 * time.Hour, key: key, root: root, ca: ca, orders: map[string]*fakeOrder{}, placed: map[string]int{}, issued: map[string]int{}, revoked: map[string]Reason{}}
 }
 
 // open is an OpenIssuer.
@@ -288,7 +297,7 @@ func (a *authority) makeChain(names []string, public crypto.PublicKey) ([][]byte
 		return nil, err
 	}
 	now := a.now()
-	template := &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(a.life), AuthorityKeyId: a.root.SubjectKeyId}
+	template := &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(a.life), AuthorityKeyId: a.ca.SubjectKeyId}
 	if a.url != "" {
 		template.CRLDistributionPoints = []string{a.url}
 	}
@@ -299,8 +308,8 @@ func (a *authority) makeChain(names []string, public crypto.PublicKey) ([][]byte
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.root, public, a.key)
-	return [][]byte{der, a.root.Raw}, err
+	der, err := x509.CreateCertificate(rand.Reader, template, a.ca, public, a.key)
+	return [][]byte{der, a.ca.Raw, a.root.Raw}, err
 }
 
 func (a *authority) Renewal(_ context.Context, leaf *x509.Certificate) (cert.Renewal, error) {
@@ -508,6 +517,7 @@ type target struct {
 	nc    *nats.Conn
 	state *cert.State
 	poke  chan struct{}
+	stop  func()
 
 	mu       sync.Mutex
 	deaf     bool                                            // it answers nobody
@@ -535,7 +545,7 @@ func (w *world) target(group, name string) *target {
 		w.t.Fatal(err)
 	}
 	g.state = cert.NewState(reply.Signers, nil)
-	w.background(g.run)
+	g.stop = w.background(g.run)
 	return g
 }
 
