@@ -22,11 +22,27 @@ const maxName = 254
 // once it is made, so that a handshake needs no lock.
 type index struct {
 	// names are whole names; wildcards are what comes behind "*.".
-	names, wildcards map[string][]*candidate
-	addresses        map[netip.Addr][]*candidate
+	names, wildcards map[string]choices
+	addresses        map[netip.Addr]choices
 	addressed        [32]byte // a hash of all in addresses
 	// fallback is for who asks for no name, or one that nobody has.
-	fallback [2][]*candidate
+	fallback [2]choices
+}
+
+// Choices are all that is for a name, what is preferred first. That one is here too, so
+// that most handshakes look no further.
+type choices struct {
+	first    *tls.Certificate
+	from, to int64
+	mixed    bool // which one it is depends on what the client can
+	all      []*candidate
+}
+
+func (l *choices) add(c *candidate) {
+	l.all = append(l.all, c)
+	slices.SortFunc(l.all, prefer)
+	l.first, l.from, l.to = l.all[0].tls, l.all[0].from, l.all[0].to
+	l.mixed = slices.ContainsFunc(l.all, func(o *candidate) bool { return o.key != c.key || o.key == "" && len(l.all) > 1 })
 }
 
 // A candidate is a certificate, ready to be served.
@@ -58,129 +74,146 @@ func prefer(a, b *candidate) int {
 // newIndex makes an index. Without a name, or with one that nobody has, a client gets
 // what it would get for the fallback name; nothing if that is empty.
 func newIndex(all []*installed, fallback string) *index {
-	x := &index{names: make(map[string][]*candidate, len(all)), wildcards: map[string][]*candidate{}, addresses: map[netip.Addr][]*candidate{}}
+	x := &index{names: make(map[string]choices, len(all)), wildcards: map[string]choices{}, addresses: map[netip.Addr]choices{}}
 	for _, c := range all {
 		for _, name := range c.names {
-			name, _ = aLabels(name)
 			if parent, ok := strings.CutPrefix(name, "*."); ok {
-				x.wildcards[parent] = append(x.wildcards[parent], c.candidate)
+				put(x.wildcards, parent, c.candidate)
 			} else if ip, err := netip.ParseAddr(name); err == nil {
-				x.addresses[ip.Unmap()] = append(x.addresses[ip.Unmap()], c.candidate)
-			} else if name != "" {
-				x.names[name] = append(x.names[name], c.candidate)
+				put(x.addresses, ip.Unmap(), c.candidate)
+			} else {
+				put(x.names, name, c.candidate)
 			}
 		}
 	}
-	for _, list := range x.names {
-		slices.SortFunc(list, prefer)
-	}
-	for _, list := range x.wildcards {
-		slices.SortFunc(list, prefer)
-	}
 	for _, ip := range slices.SortedFunc(maps.Keys(x.addresses), netip.Addr.Compare) {
-		slices.SortFunc(x.addresses[ip], prefer)
-		for _, c := range x.addresses[ip] {
+		for _, c := range x.addresses[ip].all {
 			x.addressed = sha256.Sum256(append(x.addressed[:], c.mark[:]...))
 		}
 	}
-	if fallback != "" {
-		var buf [maxName]byte
-		x.fallback[0], x.fallback[1] = x.find(fallback, &buf)
+	var buf [maxName]byte
+	if name := ask(fallback, &buf); name.text != "" {
+		x.fallback[0], x.fallback[1] = name.in(x.names), name.parentIn(x.wildcards)
 	}
 	return x
 }
 
+func put[K comparable](m map[K]choices, key K, c *candidate) {
+	l := m[key]
+	l.add(c)
+	m[key] = l
+}
+
 // lookup returns what is served to who says hello; nil if nothing is.
-func (x *index) lookup(hello *tls.ClientHelloInfo, now int64) *candidate {
+func (x *index) lookup(hello *tls.ClientHelloInfo, now int64) *tls.Certificate {
 	// What has the name itself goes before what has it by a wildcard, and that before
 	// what everybody gets; but what is valid goes before what is not.
 	var buf [maxName]byte
-	named, wild := x.find(hello.ServerName, &buf)
-	if named == nil && wild == nil && len(x.addresses) > 0 && hello.Conn != nil {
+	name := ask(hello.ServerName, &buf)
+	named := name.in(x.names)
+	if !named.mixed && named.from <= now && now < named.to {
+		return named.first
+	}
+	wild := name.parentIn(x.wildcards)
+	if named.all == nil && wild.all == nil && len(x.addresses) > 0 && hello.Conn != nil {
 		named = x.addresses[localAddress(hello.Conn)]
 	}
-	lists := [4][]*candidate{named, wild, x.fallback[0], x.fallback[1]}
-	for _, list := range lists {
-		if c := choose(list, hello, now); c != nil {
+	lists := [4][]*candidate{named.all, wild.all, x.fallback[0].all, x.fallback[1].all}
+	for _, all := range lists {
+		if c := choose(all, hello, now); c != nil {
 			return c
 		}
 	}
-	for _, list := range lists {
-		for _, c := range list {
-			if len(list) == 1 || hello.SupportsCertificate(c.tls) == nil {
-				return c // not valid, but nobody has a better one
-			}
+	for _, all := range lists {
+		if c := choose(all, hello, 0); c != nil {
+			return c // not valid, but nobody has a better one
 		}
 	}
-	for _, list := range lists {
-		if len(list) > 0 {
-			return list[0]
+	for _, all := range lists {
+		if len(all) > 0 {
+			return all[0].tls
 		}
 	}
 	return nil
 }
 
-// choose returns the first of list that is valid and that the client can use.
-func choose(list []*candidate, hello *tls.ClientHelloInfo, now int64) *candidate {
-	mixed := false
-	for _, c := range list {
-		mixed = mixed || c.key != list[0].key || c.key == ""
-	}
-	for _, c := range list {
-		// If all are of a kind, there is nothing to choose by what the client can.
-		if c.from <= now && now < c.to && (!mixed || len(list) == 1 || hello.SupportsCertificate(c.tls) == nil) {
-			return c
+// choose returns the first that is valid, unless now is 0, and that the client can use.
+func choose(all []*candidate, hello *tls.ClientHelloInfo, now int64) *tls.Certificate {
+	for _, c := range all {
+		if (now == 0 || c.from <= now && now < c.to) && (len(all) == 1 || supports(hello, c.tls)) {
+			return c.tls
 		}
 	}
 	return nil
 }
 
-// find returns who has the name itself, and who has it by a wildcard of one label. buf
-// is room for a name that has to be changed first.
-func (x *index) find(name string, buf *[maxName]byte) (named, wild []*candidate) {
-	if name == "" || len(name) > maxName {
-		return nil, nil
+// supports reports whether the client can use a certificate, whatever it is for.
+func supports(hello *tls.ClientHelloInfo, c *tls.Certificate) bool {
+	nameless := *hello
+	nameless.ServerName = "" // the default is for names that it has not
+	return nameless.SupportsCertificate(c) == nil
+}
+
+// A name that is asked for. Where it is not what certificates have, lower is.
+type askedName struct {
+	text  string
+	lower []byte
+	dot   int // the first one; -1 if there is none
+}
+
+// ask reads a name that a client asks for: it is empty if that can be nobody's. buf is
+// room for one that has to be changed.
+func ask(text string, buf *[maxName]byte) askedName {
+	if len(text) > maxName {
+		return askedName{}
 	}
-	if name[len(name)-1] == '.' {
-		name = name[:len(name)-1]
-	}
-	plain, dot := true, -1
-	for i := range len(name) {
-		switch c := name[i]; {
+	text = strings.TrimSuffix(text, ".")
+	name, plain := askedName{text: text, dot: -1}, true
+	for i := range len(text) {
+		switch c := text[i]; {
 		case c >= 0x80:
-			labels, err := aLabels(name)
+			labels, err := aLabels(text)
 			if err != nil || len(labels) > maxName {
-				return nil, nil
+				return askedName{}
 			}
-			parent := labels[strings.IndexByte(labels, '.')+1:]
-			if parent == labels {
-				return x.names[labels], nil
-			}
-			return x.names[labels], x.wildcards[parent]
+			return askedName{text: labels, dot: strings.IndexByte(labels, '.')}
 		case 'A' <= c && c <= 'Z':
 			plain = false
-		case c == '.' && dot < 0:
-			dot = i
+		case c == '.' && name.dot < 0:
+			name.dot = i
 		}
 	}
 	if plain {
-		if dot > 0 {
-			wild = x.wildcards[name[dot+1:]]
-		}
-		return x.names[name], wild
+		return name
 	}
-	for i := range len(name) {
-		c := name[i]
+	for i := range len(text) {
+		c := text[i]
 		if 'A' <= c && c <= 'Z' {
 			c += 'a' - 'A'
 		}
 		buf[i] = c
 	}
-	lower := buf[:len(name)]
-	if dot > 0 {
-		wild = x.wildcards[string(lower[dot+1:])]
+	name.lower = buf[:len(text)]
+	return name
+}
+
+// in is what the name has itself.
+func (n askedName) in(m map[string]choices) choices {
+	if n.lower != nil {
+		return m[string(n.lower)]
 	}
-	return x.names[string(lower)], wild
+	return m[n.text]
+}
+
+// parentIn is what the name has without its first label.
+func (n askedName) parentIn(m map[string]choices) choices {
+	switch {
+	case n.dot <= 0:
+		return choices{}
+	case n.lower != nil:
+		return m[string(n.lower[n.dot+1:])]
+	}
+	return m[n.text[n.dot+1:]]
 }
 
 // aLabels is a name as certificates have it: lower case, without the last dot, and

@@ -50,13 +50,12 @@ func (s *Store) TLSConfig(base *tls.Config) *tls.Config {
 func (s *Store) sessionMark(name string) []byte {
 	mark := []byte("fleetbus cert")
 	var buf [maxName]byte
-	x := s.index.Load()
-	named, wild := x.find(name, &buf)
-	for _, list := range [][]*candidate{named, wild, x.fallback[0], x.fallback[1]} {
-		for _, c := range list {
+	x, asked := s.index.Load(), ask(name, &buf)
+	for _, l := range []choices{asked.in(x.names), asked.parentIn(x.wildcards), x.fallback[0], x.fallback[1]} {
+		for _, c := range l.all {
 			mark = append(mark, c.mark[:]...)
 		}
-		if len(list) > 0 {
+		if l.all != nil {
 			return mark
 		}
 	}

@@ -166,10 +166,8 @@ func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 			return c, nil
 		}
 	}
-	if c := s.index.Load().lookup(hello, now); c != nil {
-		return c.tls, nil
-	}
-	return nil, nil // crypto/tls tells the client that the name is not known here
+	// If it is nil, crypto/tls tells the client that the name is not known here.
+	return s.index.Load().lookup(hello, now), nil
 }
 
 // isChallenge reports whether it is an authority that looks for a tls-alpn-01 challenge.
