@@ -51,6 +51,9 @@ func checkName(name string) error {
 			return errors.New("a label neither begins nor ends with a dash")
 		}
 	}
+	if strings.Trim(labels[len(labels)-1], "0123456789") == "" {
+		return errors.New("it is an address that is written wrong, or no name")
+	}
 	return nil
 }
 

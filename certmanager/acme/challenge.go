@@ -25,6 +25,9 @@ const (
 	maxAuthorizations = 1000
 	// cleanupTime bounds what is undone after an order, whatever became of it.
 	cleanupTime = time.Minute
+	// settleTime is how long the authority may go on looking at what is answered for
+	// after the caller's time is over.
+	settleTime = 2 * time.Second
 	// recordAge is how long a challenge may be of use if the authority does not say.
 	recordAge = time.Hour
 )
@@ -338,36 +341,46 @@ func persistent(text string, issuers []string, account string, wildcard bool, no
 	return ""
 }
 
-// validate tells the authority to look, and waits for what it finds.
+// validate tells the authority to look, and waits for what it finds. When ctx ends it
+// waits a little longer: what is taken back while the authority looks fails the order.
 func (j *job) validate(ctx context.Context, p *proof) error {
 	t := &trace{}
-	within, cancel := context.WithTimeout(ctx, j.c.Validation)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.c.Validation)
 	defer cancel()
-	traced := t.with(within)
-	authz, err := p.authz, error(nil)
-	if _, err = j.client.InitiateChallenge(traced, j.account, p.chal); err == nil || problemType(err) == acme.ProblemTypeMalformed {
-		// A challenge that the authority was told of before may be refused: what became
-		// of it, the authorization says.
-		for told := err; ; {
-			if authz, err = j.client.GetAuthorization(traced, j.account, p.authz.Location); err != nil {
-				break
-			}
-			if err = authzError(authz); err != nil || authz.Status == acme.StatusValid {
-				break
-			}
-			if told != nil && !slices.ContainsFunc(authz.Challenges, func(c acme.Challenge) bool { return c.URL == p.chal.URL && c.Status == acme.StatusProcessing }) {
-				err = told
-				break
-			}
-			if err = j.pause(traced, t); err != nil {
-				break
-			}
-		}
-	}
-	if err != nil && within.Err() != nil && ctx.Err() == nil {
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleTime, cancel) })()
+	err := j.settle(t.with(within), t, p)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && within.Err() != nil:
 		return &certmanager.Problem{Step: "challenge", Err: fmt.Errorf("the authority has not validated it after %v", j.c.Validation)}
 	}
 	return t.problem("challenge", err)
+}
+
+// settle returns when the authority has decided on a challenge.
+func (j *job) settle(ctx context.Context, t *trace, p *proof) error {
+	_, told := j.client.InitiateChallenge(ctx, j.account, p.chal)
+	if told != nil && problemType(told) != acme.ProblemTypeMalformed {
+		return told
+	}
+	// A challenge that the authority was told of before may be refused: what became of
+	// it, the authorization says.
+	for {
+		authz, err := j.client.GetAuthorization(ctx, j.account, p.authz.Location)
+		if err == nil {
+			err = authzError(authz)
+		}
+		if err != nil || authz.Status == acme.StatusValid {
+			return err
+		}
+		if told != nil && !slices.ContainsFunc(authz.Challenges, func(c acme.Challenge) bool { return c.URL == p.chal.URL && c.Status == acme.StatusProcessing }) {
+			return told
+		}
+		if err := j.pause(ctx, t); err != nil {
+			return err
+		}
+	}
 }
 
 // cleanUp takes back what was presented, whatever came of it.

@@ -63,6 +63,9 @@ func (i *Issuer) Issue(ctx context.Context, o certmanager.Order) (certmanager.Is
 	issued, err := j.issue(ctx)
 	if err != nil {
 		i.forget(ctx, err)
+		if over := ctx.Err(); over != nil && !errors.Is(err, over) {
+			err = fmt.Errorf("%w: %w", over, err)
+		}
 		return certmanager.Issued{}, j.problem("order", err)
 	}
 	return issued, nil

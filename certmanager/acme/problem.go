@@ -46,7 +46,7 @@ func (t *trace) problem(step string, err error) error {
 	}
 	var known *certmanager.Problem
 	if errors.As(err, &known) {
-		return err
+		return err // with what was found out where it was known
 	}
 	p := &certmanager.Problem{Step: step, Type: problemType(err), Err: err}
 	p.Permanent = hopeless(p.Type)

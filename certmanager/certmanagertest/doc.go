@@ -10,6 +10,9 @@
 //	…
 //	if n := a.Orders("www.example.test", "example.test"); n != 1 { … }
 //
+// One certificate in 128 has a serial number that Pebble does not find when an order
+// replaces it: it answers such an order with serverInternal.
+//
 // The authority is Pebble, which is for tests alone: no program may link this
 // package.
 package certmanagertest

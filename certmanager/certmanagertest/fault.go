@@ -3,6 +3,7 @@ package certmanagertest
 import (
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -163,6 +164,9 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request) {
 	answer := httptest.NewRecorder()
 	a.web.ServeHTTP(answer, r)
 	a.note(r.URL.Path, answer)
+	if strings.HasPrefix(r.URL.Path, Finalize) && answer.Code == http.StatusOK {
+		a.settle(path.Base(r.URL.Path))
+	}
 	if fault != nil {
 		fault.Answer(w, r)
 		return
@@ -247,6 +251,41 @@ func (a *Authority) refusal(r *http.Request) any {
 	return map[string]any{
 		"type": kind, "status": http.StatusForbidden, "subproblems": problems,
 		"detail": fmt.Sprintf("cannot issue for %d of %d names", len(problems), len(order.Identifiers)),
+	}
+}
+
+// settle waits until Pebble is done with an order that is finalized. It does the last
+// of it beside the answer, and without the locks that the next request would need.
+func (a *Authority) settle(id string) {
+	done := func() bool {
+		order := a.db.GetOrderByID(id)
+		if order == nil {
+			return true
+		}
+		order.RLock()
+		issued, replaces := order.CertificateObject, order.Replaces
+		order.RUnlock()
+		if issued == nil {
+			return false
+		}
+		if _, err := a.db.GetOrderByIssuedSerial(issued.ID); err != nil || replaces == "" {
+			return err == nil
+		}
+		_, text, _ := strings.Cut(replaces, ".")
+		serial, err := base64.RawURLEncoding.DecodeString(text)
+		if err != nil {
+			return true
+		}
+		before, err := a.db.GetOrderByIssuedSerial(hex.EncodeToString(serial))
+		if err != nil {
+			return true
+		}
+		before.RLock()
+		defer before.RUnlock()
+		return before.IsReplaced
+	}
+	for deadline := time.Now().Add(serveTimeout); !done() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -191,8 +191,8 @@ func (p *Provider) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, p.Stri
 // LogValue is String.
 func (p *Provider) LogValue() slog.Value { return slog.StringValue(p.String()) }
 
-// call runs do, and returns when ctx is done even if do does not: some providers'
-// clients do not know contexts.
+// call runs do, and returns when ctx is done even if do does not: the clients of some
+// providers do not know contexts.
 func (p *Provider) call(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTime, fmt.Errorf("%s did not answer in %v", p, callTime))
 	defer cancel()
@@ -204,6 +204,12 @@ func (p *Provider) call(ctx context.Context, do func(context.Context) error) err
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-p.places }()
+		defer func() {
+			// Some panic at what they do not expect, which must not end the program.
+			if problem := recover(); problem != nil {
+				done <- fmt.Errorf("the client of %s failed: %v", p, problem)
+			}
+		}()
 		done <- do(ctx)
 	}()
 	select {
