@@ -74,9 +74,10 @@ func places() map[string]place {
 func heavy() map[string]place {
 	return map[string]place{
 		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker", "change/changetest"}},
+		"github.com/go-mysql-org/go-mysql":  {"it has 4 MB, and the lean binary is without it", []string{"change/mysql"}},
 		"github.com/letsencrypt/pebble/v2":  {"it is an authority for tests and demonstrations; the lean program has none", []string{"certmanager/certmanagertest", "cmd/fleetbus"}},
-		"github.com/mholt/acmez/v3":         {"one package knows the client", []string{"certmanager/acme"}},
 		"github.com/libdns":                 {"a provider of DNS brings its client along, and only managers have them", []string{"certmanager/dns"}},
+		"github.com/mholt/acmez/v3":         {"one package knows the client", []string{"certmanager/acme"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
 		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
 		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"strings"
 
@@ -11,42 +12,35 @@ import (
 
 // newBenchHouseCommand makes the command that looks at the project itself.
 func newBenchHouseCommand(a *app) *cobra.Command {
-	quick := false
-	cmd := &cobra.Command{
-		Use: "house", Args: takes(), Annotations: reads(), Hidden: true,
+	return a.measures(bench.House, &cobra.Command{
+		Use:   "house",
 		Short: "Measure what this project promises",
 		Long: `Build this program and the bare engine, run three nodes of each side by side
 with the same kind of certificates, accounts and streams, and measure both in
 turn; then what else is promised of speed and size. It needs Go and runs in the
 source tree. A target that is missed is no failure.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.showFigures(bench.House(cmd.Context(), a.benchOptions(quick)))
-		},
-	}
-	cmd.Flags().BoolVar(&quick, "quick", false, "do everything once, which is not enough for figures to rely on")
-	return a.output(cmd)
+	})
 }
 
 // newBenchMQTTCommand is beside bench house: the same, of MQTT.
 func newBenchMQTTCommand(a *app) *cobra.Command {
-	quick, only := false, ""
-	cmd := &cobra.Command{
-		Use: "mqtt", Args: takes(), Annotations: reads(), Hidden: true,
+	return a.measures(bench.MQTT, &cobra.Command{
+		Use:   "mqtt",
 		Short: "Measure what this project promises of MQTT",
 		Long: `Build this program and the bare engine, and measure the MQTT of both and of
 mosquitto, where it is installed, with the same client. It needs Go and runs in
 the source tree. A target that is missed is no failure.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.showFigures(bench.MQTT(cmd.Context(), a.benchOptions(quick), only))
-		},
-	}
-	cmd.Flags().BoolVar(&quick, "quick", false, "do everything once, which is not enough for figures to rely on")
-	cmd.Flags().StringVar(&only, "only", "", "measure only what has this in its name, such as idle")
-	return a.output(cmd)
+	})
 }
 
-func (a *app) benchOptions(quick bool) bench.Options {
-	return bench.Options{Env: a.env, Progress: a.hint, Quick: quick}
+// measures makes cmd do what measure does, and show the figures.
+func (a *app) measures(measure func(context.Context, bench.Options) (bench.Report, error), cmd *cobra.Command) *cobra.Command {
+	o := bench.Options{Env: a.env, Progress: a.hint}
+	cmd.Args, cmd.Annotations, cmd.Hidden = takes(), reads(), true
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.showFigures(measure(cmd.Context(), o)) }
+	cmd.Flags().BoolVar(&o.Quick, "quick", false, "do everything once, which is not enough for figures to rely on")
+	cmd.Flags().StringVar(&o.Only, "only", "", "measure only what has this in its name, such as idle")
+	return a.output(cmd)
 }
 
 // showFigures shows what was measured, whatever else failed.

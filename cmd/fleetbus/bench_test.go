@@ -72,7 +72,7 @@ func TestBench(t *testing.T) {
 // but that there is one for each promise.
 func TestBenchHouse(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it builds two programs and starts sixteen nodes")
+		t.Skip("it builds two programs and starts nineteen nodes")
 	}
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("the go command is missing, which builds what is measured")

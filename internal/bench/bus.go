@@ -73,7 +73,8 @@ func middleAndTail(took []time.Duration, err error) ([]float64, error) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// measureBus measures a cluster of ours and one of the peer's.
+// measureBus measures a cluster of ours, one of the peer's, and another of the
+// peer's: how far these two are apart is what the machine alone does to a ratio.
 func (h *house) measureBus(ctx context.Context) error {
 	ours, err := h.startFleet(ctx, 3)
 	if err != nil {
@@ -85,20 +86,25 @@ func (h *house) measureBus(ctx context.Context) error {
 		return err
 	}
 	defer peer.stop()
-	both, trials := []*system{ours, peer}, h.trials()
-	// values has those of ours and of the peer, for each figure of each trial.
-	values := make([][][2][]float64, len(trials))
+	control, err := h.startPeers(ctx, 3)
+	if err != nil {
+		return err
+	}
+	defer control.stop()
+	systems, trials := []*system{ours, peer, control}, h.trials()
+	// values has those of each system, for each figure of each trial.
+	values := make([][][3][]float64, len(trials))
 	for i, t := range trials {
-		values[i] = make([][2][]float64, len(t.of))
+		values[i] = make([][3][]float64, len(t.of))
 	}
 	for round := range 1 + h.effort.rounds {
 		for i, t := range trials {
-			for turn := range both {
+			for turn := range systems {
 				// Who is first changes with every round.
-				which := (round + turn) % len(both)
-				got, err := attempt(ctx, t, both[which])
+				which := (round + turn) % len(systems)
+				got, err := attempt(ctx, t, systems[which])
 				if err != nil {
-					return fmt.Errorf("round %d of %s: %w", round, both[which].name, err)
+					return fmt.Errorf("round %d of %s: %w", round, systems[which].name, err)
 				}
 				// The first round is to warm up.
 				for j := range got {
@@ -111,7 +117,8 @@ func (h *house) measureBus(ctx context.Context) error {
 	}
 	for i, t := range trials {
 		for j, c := range t.of {
-			h.Figures = append(h.Figures, c.aim(versus(c.name, c.unit, values[i][j][0], values[i][j][1])))
+			v := values[i][j]
+			h.Figures = append(h.Figures, c.aim(versus(c.name, c.unit, v[0], v[1])), versus("  control: peer / peer", c.unit, v[2], v[1]))
 		}
 	}
 	h.describeBus(peer.version)
@@ -134,7 +141,8 @@ func (h *house) describeBus(peerVersion string) {
 		Condition{"peer", "3 processes of nats-server " + peerVersion + ", built alike; the same kind of keys, certificates, account, role and creds; sync_interval always; routes with mutual TLS 1.3"},
 		Condition{"differences", "ours asks clients for a certificate and checks the names of nodes on routes, the peer does neither; ours keeps a ledger, an authentication callout and system services"},
 		Condition{"client", "the same for both: nats.go " + nats.Version + " over TLS 1.3 in one process; publisher on node 1, subscriber on node 3"},
-		Condition{"rounds", fmt.Sprintf("%d, each load on ours and the peer in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", e.rounds)},
+		Condition{"control", "3 more processes as the peer's, in ours' place: its ratio and spread are what the machine does to those above it"},
+		Condition{"rounds", fmt.Sprintf("%d, each load on ours, the peer and the control in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", e.rounds)},
 		Condition{"a round", fmt.Sprintf("%d messages of %d B with at most %d under way; %d requests, one each %v; %d stored with %d under way; %d stored one by one, through the leader's node",
 			e.messages, payloadSize, UnderWay, e.echoes, EchoPause, e.stored, storePending, e.awaited)})
 }

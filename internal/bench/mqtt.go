@@ -29,11 +29,11 @@ type mqttBroker struct {
 }
 
 // MQTT measures the MQTT of this project's servers, of the engine's own and of
-// mosquitto, where it is installed: what has only in its name. It is as House is.
-func MQTT(ctx context.Context, o Options, only string) (Report, error) {
+// mosquitto, where it is installed. It is as House is.
+func MQTT(ctx context.Context, o Options) (Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
-	h := &house{env: o.Env, progress: o.Progress, effort: effort{rounds: 5, idle: 2000, settling: 5 * time.Second}}
+	h := &house{env: o.Env, progress: o.Progress, only: o.Only, effort: effort{rounds: 5, idle: 2000, settling: 5 * time.Second}}
 	if o.Quick {
 		h.effort = effort{rounds: 1, idle: 100, settling: 500 * time.Millisecond}
 	}
@@ -43,12 +43,11 @@ func MQTT(ctx context.Context, o Options, only string) (Report, error) {
 		Condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
 		Condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
 		Condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
-	parts := []part{
+	return h.measure(ctx, []part{
 		{"measuring one node against its peers", h.measureOneMQTT},
 		{"measuring three nodes against the engine's", h.measureThreeMQTT},
 		{"measuring idle clients", h.measureIdleMQTT},
-	}
-	return h.measure(ctx, slices.DeleteFunc(parts, func(p part) bool { return !strings.Contains(p.what, only) }))
+	})
 }
 
 // mqttFleet runs n nodes of ours.
