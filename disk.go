@@ -51,7 +51,7 @@ func (s *Server) guardDisk(ctx context.Context) {
 		case held && free >= reserve+reserve/4:
 			s.hold(false, free)
 		}
-		if free >= reserve && s.broker.Full() {
+		if !s.disk.held.Load() && s.broker.Full() {
 			s.revive(ctx)
 		}
 	}
@@ -77,11 +77,13 @@ func (s *Server) revive(ctx context.Context) {
 	s.log.Warn("the disk was full: streams are opened anew")
 	try, cancel := context.WithTimeoutCause(ctx, reviveTimeout, fmt.Errorf("not done in %v", reviveTimeout))
 	defer cancel()
-	if err := s.broker.Revive(try); err != nil && ctx.Err() == nil {
+	err := s.broker.Revive(try)
+	switch {
+	case err == nil:
+		s.log.Info("streams are open again")
+	case ctx.Err() == nil:
 		s.fail(fmt.Errorf("after a full disk: %w", err))
-		return
 	}
-	s.log.Info("streams are open again")
 }
 
 // diskFinding judges the free disk of the node; nil if there is nothing to say.
