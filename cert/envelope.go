@@ -101,6 +101,14 @@ func (k *ManagerKey) Open(what string, s Sealed) ([]byte, error) {
 	return plaintext, nil
 }
 
+// Public is what SealMessage seals to the managers by.
+func (k *ManagerKey) Public() []byte { return k.seal.Public() }
+
+// OpenMessage opens what SealMessage sealed to the managers for the same request.
+func (k *ManagerKey) OpenMessage(request string, s Sealed) ([]byte, error) {
+	return k.seal.OpenMessage(request, s)
+}
+
 // SealKey seals a group's key to the managers.
 func (k *ManagerKey) SealKey(key *Key) (Sealed, error) {
 	return sealTo(k.seal.Public(), keyPurpose(key.Group, key.Generation, "managers"), key.secret)

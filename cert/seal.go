@@ -111,6 +111,16 @@ func (k *SealKey) open(purpose []byte, s Sealed) ([]byte, error) {
 	return plaintext, nil
 }
 
+// SealMessage seals what a request says, or its answer, to whom it is for.
+func SealMessage(public []byte, request string, plaintext []byte) (Sealed, error) {
+	return sealTo(public, purpose("message", request), plaintext)
+}
+
+// OpenMessage opens what SealMessage sealed for the same request.
+func (k *SealKey) OpenMessage(request string, s Sealed) ([]byte, error) {
+	return k.open(purpose("message", request), s)
+}
+
 // A Key is the secret of one generation of a group's key. It prints without it.
 type Key struct {
 	Group      string

@@ -48,7 +48,7 @@ type verb func(ctx context.Context, s *session, data []byte, progress func(strin
 func verbs() map[string]verb {
 	return map[string]verb{
 		"mk":           handle((*session).mk),
-		"import":       handle((*session).importBundle),
+		"import":       confidential("import", handle((*session).importBundle)),
 		"renew":        handle((*session).renew),
 		"renewable":    handle((*session).renewable),
 		"rm":           handle((*session).rm),
@@ -57,9 +57,10 @@ func verbs() map[string]verb {
 		"target.add":   handle((*session).addTarget),
 		"target.rm":    handle((*session).removeTarget),
 		"target.ls":    handle((*session).targets),
-		"conf.update":  handle((*session).updateConfig),
-		"conf.display": handle((*session).displayConfig),
+		"conf.update":  confidential("conf.update", handle((*session).updateConfig)),
+		"conf.display": confidential("conf.display", handle((*session).displayConfig)),
 		"status":       handle((*session).status),
+		"public":       handle((*session).publicKey),
 	}
 }
 

@@ -40,7 +40,7 @@ func (c *Client) Make(ctx context.Context, r MakeRequest) (*cert.Record, error) 
 
 // Import imports a certificate that was bought elsewhere.
 func (c *Client) Import(ctx context.Context, r ImportRequest) (*cert.Record, error) {
-	return call[*cert.Record](ctx, c, "import", r)
+	return confide[*cert.Record](ctx, c, "import", r)
 }
 
 // Renew renews a certificate before its time.
@@ -90,12 +90,12 @@ func (c *Client) UpdateConfig(ctx context.Context, config []byte) (ConfigReply, 
 	if !json.Valid(config) {
 		return ConfigReply{}, refusal(Problems{"configuration: it is no JSON"})
 	}
-	return call[ConfigReply](ctx, c, "conf.update", ConfigRequest{config})
+	return confide[ConfigReply](ctx, c, "conf.update", ConfigRequest{config})
 }
 
 // Config returns the configuration, with its secrets.
 func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
-	return call[ConfigReply](ctx, c, "conf.display", struct{}{})
+	return confide[ConfigReply](ctx, c, "conf.display", struct{}{})
 }
 
 // Status tells how certificates stand.

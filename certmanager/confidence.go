@@ -1,0 +1,86 @@
+package certmanager
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+)
+
+// A confidence is a request, or its answer, with secrets in it: on its way it passes
+// nodes, and whoever traces messages there does not read it.
+type confidence struct {
+	Sealed cert.Sealed `json:"sealed"`
+	// Reply is the public key that the answer is to be sealed to.
+	Reply []byte `json:"reply,omitempty"`
+}
+
+// publicKey is what confidences are sealed to.
+type publicKey struct {
+	Public []byte `json:"public"`
+}
+
+func (s *session) publicKey(context.Context, struct{}, func(string)) (publicKey, error) {
+	return publicKey{s.key.Public()}, nil
+}
+
+// confidential is a verb whose requests and answers are sealed.
+func confidential(name string, do verb) verb {
+	return func(ctx context.Context, s *session, data []byte, progress func(string)) (any, error) {
+		in, err := decode[confidence](data)
+		if err != nil {
+			return nil, err
+		}
+		request, err := s.key.OpenMessage(name, in.Sealed)
+		if err != nil {
+			return nil, admin.Errorf(admin.Invalid, "", "the request is not sealed to the managers of this account")
+		}
+		out, err := do(ctx, s, request, progress)
+		if err != nil {
+			return nil, err
+		}
+		body, err := json.Marshal(out)
+		if err != nil {
+			return nil, fmt.Errorf("encoding an answer: %w", err)
+		}
+		sealed, err := cert.SealMessage(in.Reply, name, body)
+		if err != nil {
+			return nil, admin.Errorf(admin.Invalid, "", "the request has no key that the answer could be sealed to")
+		}
+		return confidence{Sealed: sealed}, nil
+	}
+}
+
+// confide is call for what has secrets in it.
+func confide[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
+	var out Out
+	managers, err := call[publicKey](ctx, c, "public", struct{}{})
+	if err != nil {
+		return out, err
+	}
+	key, err := cert.NewSealKey()
+	if err != nil {
+		return out, err
+	}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return out, fmt.Errorf("encoding request %q: %w", name, err)
+	}
+	sealed, err := cert.SealMessage(managers.Public, name, body)
+	if err != nil {
+		return out, fmt.Errorf("sealing request %q: %w", name, err)
+	}
+	answer, err := call[confidence](ctx, c, name, confidence{Sealed: sealed, Reply: key.Public()})
+	if err != nil {
+		return out, err
+	}
+	if body, err = key.OpenMessage(name, answer.Sealed); err != nil {
+		return out, fmt.Errorf("reading the answer to %q: %w", name, err)
+	}
+	if err := json.Unmarshal(body, &out); err != nil {
+		return out, fmt.Errorf("reading the answer to %q: %w", name, err)
+	}
+	return out, nil
+}
