@@ -60,6 +60,9 @@ func TestCaddy(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if leaf, err := proxy.Probe(t.Context(), s.Addr, "a.test"); err == nil {
+		t.Errorf("nobody answers Caddy, and it serves %s: the documentation says otherwise", leaf.Subject)
+	}
 	o := s.Options
 	o.Listen = u.Host
 	p = open(t, o)

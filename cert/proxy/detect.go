@@ -86,7 +86,7 @@ func (f *Found) running(ctx context.Context, p process, all []process) {
 	}
 	slices.Sort(addrs)
 	for _, addr := range slices.Compact(addrs) {
-		limited, cancel := context.WithTimeout(ctx, time.Second)
+		limited, cancel := context.WithTimeout(ctx, 2*time.Second)
 		// A server without a certificate for no name still answers in TLS.
 		if _, err := Probe(limited, addr, ""); err == nil || strings.Contains(err.Error(), "remote error: tls") {
 			f.Addrs = append(f.Addrs, addr)
@@ -144,14 +144,21 @@ type process struct {
 	args []string
 }
 
-// processes are those of the programs, masters before their workers. Elsewhere than on
-// Linux there are none to be seen.
+// processes are those of the programs, masters before their workers. Those of containers
+// are left out: their paths and addresses are not those of this machine. Elsewhere than
+// on Linux there are none to be seen.
 func processes() []process {
 	var all []process
-	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well-formed
+	const namespace = "/ns/pid"
+	ours, _ := os.Readlink("/proc/self" + namespace) // empty elsewhere
+	dirs, _ := filepath.Glob("/proc/[0-9]*")         // the pattern is well-formed
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
+			continue
+		}
+		// Whose namespace may not be seen is no container of ours.
+		if theirs, err := os.Readlink(dir + namespace); err == nil && theirs != ours {
 			continue
 		}
 		name, err := os.ReadFile(dir + "/comm")

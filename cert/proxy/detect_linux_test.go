@@ -21,13 +21,14 @@ func found(t testing.TB, s *proxytest.Server) proxy.Found {
 
 func TestDetect(t *testing.T) {
 	a := proxytest.Pair(t, "a", "a.test")
-	t.Run("nginx", func(t *testing.T) { detected(t, proxytest.NGINX(t, a)) })
-	t.Run("haproxy", func(t *testing.T) { detected(t, proxytest.HAProxy(t, a)) })
+	t.Run("nginx", func(t *testing.T) { detected(t, proxytest.NGINX(t, a), a) })
+	t.Run("haproxy", func(t *testing.T) { detected(t, proxytest.HAProxy(t, a), a) })
 	t.Run("caddy", func(t *testing.T) {
 		s := proxytest.Caddy(t)
 		p := open(t, s.Options)
 		install(t, p, a)
 		s.Start()
+		served(t, s.Addr, a)
 		f := found(t, s)
 		if f.Version == "" || f.PID == 0 || !slices.Contains(f.Addrs, s.Addr) {
 			t.Errorf("found %+v", f)
@@ -36,7 +37,8 @@ func TestDetect(t *testing.T) {
 }
 
 // detected demands that what was found is enough to renew a certificate.
-func detected(t *testing.T, s *proxytest.Server) {
+func detected(t *testing.T, s *proxytest.Server, a proxy.Pair) {
+	served(t, s.Addr, a) // a port is bound before the worker is there
 	var f proxy.Found
 	// HAProxy's master begins with running itself anew, and has no arguments meanwhile.
 	await(t, "its arguments", func() bool { f = found(t, s); return f.Config != "" })
@@ -44,10 +46,10 @@ func detected(t *testing.T, s *proxytest.Server) {
 		t.Fatalf("found %+v, want %+v", f, s.Options)
 	}
 	if !slices.Equal(f.Addrs, []string{s.Addr}) {
-		t.Errorf("it speaks TLS at %v, want %s", f.Addrs, s.Addr)
+		t.Fatalf("it speaks TLS at %v, want %s", f.Addrs, s.Addr)
 	}
 	f.Dir = s.Options.Dir
-	a := proxytest.Pair(t, "a", "a.test")
+	a = proxytest.Pair(t, "a", "a.test")
 	install(t, open(t, f.Options), a)
 	served(t, f.Addrs[0], a)
 }
