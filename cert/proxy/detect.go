@@ -12,10 +12,10 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -27,14 +27,18 @@ type Found struct {
 	Version string
 	// PID of the process that answers to a reload; 0: it is not running.
 	PID int
+	// User who runs it, by name or number.
+	User string
 	// Addrs are where it was seen speaking TLS, as host:port that can be dialed.
 	Addrs []string
 }
 
-// Detect looks for the programs of all Kinds but files: those that run, which on Linux
-// are seen in /proc, and those that are only installed. It runs them to ask for their
-// version, and shakes hands at what they listen on. Whose files and sockets this process
-// may not see, it finds less of.
+// Detect looks for the programs of all Kinds but files: those that run, one for each
+// master process that is seen in /proc of Linux, and those that are only installed. It
+// runs them to ask for their version, if nobody could have put another program in their
+// place, and shakes hands at what they listen on. Whose files and sockets this process
+// may not see, it finds less of. What it proposes is what the User of the program wants:
+// show it to somebody before keys go there.
 func Detect(ctx context.Context) []Found {
 	var all []Found
 	running := processes()
@@ -42,26 +46,42 @@ func Detect(ctx context.Context) []Found {
 		if kind == "files" {
 			continue
 		}
-		f := Found{Options: Options{Kind: kind, Binary: find(kind)}}
-		if i := slices.IndexFunc(running, func(p process) bool { return p.name == kind }); i >= 0 {
-			f.running(ctx, running[i], running)
-		} else if f.Binary == kind { // it is nowhere
-			continue
+		installed := Found{Options: Options{Kind: kind, Binary: find(kind)}}
+		some := false
+		for _, p := range running {
+			if p.name != kind || p.isWorker(running) {
+				continue
+			}
+			f := installed
+			f.running(ctx, p, running)
+			f.asked(ctx)
+			all, some = append(all, f), true
 		}
-		f.Version = version(ctx, f.Binary, kind)
-		if kind == "haproxy" {
-			f.Socket = adminSocket(f.Config)
+		if !some && installed.Binary != kind { // otherwise it is nowhere
+			installed.asked(ctx)
+			all = append(all, installed)
 		}
-		all = append(all, f)
 	}
 	return all
+}
+
+// asked adds what the program and its configuration say.
+func (f *Found) asked(ctx context.Context) {
+	f.Version = version(ctx, f.Binary, f.Kind)
+	if f.Kind == "haproxy" {
+		f.Socket = adminSocket(f.Config)
+	}
 }
 
 // running adds what can be seen of a process.
 func (f *Found) running(ctx context.Context, p process, all []process) {
 	f.PID = p.pid
-	if exe, err := os.Readlink(p.path("exe")); err == nil && !strings.HasSuffix(exe, " (deleted)") {
+	if exe, err := os.Readlink(p.path("exe")); err == nil && trusted(exe) {
 		f.Binary = exe
+	}
+	f.User = p.uid
+	if u, err := user.LookupId(p.uid); err == nil {
+		f.User = u.Username
 	}
 	switch f.Kind {
 	case "nginx":
@@ -80,7 +100,7 @@ func (f *Found) running(ctx context.Context, p process, all []process) {
 	f.Group = p.group()
 	var addrs []string
 	for _, q := range all {
-		if q.name == p.name {
+		if q.pid == p.pid || q.parent == p.pid {
 			addrs = append(addrs, q.listens()...)
 		}
 	}
@@ -92,6 +112,29 @@ func (f *Found) running(ctx context.Context, p process, all []process) {
 			f.Addrs = append(f.Addrs, addr)
 		}
 		cancel()
+	}
+}
+
+// trusted reports whether nobody but root and who runs this process can replace a file.
+func trusted(path string) bool {
+	for {
+		info, err := os.Stat(path)
+		if err != nil {
+			return false
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
+			return false
+		}
+		// In a sticky directory such as /tmp, owners alone replace what is theirs.
+		if info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0 {
+			return false
+		}
+		if parent := filepath.Dir(path); parent != path {
+			path = parent
+			continue
+		}
+		return true
 	}
 }
 
@@ -119,11 +162,15 @@ func adminSocket(config string) string {
 	if config == "" {
 		config = "/etc/haproxy/haproxy.cfg"
 	}
-	file, err := os.Open(config)
+	// Who runs HAProxy says what its configuration is. It could be a pipe.
+	file, err := os.OpenFile(config, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}
 	defer file.Close()
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
 	for lines := bufio.NewScanner(io.LimitReader(file, 16<<20)); lines.Scan(); {
 		f := strings.Fields(lines.Text())
 		if len(f) < 3 || f[0] != "stats" || f[1] != "socket" {
@@ -139,12 +186,18 @@ func adminSocket(config string) string {
 
 // A process is one of Linux.
 type process struct {
-	pid  int
-	name string
-	args []string
+	pid, parent int
+	name        string
+	args        []string
+	uid, gid    string // effective
 }
 
-// processes are those of the programs, masters before their workers. Those of containers
+// isWorker reports whether the process is of a master that is among all.
+func (p process) isWorker(all []process) bool {
+	return slices.ContainsFunc(all, func(q process) bool { return q.pid == p.parent && q.name == p.name })
+}
+
+// processes are those of the programs. Those of containers
 // are left out: their paths and addresses are not those of this machine. Elsewhere than
 // on Linux there are none to be seen.
 func processes() []process {
@@ -161,17 +214,39 @@ func processes() []process {
 		if theirs, err := os.Readlink(dir + namespace); err == nil && theirs != ours {
 			continue
 		}
-		name, err := os.ReadFile(dir + "/comm")
-		if p := (process{pid: pid, name: strings.TrimSpace(string(name))}); err == nil && slices.Contains(Kinds(), p.name) {
-			if args, err := os.ReadFile(dir + "/cmdline"); err == nil {
-				p.args = strings.Split(string(args), "\x00")
-			}
-			all = append(all, p)
+		p := process{pid: pid}
+		if p.status(); !slices.Contains(Kinds(), p.name) {
+			continue
+		}
+		if args, err := os.ReadFile(dir + "/cmdline"); err == nil {
+			p.args = strings.Split(string(args), "\x00")
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// status reads who the process is. It is left empty if there is none any more.
+func (p *process) status() {
+	text, err := os.ReadFile(p.path("status"))
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(text)) {
+		switch f := strings.Fields(line); {
+		case len(f) == 2 && f[0] == "Name:":
+			p.name = f[1]
+		case len(f) > 1 && f[0] == "State:" && f[1] == "Z": // it ended
+			p.name = ""
+			return
+		case len(f) == 2 && f[0] == "PPid:":
+			p.parent, _ = strconv.Atoi(f[1]) // the kernel writes numbers
+		case len(f) == 5 && f[0] == "Uid:":
+			p.uid = f[2]
+		case len(f) == 5 && f[0] == "Gid:":
+			p.gid = f[2]
 		}
 	}
-	// A master was there before its workers.
-	slices.SortFunc(all, func(a, b process) int { return a.pid - b.pid })
-	return all
 }
 
 func (p process) path(name string) string { return "/proc/" + strconv.Itoa(p.pid) + "/" + name }
@@ -205,15 +280,10 @@ func (p process) unit() string {
 
 // group is that of a process that is not root and could not read what only root may.
 func (p process) group() string {
-	status, err := os.ReadFile(p.path("status"))
-	if err != nil {
+	if p.uid == "0" || p.uid == strconv.Itoa(os.Geteuid()) {
 		return ""
 	}
-	ids := regexp.MustCompile(`(?m)^[UG]id:\s+\d+\s+(\d+)`).FindAllSubmatch(status, 2) // effective ones
-	if len(ids) != 2 || string(ids[0][1]) == strconv.Itoa(os.Geteuid()) || string(ids[0][1]) == "0" {
-		return ""
-	}
-	g, err := user.LookupGroupId(string(ids[1][1]))
+	g, err := user.LookupGroupId(p.gid)
 	if err != nil {
 		return ""
 	}

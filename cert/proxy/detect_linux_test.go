@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"os"
 	"slices"
 	"testing"
 
@@ -8,15 +9,21 @@ import (
 	"github.com/fleetbus/fleetbus/cert/proxy/proxytest"
 )
 
-// found is what Detect knows of the program that has that configuration.
-func found(t testing.TB, s *proxytest.Server) proxy.Found {
+// found is what Detect knows of the program that was started with that configuration.
+func found(t testing.TB, s *proxytest.Server) (f proxy.Found) {
 	t.Helper()
-	all := proxy.Detect(t.Context())
-	i := slices.IndexFunc(all, func(f proxy.Found) bool { return f.Kind == s.Options.Kind })
-	if i < 0 {
-		t.Fatalf("%s runs and was not found: %v", s.Options.Kind, all)
-	}
-	return all[i]
+	// HAProxy's master begins with running itself anew, and has no arguments meanwhile.
+	await(t, s.Options.Kind, func() bool {
+		all := proxy.Detect(t.Context())
+		i := slices.IndexFunc(all, func(f proxy.Found) bool {
+			return f.Kind == s.Options.Kind && (f.Config == s.Options.Config || f.Kind == "caddy" && slices.Contains(f.Addrs, s.Addr))
+		})
+		if i >= 0 {
+			f = all[i]
+		}
+		return i >= 0
+	})
+	return f
 }
 
 func TestDetect(t *testing.T) {
@@ -39,9 +46,7 @@ func TestDetect(t *testing.T) {
 // detected demands that what was found is enough to renew a certificate.
 func detected(t *testing.T, s *proxytest.Server, a proxy.Pair) {
 	served(t, s.Addr, a) // a port is bound before the worker is there
-	var f proxy.Found
-	// HAProxy's master begins with running itself anew, and has no arguments meanwhile.
-	await(t, "its arguments", func() bool { f = found(t, s); return f.Config != "" })
+	f := found(t, s)
 	if f.Version == "" || f.PID == 0 || f.Binary != s.Options.Binary || f.Config != s.Options.Config || f.Socket != s.Options.Socket || f.Reload.Socket != s.Options.Reload.Socket || f.Group != s.Options.Group {
 		t.Fatalf("found %+v, want %+v", f, s.Options)
 	}
@@ -52,4 +57,34 @@ func detected(t *testing.T, s *proxytest.Server, a proxy.Pair) {
 	a = proxytest.Pair(t, "a", "a.test")
 	install(t, open(t, f.Options), a)
 	served(t, f.Addrs[0], a)
+}
+
+// TestDetectStranger has a program of somebody else that only has the name: it is not run.
+func TestDetectStranger(t *testing.T) {
+	dir := t.TempDir()
+	// An interpreter of a script would be seen in its place: a copy of a program that waits.
+	sleep, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Skipf("there is no program to copy: %v", err)
+	}
+	path := dir + "/traefik"
+	if err := os.WriteFile(path, sleep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o777); err != nil { // so that anybody could replace it
+		t.Fatal(err)
+	}
+	start(t, path, "600")
+	var f proxy.Found
+	await(t, "the stranger", func() bool {
+		all := proxy.Detect(t.Context())
+		i := slices.IndexFunc(all, func(f proxy.Found) bool { return f.Kind == "traefik" })
+		if i >= 0 {
+			f = all[i]
+		}
+		return i >= 0
+	})
+	if f.Binary == path || f.PID == 0 || f.User == "" {
+		t.Errorf("found %+v", f)
+	}
 }

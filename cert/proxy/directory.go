@@ -172,7 +172,7 @@ func (d *directory) change(ctx context.Context, from state, all []certificate) (
 	if len(from.all) == 0 || len(ids) < 2 || ctx.Err() != nil {
 		return from, err
 	}
-	if _, broken := d.put(ctx, from.version, from.all); broken != nil {
+	if broken := d.tested(ctx, from.all); broken != nil {
 		return from, err // not for the sake of a certificate
 	}
 	return d.halves(ctx, from, all, ids)
@@ -216,11 +216,7 @@ func (d *directory) put(ctx context.Context, from string, all []certificate) (ve
 	if err := d.tree.point(current, version); err != nil {
 		return "", fmt.Errorf("writing the certificates for %s: %w", d.Kind, err)
 	}
-	if len(d.test) == 0 {
-		return version, nil
-	}
-	if err := run(ctx, d.Timeout, secrets(all), d.test...); err != nil {
-		err = fmt.Errorf("%s would not take the certificates: %w", d.Kind, err)
+	if err := d.tested(ctx, all); err != nil {
 		if version == from {
 			return "", err
 		}
@@ -230,6 +226,17 @@ func (d *directory) put(ctx context.Context, from string, all []certificate) (ve
 		return "", errors.Join(err, os.RemoveAll(d.tree.path(version)))
 	}
 	return version, nil
+}
+
+// tested has the program test its configuration with what is current, which is all.
+func (d *directory) tested(ctx context.Context, all []certificate) error {
+	if len(d.test) == 0 {
+		return nil
+	}
+	if err := run(ctx, d.Timeout, secrets(all), d.test...); err != nil {
+		return fmt.Errorf("%s would not take the certificates: %w", d.Kind, err)
+	}
+	return nil
 }
 
 // changed are the ids that are not the same in both.
