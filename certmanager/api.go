@@ -228,11 +228,12 @@ func (s *session) mk(ctx context.Context, in MakeRequest, progress func(string))
 		At: s.now().UTC(), By: s.m.o.Name, Policy: p,
 	}
 	r.Lease = s.newLease(r)
+	leased := time.Now()
 	if err := s.put(ctx, cert.CertSubject(group, r.ID), func() (any, error) { return r, nil }); err != nil {
 		return nil, err
 	}
 	progress("certificate " + r.ID)
-	return s.pursue(ctx, r, 1, in.Wait, progress, func(ctx context.Context) { _ = s.work(ctx, r, cert.ReasonNew) })
+	return s.pursue(ctx, r, 1, in.Wait, progress, func(ctx context.Context) { _ = s.work(ctx, r, cert.ReasonNew, leased) })
 }
 
 // pursue runs work for a certificate in the background of the manager, and waits for

@@ -41,7 +41,9 @@ type attempt struct {
 	generation uint64
 	reason     cert.Reason
 	reused     bool // the private key is that of the generation before
-	mu         sync.Mutex
+
+	mu      sync.Mutex
+	renewed time.Time // when the last write began that renewed the lease
 }
 
 // free reports whether this manager may take the lease of a certificate: nobody has it,
@@ -77,6 +79,7 @@ func (s *session) newLease(r *cert.Record) *cert.Lease {
 // any more, and else why the attempt failed, which is in the ledger then.
 func (s *session) obtain(ctx context.Context, group, id string) error {
 	var p plan
+	var leased time.Time
 	r, err := s.amend(ctx, group, id, cert.Leased, func(r *cert.Record) error {
 		var due bool
 		if p, due = planFor(r, s.now()); !due || p.At.After(s.now()) {
@@ -86,24 +89,25 @@ func (s *session) obtain(ctx context.Context, group, id string) error {
 			return errHeld
 		}
 		r.Lease = s.newLease(r)
+		leased = time.Now()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return s.work(ctx, r, p.Reason)
+	return s.work(ctx, r, p.Reason, leased)
 }
 
-// work goes on from a lease of this manager.
-func (s *session) work(ctx context.Context, r *cert.Record, reason cert.Reason) error {
-	a := &attempt{s: s, group: r.Group, id: r.ID, generation: r.Lease.Generation, reason: reason}
+// work goes on from a lease of this manager, the write of which began at leased.
+func (s *session) work(ctx context.Context, r *cert.Record, reason cert.Reason, leased time.Time) error {
 	began := time.Now()
+	a := &attempt{s: s, group: r.Group, id: r.ID, generation: r.Lease.Generation, reason: reason, renewed: leased}
 	working, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	bounded, stop := context.WithTimeout(working, s.m.o.Attempt)
 	defer stop()
 	var beats sync.WaitGroup
-	beats.Go(func() { a.beat(bounded, began, cancel) })
+	beats.Go(func() { a.beat(bounded, cancel) })
 	issuer, err := a.run(bounded, r)
 	if err != nil && bounded.Err() != nil {
 		if cause := context.Cause(bounded); !errors.Is(err, errLost) {
@@ -140,11 +144,20 @@ func (a *attempt) write(ctx context.Context, event cert.Event, change func(*cert
 	})
 }
 
+// every is how often the lease is renewed, and a quarter of how long it lasts.
+func (a *attempt) every() time.Duration { return a.s.m.o.Lease / 4 }
+
+// age is how long ago the lease was renewed.
+func (a *attempt) age() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.renewed)
+}
+
 // beat renews the lease. It ends the attempt before another manager can take it for
 // silent, by a clock that nobody sets.
-func (a *attempt) beat(ctx context.Context, renewed time.Time, cancel context.CancelCauseFunc) {
-	every := a.s.m.o.Lease / 4
-	timer := time.NewTimer(every)
+func (a *attempt) beat(ctx context.Context, cancel context.CancelCauseFunc) {
+	timer := time.NewTimer(a.every())
 	defer timer.Stop()
 	for {
 		select {
@@ -152,27 +165,36 @@ func (a *attempt) beat(ctx context.Context, renewed time.Time, cancel context.Ca
 			return
 		case <-timer.C:
 		}
-		now := time.Now()
-		deadline := renewed.Add(3 * every)
-		bounded, stop := context.WithDeadline(ctx, deadline)
-		_, err := a.write(bounded, cert.Leased, func(r *cert.Record) error {
-			l := *r.Lease
-			l.Until = a.s.now().Add(a.s.m.o.Lease).UTC()
-			r.Lease = &l
-			return nil
-		})
+		left := 3*a.every() - a.age()
+		bounded, stop := context.WithTimeout(ctx, left)
+		err := a.renew(bounded)
 		stop()
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err == nil:
-			renewed = now
-		case errors.Is(err, errLost) || !time.Now().Before(deadline):
+		case errors.Is(err, errLost) || err != nil && a.age() >= 3*a.every():
 			cancel(fmt.Errorf("%w: %w", errLost, err))
 			return
 		}
-		timer.Reset(every)
+		timer.Reset(a.every())
 	}
+}
+
+// renew renews the lease.
+func (a *attempt) renew(ctx context.Context) error {
+	began := time.Now()
+	_, err := a.write(ctx, cert.Leased, func(r *cert.Record) error {
+		l := *r.Lease
+		l.Until = a.s.now().Add(a.s.m.o.Lease).UTC()
+		r.Lease = &l
+		return nil
+	})
+	if err == nil {
+		a.mu.Lock()
+		a.renewed = began
+		a.mu.Unlock()
+	}
+	return err
 }
 
 // release lets go of the lease, with the order, for the next to go on at once.
@@ -272,6 +294,11 @@ func (a *attempt) issue(ctx context.Context, r *cert.Record, settings *Settings,
 			return nil
 		})
 		return err
+	}
+	if order == nil && a.age() > a.every() { // nothing is ordered on a lease that may have been taken
+		if err := a.renew(ctx); err != nil {
+			return err
+		}
 	}
 	a.s.tell(a.id, "asking "+name)
 	issued, err := o.issuer.Issue(ctx, request)

@@ -40,6 +40,7 @@ func TestManagersNeverOrderTwice(t *testing.T) {
 	for i, skew := range []time.Duration{0, time.Hour, -time.Hour} {
 		o := w.options(fmt.Sprintf("m%d", i))
 		o.Now = func() time.Time { return w.clock.now().Add(skew) }
+		o.Lease = 10 * time.Second // a busy machine is no stopped one
 		w.run(o)
 	}
 	for n := uint64(1); n <= 2; n++ {

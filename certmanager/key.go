@@ -102,33 +102,10 @@ func normalName(name string) (string, error) {
 	if err != nil {
 		return "", errors.New("it is no DNS name")
 	}
-	labels := strings.Split(ascii, ".")
-	if len(ascii) > 253 || len(labels) < 2 && wildcard {
-		return "", errors.New("it is no DNS name")
-	}
-	for _, label := range labels {
-		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || label[0] == '-' || label[len(label)-1] == '-' {
-			return "", errors.New("it is no DNS name")
-		}
-	}
 	if wildcard {
 		ascii = "*." + ascii
 	}
-	return ascii, nil
-}
-
-// leafNames are the names that a certificate has, as in a Policy.
-func leafNames(leaf *x509.Certificate) []string {
-	var names []string
-	for _, name := range leaf.DNSNames {
-		names = append(names, strings.ToLower(name))
-	}
-	for _, ip := range leaf.IPAddresses {
-		if addr, ok := netip.AddrFromSlice(ip); ok {
-			names = append(names, addr.Unmap().String())
-		}
-	}
-	return names
+	return ascii, checkName(ascii)
 }
 
 // verifyChain checks what an authority returned for key and names, and returns it
@@ -152,7 +129,7 @@ func verifyChain(chain [][]byte, key crypto.PublicKey, names []string, now time.
 	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key) {
 		return nil, errors.New("the certificate is not of our key")
 	}
-	has := leafNames(leaf)
+	has := LeafNames(leaf)
 	for _, name := range names {
 		if !slices.Contains(has, name) {
 			return nil, fmt.Errorf("the certificate lacks the name %q", name)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -119,37 +120,49 @@ func (s *session) pass(ctx context.Context) time.Time {
 	return next
 }
 
-// beginDue begins the work on what is due, as far as there is room, and as the issuers
-// allow.
+// beginDue lets workers loose on what is due.
 func (s *session) beginDue(ctx context.Context, settings *Settings, due []candidate) {
-	room := map[string]float64{}
-	for _, c := range due {
-		r := c.record
-		if len(s.pool) == cap(s.pool) {
-			return
-		}
-		if !s.free(r) || !s.dueAgain("attempt "+r.ID, time.Time{}) {
-			continue
-		}
-		names := settings.issuersFor(r.Policy)
-		if len(names) > 0 && (r.Lease == nil || r.Lease.Order == nil) {
-			name := names[0]
-			s.mu.Lock()
-			o := s.issuers[name]
-			s.mu.Unlock()
-			if _, asked := room[name]; o != nil && !asked {
-				room[name] = max(1, o.limiter.Tokens()) // one waits for the next place
-			}
-			if o != nil && room[name] < 1 {
-				continue
-			}
-			room[name]--
-		}
-		s.begin(ctx, "obtain "+r.ID, s.pool, func(ctx context.Context) {
-			if err := s.obtain(ctx, r.Group, r.ID); err != nil && !errors.Is(err, errHeld) && !errors.Is(err, errLost) {
-				s.setAgain("attempt "+r.ID, s.now().Add(s.m.o.Every)) // if not even the failure could be written
+	s.mu.Lock()
+	s.queue = due
+	s.mu.Unlock()
+	for i := range min(cap(s.pool), len(due)) {
+		s.begin(ctx, fmt.Sprintf("worker %d", i), s.pool, func(ctx context.Context) {
+			for {
+				r := s.take(settings)
+				if r == nil || ctx.Err() != nil {
+					return
+				}
+				s.alone("obtain "+r.ID, func() {
+					err := s.obtain(ctx, r.Group, r.ID)
+					if err != nil && !errors.Is(err, errHeld) && !errors.Is(err, errLost) {
+						s.setAgain("attempt "+r.ID, s.now().Add(s.m.o.Every)) // if not even the failure could be written
+					}
+				})
 			}
 		})
+	}
+}
+
+// take returns the most urgent certificate that can be worked on now: nobody does, and
+// its issuer has a place left in the hour's orders. Nil: there is none.
+func (s *session) take(settings *Settings) *cert.Record {
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 {
+			s.mu.Unlock()
+			return nil
+		}
+		r := s.queue[0].record
+		s.queue = s.queue[1:]
+		room := true
+		if names := settings.issuersFor(r.Policy); len(names) > 0 && (r.Lease == nil || r.Lease.Order == nil) {
+			o := s.issuers[names[0]]
+			room = o == nil || o.limiter.Tokens() >= 1
+		}
+		s.mu.Unlock()
+		if room && s.free(r) && s.dueAgain("attempt "+r.ID, time.Time{}) {
+			return r
+		}
 	}
 }
 

@@ -30,9 +30,10 @@ type IssuerOptions struct {
 	Settings IssuerSettings
 	// DNS has the providers that are configured.
 	DNS []DNSSettings
-	// Keep keeps the secret that generate returns, if none is kept yet, and returns
-	// the one that is: that of another manager, if it was faster.
-	Keep func(ctx context.Context, generate func() (string, error)) (string, error)
+	// Keep replaces the secret: change gets the one that is kept, empty if none is, and
+	// returns the one to keep, which Keep returns. It is called again if another
+	// manager was faster.
+	Keep func(ctx context.Context, change func(kept string) (string, error)) (string, error)
 	// Logger is never nil.
 	Logger *slog.Logger
 }

@@ -64,10 +64,10 @@ func TestRemovedTarget(t *testing.T) {
 		t.Error("a certificate of another group was renewed")
 	}
 	wantFinding(t, m, CodeKeyKnown, "bought.example.org")
+	stolen.stop()
 	if _, err := stolen.enroll(); !errors.Is(err, &admin.Error{Code: admin.NotFound}) {
 		t.Errorf("it enrolls again: %v", err)
 	}
-	stolen.stop()
 	// Invited again, it comes with another key, and gets what is served now.
 	back := w.target("web", "lb-2")
 	eventually(t, "it serves the new one", func() error { return wantHistory(back, r.ID, 2) })

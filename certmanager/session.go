@@ -62,10 +62,13 @@ type session struct {
 	open   chan struct{} // for each question to an authority
 	asked  chan struct{} // and for what somebody asked for and waits for
 
+	opening sync.Mutex // of issuers, one at a time
+
 	mu        sync.Mutex
 	changed   chan struct{} // closed, and made anew, at each event
 	sightings map[string]sighting
 	running   map[string]bool // tasks, by what they do
+	queue     []candidate     // what is due, and nobody has begun
 	listeners map[string][]chan<- string
 	recording bool
 	outcomes  []Outcome
@@ -95,6 +98,11 @@ type opened struct {
 	settings IssuerSettings
 	dns      []DNSSettings
 	limiter  *rate.Limiter
+}
+
+// is reports whether o was opened with these settings.
+func (o *opened) is(settings IssuerSettings, dns []DNSSettings) bool {
+	return reflect.DeepEqual(o.settings, settings) && reflect.DeepEqual(o.dns, dns)
 }
 
 func (m *Manager) open(ctx context.Context, nc *nats.Conn) (*session, error) {
@@ -323,8 +331,8 @@ func (s *session) configure(ctx context.Context, change func(before *Settings) (
 	})
 }
 
-// keep keeps the secret of an issuer, unless there is one.
-func (s *session) keep(ctx context.Context, name string, generate func() (string, error)) (string, error) {
+// keep replaces the secret of an issuer.
+func (s *session) keep(ctx context.Context, name string, change func(kept string) (string, error)) (string, error) {
 	var secret string
 	err := s.configure(ctx, func(before *Settings) (*Settings, error) {
 		after := *before
@@ -333,15 +341,12 @@ func (s *session) keep(ctx context.Context, name string, generate func() (string
 		if i < 0 {
 			return nil, fmt.Errorf("keeping the secret of issuer %q: it is not configured any more", name)
 		}
-		if kept := after.Issuers[i].Secret; kept != "" {
-			secret = kept
-			return nil, errUnchanged
+		var err error
+		if secret, err = change(after.Issuers[i].Secret); err != nil {
+			return nil, err
 		}
-		if secret == "" {
-			var err error
-			if secret, err = generate(); err != nil {
-				return nil, err
-			}
+		if secret == after.Issuers[i].Secret {
+			return nil, errUnchanged
 		}
 		after.Issuers[i].Secret = secret
 		return &after, nil
@@ -362,26 +367,32 @@ func (s *session) issuer(ctx context.Context, name string) (*opened, error) {
 	if !ok {
 		return nil, fmt.Errorf("opening issuer %q: it is not configured", name)
 	}
+	s.opening.Lock()
+	defer s.opening.Unlock()
 	s.mu.Lock()
 	o := s.issuers[name]
 	s.mu.Unlock()
-	same := is
-	if o != nil {
-		same.Secret = o.settings.Secret // which it may have made itself
-		if is.Secret == o.settings.Secret || o.settings.Secret == "" {
-			if reflect.DeepEqual(same, o.settings) && reflect.DeepEqual(settings.DNS, o.dns) {
-				return o, nil
-			}
-		}
+	if o != nil && o.is(is, settings.DNS) {
+		return o, nil
 	}
 	open, ok := s.m.o.Issuers[is.Type]
 	if !ok {
 		return nil, fmt.Errorf("opening issuer %q: this program knows no type %q", name, is.Type)
 	}
+	kept := is
 	issuer, err := open(ctx, IssuerOptions{
 		Settings: is, DNS: settings.DNS, Logger: s.m.log.With("issuer", name),
-		Keep: func(ctx context.Context, generate func() (string, error)) (string, error) {
-			return s.keep(ctx, name, generate)
+		Keep: func(ctx context.Context, change func(string) (string, error)) (string, error) {
+			secret, err := s.keep(ctx, name, change)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if err == nil {
+				kept.Secret = secret
+				if o := s.issuers[name]; o != nil && o.settings.Name == name {
+					o.settings.Secret = secret
+				}
+			}
+			return secret, err
 		},
 	})
 	if err != nil {
@@ -391,8 +402,8 @@ func (s *session) issuer(ctx context.Context, name string) (*opened, error) {
 	if n == 0 {
 		n = defaultPerHour
 	}
-	fresh := &opened{issuer, is, settings.DNS, rate.NewLimiter(rate.Limit(float64(n)/3600), max(1, n/10))}
-	if o != nil {
+	fresh := &opened{issuer, kept, settings.DNS, rate.NewLimiter(rate.Limit(float64(n)/3600), max(1, n/10))}
+	if o != nil && o.settings.PerHour == is.PerHour {
 		fresh.limiter = o.limiter
 	}
 	s.mu.Lock()
@@ -426,6 +437,23 @@ func (s *session) begin(ctx context.Context, name string, places chan struct{}, 
 		task(ctx)
 	})
 	return true
+}
+
+// alone does something, unless it is being done.
+func (s *session) alone(name string, do func()) {
+	s.mu.Lock()
+	busy := s.running[name]
+	s.running[name] = true
+	s.mu.Unlock()
+	if busy {
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.running, name)
+	}()
+	do()
 }
 
 // idle reports whether no task runs.

@@ -124,7 +124,7 @@ func readImport(in ImportRequest, now time.Time) (*cert.Bundle, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	names := leafNames(certs[0])
+	names := LeafNames(certs[0])
 	if len(names) == 0 {
 		return nil, nil, errors.New("the certificate has no names")
 	}
