@@ -143,7 +143,7 @@ func BenchmarkReplay(b *testing.B) {
 	defer reportCPU(b)()
 	for b.Loop() {
 		r := open(b, cert.Options{Key: key, Dir: storeDir(b)}).run(b, s.ClientURL())
-		waitFor(b, "all certificates", func() bool { return len(r.Certificates()) == certs })
+		waitFor(b, "all events", func() bool { return r.Seq("web") == events && len(r.Certificates()) == certs })
 		b.ReportMetric(float64(heap()-before)/(1<<20), "MiB-live")
 		r.stop()
 	}
@@ -162,6 +162,7 @@ func cpu() int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
+// heap is what is in use, in bytes.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats

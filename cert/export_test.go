@@ -52,3 +52,6 @@ const Recheck = recheck
 
 // Unmarshal loads the snapshot of a group.
 func (s *Store) Unmarshal(group string, data []byte) error { return s.groups[group].Unmarshal(data) }
+
+// Seq is the last event that was applied to a group.
+func (s *Store) Seq(group string) uint64 { return s.groups[group].Seq() }

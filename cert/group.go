@@ -21,6 +21,7 @@ import (
 type group struct {
 	name     string
 	store    *Store
+	subjects []string // that are followed
 	state    *State
 	follower *ledger.Follower
 
@@ -34,10 +35,11 @@ type group struct {
 
 func newGroup(s *Store, name string) (*group, error) {
 	own := TargetSubject(name, s.o.Key.Name)
-	certs, challenges, key := CertSubject(name, ""), ChallengeSubject(name, ""), KeySubject(name)
-	g := &group{name: name, store: s, keys: map[uint64]*Key{}}
+	certs, challenges := CertSubject(name, ""), ChallengeSubject(name, "")
+	// Not the other targets: with their keys, a thousand of them are many.
+	g := &group{name: name, store: s, keys: map[uint64]*Key{}, subjects: []string{certs + "*", challenges + "*", own}}
 	g.state = NewState(s.o.Key.Signers, func(subject string) bool {
-		return strings.HasPrefix(subject, certs) || strings.HasPrefix(subject, challenges) || subject == own || subject == key
+		return strings.HasPrefix(subject, certs) || strings.HasPrefix(subject, challenges) || subject == own
 	})
 	return g, g.follow()
 }
@@ -45,7 +47,7 @@ func newGroup(s *Store, name string) (*group, error) {
 // follow makes the follower of the group, which loads its snapshot.
 func (g *group) follow() error {
 	follower, err := ledger.NewFollower(g, ledger.FollowOptions{
-		Snapshot: g.path(), Filter: "g." + g.name + ".>", Logger: g.store.log.With("group", g.name),
+		Snapshot: g.path(), Filter: g.subjects, Logger: g.store.log.With("group", g.name),
 	})
 	if err != nil {
 		return fmt.Errorf("loading the certificates of group %q: %w", g.name, err)

@@ -103,7 +103,7 @@ func (g *group) loadSeen(ctx context.Context, l *ledger.Ledger) error {
 	}
 	prefix := SeenSubject(g.name, g.store.o.Key.Name, "")
 	state := NewState(nil, func(subject string) bool { return strings.HasPrefix(subject, prefix) })
-	follower, err := ledger.NewFollower(state, ledger.FollowOptions{Filter: prefix + "*"})
+	follower, err := ledger.NewFollower(state, ledger.FollowOptions{Filter: []string{prefix + "*"}})
 	if err != nil {
 		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
 	}

@@ -61,9 +61,9 @@ type FollowOptions struct {
 	Snapshot string
 
 	// Filter are the subjects that are followed, without the ledger's prefix; "*" and
-	// a last ">" are wildcards. Default: all. The state is then as of the last event
-	// that passed.
-	Filter string
+	// a last ">" are wildcards, and no two may overlap. Default: all. The state is then
+	// as of the last event that passed.
+	Filter []string
 
 	// Every is after how many events a snapshot is written. Default 64.
 	Every int
@@ -258,8 +258,8 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 		Replicas:          1,
 		MemoryStorage:     true,
 	}
-	if f.options.Filter != "" {
-		config.FilterSubject = l.prefix + f.options.Filter
+	for _, subject := range f.options.Filter {
+		config.FilterSubjects = append(config.FilterSubjects, l.prefix+subject)
 	}
 	consumer, err := l.stream.CreateConsumer(ctx, config)
 	if err != nil {

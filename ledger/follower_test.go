@@ -468,7 +468,7 @@ func TestFollowerFilter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "snapshot")
 	mustAppend(t, l, "user.ann", 0, "v1")
 	mustAppend(t, l, "role.ann", 0, "v1") // the last event does not pass
-	f := follow(t, l, FollowOptions{Filter: "user.>", Snapshot: path})
+	f := follow(t, l, FollowOptions{Filter: []string{"user.>"}, Snapshot: path})
 	select {
 	case <-f.CaughtUp():
 	case <-ctx.Done():
@@ -487,7 +487,7 @@ func TestFollowerFilter(t *testing.T) {
 		t.Error(err)
 	}
 	mustAppend(t, l, "role.eve", 0, "v1") // nothing to come but this
-	f = follow(t, l, FollowOptions{Filter: "user.>", Snapshot: path})
+	f = follow(t, l, FollowOptions{Filter: []string{"user.>"}, Snapshot: path})
 	defer f.stop()
 	select {
 	case <-f.CaughtUp():
