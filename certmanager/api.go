@@ -26,6 +26,8 @@ const (
 	// alive is how often a caller who waits hears something. Managers may answer a
 	// request a hundred times.
 	alive = 20 * time.Second
+	// requestTime bounds the answer to a request, which may wait for authorities.
+	requestTime = time.Hour
 	// maxProgress is how many steps are told of, so that the last answer gets through.
 	maxProgress = 50
 	// DefaultGroup is that of certificates and targets that name none.
@@ -130,7 +132,7 @@ func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Conte
 		}
 	}
 	began := s.begin(ctx, "request "+cert.NewID(), s.asked, func(ctx context.Context) {
-		ctx, cancel := context.WithCancel(ctx)
+		ctx, cancel := context.WithTimeout(ctx, requestTime)
 		defer cancel()
 		s.tasks.Go(func() {
 			tick := time.NewTicker(alive)

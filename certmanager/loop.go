@@ -259,9 +259,9 @@ func (s *session) forget() {
 // askRenewal asks the authority when it wants a certificate to be renewed, and writes
 // what is new in that.
 func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
-	again := renewalRetry
-	what := "renewal " + seen.Current.Leaf
-	defer func() { s.setAgain(what, s.now().Add(again)) }()
+	now := s.now()
+	again := now.Add(renewalRetry)
+	defer func() { s.setAgain("renewal "+seen.Current.Leaf, again) }()
 	o, err := s.issuer(ctx, seen.Current.Issuer)
 	if err != nil {
 		return // a finding of its own, once it is due
@@ -274,7 +274,7 @@ func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
 	defer cancel()
 	answer, err := o.issuer.Renewal(ctx, chain[0])
 	if errors.Is(err, ErrNoRenewal) {
-		again = renewalNever
+		again = now.Add(renewalNever)
 		return
 	}
 	if err != nil {
@@ -282,9 +282,11 @@ func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
 		return
 	}
 	if answer.Again.IsZero() {
-		answer.Again = s.now().Add(renewalAgain).UTC()
+		answer.Again = now.Add(renewalAgain).UTC()
 	}
-	again = max(time.Minute, answer.Again.Sub(s.now()))
+	if again = answer.Again; again.Before(now.Add(time.Minute)) {
+		again = now.Add(time.Minute)
+	}
 	s.mu.Lock()
 	once := s.recording // its memory is the ledger
 	s.mu.Unlock()
@@ -310,6 +312,6 @@ func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
 		return nil
 	})
 	if err != nil {
-		again = time.Minute
+		again = now.Add(time.Minute)
 	}
 }

@@ -527,14 +527,13 @@ type target struct {
 	poke  chan struct{}
 	stop  func()
 
-	mu       sync.Mutex
-	deaf     bool                                            // it answers nobody
-	mute     bool                                            // it installs nothing
-	silent   bool                                            // it takes over no challenge
-	refuse   func(id string, b *cert.Bundle) string          // why it does not serve
-	served   map[string][]uint64                             // generations, by id
-	serving  map[string]uint64                               // now
-	believed func(r *cert.Record, b *cert.Bundle, err error) // is told of each
+	mu      sync.Mutex
+	deaf    bool                                   // it answers nobody
+	mute    bool                                   // it installs nothing
+	silent  bool                                   // it takes over no challenge
+	refuse  func(id string, b *cert.Bundle) string // why it does not serve
+	served  map[string][]uint64                    // generations, by id
+	serving map[string]uint64                      // now
 }
 
 // target enrolls a target and runs it.

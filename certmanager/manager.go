@@ -155,7 +155,8 @@ func (m *Manager) with(ctx context.Context, nc *nats.Conn, do func(context.Conte
 	}
 	ended := context.Cause(ctx)
 	cancel(nil)
-	s.mu.Lock() // no task begins after this
+	s.mu.Lock()
+	s.ending = true
 	s.mu.Unlock()
 	s.tasks.Wait()
 	stopFollowing()

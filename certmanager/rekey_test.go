@@ -381,7 +381,7 @@ func TestRenewalInformation(t *testing.T) {
 	})
 	w.run(w.options("m1"))
 	id := w.make("web", cert.Policy{Names: []string{"example.org"}}).ID
-	r := w.record("web", id, "the authority's window is kept", func(r *cert.Record) bool { return r.Current.Renewal != nil })
+	r := w.record("web", id, "the authority's window is kept", func(r *cert.Record) bool { return r.Current != nil && r.Current.Renewal != nil })
 	if a := r.Current.Renewal; a.Selected.Before(start) || a.Selected.After(start.Add(day)) || r.Event != cert.Scheduled {
 		t.Errorf("%+v", a)
 	}

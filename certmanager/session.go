@@ -65,10 +65,11 @@ type session struct {
 	opening sync.Mutex // of issuers, one at a time
 
 	mu        sync.Mutex
-	changed   chan struct{} // closed, and made anew, at each event
-	sightings map[string]sighting
-	running   map[string]bool // tasks, by what they do
-	queue     []candidate     // what is due, and nobody has begun
+	changed   chan struct{}        // closed, and made anew, at each event
+	sightings map[string]time.Time // of the last event of certificates and targets; monotonic, because no other clock can be trusted
+	ending    bool                 // no task begins any more
+	running   map[string]bool      // tasks, by what they do
+	queue     []candidate          // what is due, and nobody has begun
 	listeners map[string][]chan<- string
 	recording bool
 	outcomes  []Outcome
@@ -83,13 +84,6 @@ type session struct {
 	lists    map[string]*list
 	trouble  map[string]string // what does not work, by what it is
 	lastPass time.Time
-}
-
-// A sighting is when this manager saw the last event of a subject, by its monotonic
-// clock. No other clock can be trusted with how long somebody was silent.
-type sighting struct {
-	seq uint64
-	at  time.Time
 }
 
 // An opened issuer, and what it was opened with.
@@ -123,7 +117,7 @@ func (m *Manager) open(ctx context.Context, nc *nats.Conn) (*session, error) {
 		holder: m.o.Name + "/" + cert.NewID(),
 		wake:   make(chan struct{}, 1), pool: make(chan struct{}, m.o.Workers), side: make(chan struct{}, sideTasks),
 		open: make(chan struct{}, sideTasks), asked: make(chan struct{}, maxRequests),
-		changed: make(chan struct{}), sightings: map[string]sighting{}, running: map[string]bool{},
+		changed: make(chan struct{}), sightings: map[string]time.Time{}, running: map[string]bool{},
 		listeners: map[string][]chan<- string{}, issuers: map[string]*opened{}, again: map[string]time.Time{},
 		waves: map[string]waveSince{}, here: map[string]presence{}, lists: map[string]*list{}, trouble: map[string]string{},
 	}
@@ -139,7 +133,9 @@ func (s *session) now() time.Time { return s.m.o.Now() }
 // onEvent is told of each event after it is in the state.
 func (s *session) onEvent(e ledger.Event) {
 	s.mu.Lock()
-	s.sightings[e.Subject] = sighting{e.Seq, time.Now()}
+	if words := strings.Split(e.Subject, "."); len(words) == 4 && (words[2] == "cert" || words[2] == "target") {
+		s.sightings[e.Subject] = time.Now()
+	}
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
@@ -158,7 +154,7 @@ func (s *session) poke() {
 func (s *session) silence(subject string) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Since(s.sightings[subject].at)
+	return time.Since(s.sightings[subject])
 }
 
 // until waits until an event makes done true.
@@ -417,7 +413,7 @@ func (s *session) issuer(ctx context.Context, name string) (*opened, error) {
 func (s *session) begin(ctx context.Context, name string, places chan struct{}, task func(ctx context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running[name] || ctx.Err() != nil {
+	if s.running[name] || s.ending || ctx.Err() != nil {
 		return false
 	}
 	select {
