@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/fleetbustest"
@@ -23,8 +24,17 @@ func TestShortDisk(t *testing.T) {
 		t.Skipf("mounting a small disk: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(disk, 0); err != nil {
-			t.Error(err)
+		// The engine closes its last files a moment after it has stopped.
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			err := syscall.Unmount(disk, 0)
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+			<-time.After(10 * time.Millisecond)
 		}
 	})
 	h := start(t, func(o *fleetbus.Options) { o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 16<<20 })

@@ -151,8 +151,17 @@ func smallDisk(t *testing.T, size string) string {
 		t.Skipf("mounting a small disk: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Error(err)
+		// The engine closes its last files a moment after it has stopped.
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			err := syscall.Unmount(dir, 0)
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+			<-time.After(10 * time.Millisecond)
 		}
 	})
 	return dir
