@@ -2,7 +2,8 @@
 // settings, and how each adds and removes one text.
 //
 // Some are always there. Others bring a large client along, and are there in programs
-// that are built with a tag of their name: route53, googleclouddns, azure, hetzner.
+// that are built with a tag of their name: azure, digitalocean, googleclouddns, hetzner,
+// route53.
 package dns
 
 import (
@@ -74,7 +75,9 @@ func kinds() map[string]kind {
 
 // optional are the providers that need a build tag.
 func optional() map[string]func() (kind, bool) {
-	return map[string]func() (kind, bool){"route53": route53Kind, "googleclouddns": googleKind, "azure": azureKind, "hetzner": hetznerKind}
+	return map[string]func() (kind, bool){
+		"azure": azureKind, "digitalocean": digitaloceanKind, "googleclouddns": googleKind, "hetzner": hetznerKind, "route53": route53Kind,
+	}
 }
 
 // Kinds are the providers of this program, sorted.

@@ -94,7 +94,7 @@ func TestNew(t *testing.T) {
 		provider, settings string
 		want               []string
 	}{
-		{"powerdns", `{}`, []string{`no DNS provider "powerdns"`, "acmedns, cloudflare, digitalocean, gandi, ovh, rfc2136", "route53"}},
+		{"powerdns", `{}`, []string{`no DNS provider "powerdns"`, "cloudflare", "gandi, ", "ovh, rfc2136", "route53"}},
 		{"cloudflare", `{"api_tokn": "` + secret + `"}`, []string{`no setting "api_tokn"`, "there are: api_token, zone_token", "api_token is missing: a token that may edit"}},
 		{"cloudflare", `{"api_token": ["` + secret + `"]}`, []string{`"api_token" is neither`}},
 		{"cloudflare", `{"api_token": "` + secret + `"} {}`, []string{"something follows"}},

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/libdns/cloudflare"
-	"github.com/libdns/digitalocean"
 	"github.com/libdns/gandi"
 	"github.com/libdns/ovh"
 	"github.com/libdns/rfc2136"
@@ -40,13 +39,6 @@ func standard() map[string]kind {
 			},
 			open: func(s map[string]string) (client, error) {
 				return &cloudflare.Provider{APIToken: s["api_token"], ZoneToken: s["zone_token"], HTTPClient: &http.Client{Timeout: webTime}}, nil
-			},
-			lists: true,
-		},
-		"digitalocean": {
-			settings: []Setting{{Name: "auth_token", Required: true, Secret: true, About: "a token that may read and write domains"}},
-			open: func(s map[string]string) (client, error) {
-				return &digitalocean.Provider{APIToken: s["auth_token"]}, nil
 			},
 			lists: true,
 		},

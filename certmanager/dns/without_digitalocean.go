@@ -1,0 +1,5 @@
+//go:build !digitalocean
+
+package dns
+
+func digitaloceanKind() (kind, bool) { return kind{}, false }
