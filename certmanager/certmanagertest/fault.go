@@ -117,6 +117,7 @@ func Hang() http.HandlerFunc {
 	return func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // or the server does not see the client go
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // who goes just now would get an empty answer
 	}
 }
 
