@@ -62,6 +62,7 @@ func verbs() map[string]verb {
 		"conf.update":  confidential("conf.update", handle((*session).updateConfig)),
 		"conf.display": confidential("conf.display", handle((*session).displayConfig)),
 		"status":       handle((*session).status),
+		"root":         handle((*session).root),
 		"public":       handle((*session).publicKey),
 	}
 }

@@ -98,6 +98,12 @@ func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
 	return confide[ConfigReply](ctx, c, "conf.display", struct{}{})
 }
 
+// Root returns the root of an issuer that is an authority of our own, in PEM.
+func (c *Client) Root(ctx context.Context, issuer string) (string, error) {
+	reply, err := call[RootReply](ctx, c, "root", RootRequest{issuer})
+	return reply.Root, err
+}
+
 // Status tells how certificates stand.
 func (c *Client) Status(ctx context.Context, r StatusRequest) (Status, error) {
 	return call[Status](ctx, c, "status", r)

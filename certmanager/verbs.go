@@ -462,3 +462,41 @@ func short(serial string) string {
 	}
 	return serial
 }
+
+// RootRequest asks for the root of an issuer.
+type RootRequest struct {
+	// Issuer by its name. Empty: the only one that is an authority of our own.
+	Issuer string `json:"issuer,omitempty"`
+}
+
+// RootReply is a root certificate in PEM.
+type RootReply struct {
+	Issuer string `json:"issuer"`
+	Root   string `json:"root"`
+}
+
+// A rooted issuer has a root that nobody knows unless it is told.
+type rooted interface{ Root() string }
+
+func (s *session) root(ctx context.Context, in RootRequest, _ func(string)) (RootReply, error) {
+	settings, err := s.configured()
+	if err != nil {
+		return RootReply{}, err
+	}
+	for _, is := range settings.Issuers {
+		if in.Issuer != "" && in.Issuer != is.Name {
+			continue
+		}
+		o, err := s.issuer(ctx, is.Name)
+		if err != nil {
+			return RootReply{}, err
+		}
+		if r, ok := o.issuer.(rooted); ok {
+			return RootReply{Issuer: is.Name, Root: r.Root()}, nil
+		}
+	}
+	if in.Issuer == "" {
+		return RootReply{}, admin.Errorf(admin.NotFound, "fleetbus conf display", "no issuer in the configuration is an authority of our own")
+	}
+	return RootReply{}, admin.Errorf(admin.NotFound, "fleetbus conf display", "there is no issuer %q that is an authority of our own", in.Issuer)
+}

@@ -19,7 +19,7 @@ import (
 func newCertCommand(a *app) *cobra.Command {
 	return a.onManagers(noun("cert", "Certificates, issued once and delivered to every target of a group",
 		newCertMake(a), newCertImport(a), newCertList(a), newCertCat(a), newCertStatus(a),
-		newCertRenewable(a), newCertRenew(a), newCertRemove(a), newCertTarget(a)))
+		newCertRenewable(a), newCertRenew(a), newCertRemove(a), newCertRoot(a), newCertTarget(a)))
 }
 
 // certFlags are what a certificate shall be like.
@@ -464,4 +464,31 @@ func newCertRemove(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&r.Revoke, "revoke", false, "revoke it at its authority, too")
 	g.destroying(cmd)
 	return a.output(cmd)
+}
+
+func newCertRoot(a *app) *cobra.Command {
+	return a.output(&cobra.Command{
+		Use: "root [ISSUER]", Args: takes("[ISSUER]"), Annotations: reads(),
+		Short: "Print the root of the managers' own authority, which clients have to trust",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			issuer := ""
+			if len(args) > 0 {
+				issuer = args[0]
+			}
+			root, err := manage(cmd, a, "reading the root", func(ctx context.Context, c *certmanager.Client) (string, error) {
+				return c.Root(ctx, issuer)
+			})
+			if err != nil {
+				return err
+			}
+			value := struct {
+				Root string `json:"root"`
+			}{root}
+			return a.show(report{value: value, text: func(p *page) {
+				for line := range strings.SplitSeq(strings.TrimSpace(root), "\n") {
+					p.line("%s", line)
+				}
+			}})
+		},
+	})
 }

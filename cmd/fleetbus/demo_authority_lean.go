@@ -8,7 +8,6 @@ import (
 	"errors"
 
 	"github.com/fleetbus/fleetbus/certmanager"
-	"github.com/fleetbus/fleetbus/certmanager/private"
 )
 
 // startAuthority has the managers' own authority issue: the lean program has no other.
@@ -17,16 +16,12 @@ func startAuthority(string) (*demoAuthority, error) {
 		name:     "an authority of the account's own (the lean program has no ACME authority)",
 		settings: certmanager.IssuerSettings{Name: "private", Type: "private"},
 		roots: func(ctx context.Context, managers *certmanager.Client) (*x509.CertPool, error) {
-			config, err := managers.Config(ctx)
-			if err != nil {
-				return nil, err
-			}
-			authority, err := private.Unmarshal(config.Settings.Issuers[0].Secret, private.Options{})
+			root, err := managers.Root(ctx, "")
 			if err != nil {
 				return nil, err
 			}
 			roots := x509.NewCertPool()
-			if !roots.AppendCertsFromPEM([]byte(authority.Root())) {
+			if !roots.AppendCertsFromPEM([]byte(root)) {
 				return nil, errors.New("the authority has no root")
 			}
 			return roots, nil
