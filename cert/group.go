@@ -44,10 +44,14 @@ func newGroup(s *Store, name string) (*group, error) {
 	return g, g.follow()
 }
 
+// snapshotAfter is how long after a change a target starts with it while the bus is
+// away. Nobody should lose more than the last moments to a power cut.
+const snapshotAfter = 50 * time.Millisecond
+
 // follow makes the follower of the group, which loads its snapshot.
 func (g *group) follow() error {
 	follower, err := ledger.NewFollower(g, ledger.FollowOptions{
-		Snapshot: g.path(), Filter: g.subjects, Logger: g.store.log.With("group", g.name),
+		Snapshot: g.path(), Interval: snapshotAfter, Filter: g.subjects, Logger: g.store.log.With("group", g.name),
 	})
 	if err != nil {
 		return fmt.Errorf("loading the certificates of group %q: %w", g.name, err)

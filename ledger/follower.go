@@ -68,7 +68,8 @@ type FollowOptions struct {
 	// Every is after how many events a snapshot is written. Default 64.
 	Every int
 
-	// Interval is how long after an event a snapshot is written at the latest.
+	// Interval is how long after an event a snapshot is written at the latest, unless
+	// writing it takes long: no more than a tenth of the time is spent on that.
 	// Default 1 s.
 	Interval time.Duration
 
@@ -96,6 +97,7 @@ type Follower struct {
 	caught  bool      // caughtUp is closed
 	unsaved int       // events applied since the last snapshot
 	due     time.Time // when to write the next one, if unsaved is not 0
+	rest    time.Time // when the next one may be written, for what the last one took
 
 	mu      sync.Mutex
 	seq     uint64
@@ -319,8 +321,11 @@ func (f *Follower) apply(e Event, pending uint64) {
 
 	if f.unsaved++; f.unsaved == 1 {
 		f.due = time.Now().Add(f.options.Interval)
+		if f.due.Before(f.rest) {
+			f.due = f.rest
+		}
 	}
-	if f.unsaved%f.options.Every == 0 && f.caught { // not while catching up
+	if f.unsaved%f.options.Every == 0 && f.caught && time.Now().After(f.rest) { // not while catching up
 		f.save()
 	}
 }
@@ -334,6 +339,8 @@ func (f *Follower) save() {
 		f.unsaved = 0
 		return
 	}
+	began := time.Now()
+	defer func() { f.rest = time.Now().Add(9 * time.Since(began)) }()
 	payload, err := f.state.Marshal()
 	if err == nil {
 		err = WriteSnapshot(f.options.Snapshot, f.position(), payload)

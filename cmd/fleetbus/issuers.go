@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -26,7 +27,12 @@ func openACME(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Iss
 		}
 		providers[d.Name] = p
 	}
-	key, err := o.Keep(ctx, acme.NewKey)
+	key, err := o.Keep(ctx, func(kept string) (string, error) {
+		if kept != "" {
+			return kept, nil
+		}
+		return acme.NewKey()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("keeping the account's key: %w", err)
 	}
@@ -47,7 +53,10 @@ func openPrivate(ctx context.Context, o certmanager.IssuerOptions) (certmanager.
 			return nil, fmt.Errorf("reading the life of certificates: %w", err)
 		}
 	}
-	secret, err := o.Keep(ctx, func() (string, error) {
+	secret, err := o.Keep(ctx, func(kept string) (string, error) {
+		if kept != "" {
+			return kept, nil
+		}
 		authority, err := private.New(options)
 		if err != nil {
 			return "", err
@@ -57,5 +66,31 @@ func openPrivate(ctx context.Context, o certmanager.IssuerOptions) (certmanager.
 	if err != nil {
 		return nil, fmt.Errorf("keeping the authority: %w", err)
 	}
-	return private.Unmarshal(secret, options)
+	authority, err := private.Unmarshal(secret, options)
+	if err != nil {
+		return nil, err
+	}
+	return &keptAuthority{authority, o, options}, nil
+}
+
+// A keptAuthority is an authority of our own that remembers what it revoked.
+type keptAuthority struct {
+	*private.Authority
+	o       certmanager.IssuerOptions
+	options private.Options
+}
+
+// Revoke revokes a certificate, and keeps that.
+func (a *keptAuthority) Revoke(ctx context.Context, leaf *x509.Certificate, reason certmanager.Reason) error {
+	_, err := a.o.Keep(ctx, func(kept string) (string, error) {
+		latest, err := private.Unmarshal(kept, a.options)
+		if err != nil {
+			return "", err
+		}
+		if err := latest.Revoke(ctx, leaf, reason); err != nil {
+			return "", err
+		}
+		return latest.Marshal()
+	})
+	return err
 }
