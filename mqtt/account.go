@@ -107,6 +107,10 @@ type account struct {
 	sifted    time.Time
 	siftAgain time.Duration // after sifted
 	blamed    atomic.Pointer[doctor.Finding]
+
+	// groups are the subjects in the stream of messages of which groups are given
+	// something, as far as is known; nil: it is not.
+	groups atomic.Pointer[identity.Rule]
 }
 
 // openAccount opens the account of s for the protocol.
@@ -436,6 +440,9 @@ func (a *account) streams() []*bounded { return []*bounded{&a.messages, &a.regis
 func (a *account) weigh() {
 	ctx, cancel := context.WithTimeout(a.ctx, requestTimeout)
 	defer cancel()
+	if a.messages.written.Load() {
+		a.findGroups(ctx)
+	}
 	for _, b := range a.streams() {
 		b.weigh(ctx)
 	}
@@ -444,6 +451,32 @@ func (a *account) weigh() {
 	} else {
 		a.blamed.Store(nil)
 	}
+}
+
+// findGroups looks what groups are given.
+func (a *account) findGroups(ctx context.Context) {
+	unknown := 0 // a consumer without a leader has a name and tells nothing
+	names := a.messages.ConsumerNames(ctx)
+	for name := range names.Name() {
+		if strings.HasPrefix(name, sharePrefix) {
+			unknown++
+		}
+	}
+	groups, err := &identity.Rule{}, names.Err()
+	if unknown > 0 {
+		consumers := a.messages.ListConsumers(ctx)
+		for c := range consumers.Info() {
+			if strings.HasPrefix(c.Name, sharePrefix) {
+				unknown--
+				groups.Allow = append(append(groups.Allow, c.Config.FilterSubjects...), c.Config.FilterSubject)
+			}
+		}
+		err = errors.Join(err, consumers.Err())
+	}
+	if unknown > 0 || err != nil {
+		groups = nil
+	}
+	a.groups.Store(groups)
 }
 
 // hear hands a stored message to the sessions on this node that want it, in the
@@ -460,13 +493,12 @@ func (a *account) hear(msg jetstream.Msg) {
 	f.Lock()
 	defer f.Unlock()
 	if subject, ok := strings.CutPrefix(msg.Subject(), messagePrefix); ok {
-		if m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()}); ok {
-			m.seq = seq
+		if ms := unpack(subject, seq, &nats.Msg{Data: msg.Data(), Header: msg.Headers()}); len(ms) > 0 {
 			told := map[*session]bool{}
-			f.tree.match(m.topic, func(s *session) {
+			f.tree.match(ms[0].topic, func(s *session) {
 				if !told[s] {
 					told[s] = true
-					s.offer(m)
+					s.offer(ms)
 				}
 			})
 		}
@@ -489,7 +521,8 @@ func (a *account) floor() uint64 {
 	for _, s := range a.local() {
 		s.mu.Lock()
 		if !s.durable {
-			floor = min(floor, s.floor())
+			seq, _ := s.floor()
+			floor = min(floor, seq)
 		}
 		s.mu.Unlock()
 	}

@@ -200,8 +200,16 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 		s.flushAnswers()
 		return nil, nil
 	}
+	if packable(p) {
+		reply.waits = 1
+		return func() {
+			s.publishLive(subject, p)
+			s.gather(subject, p, reply)
+		}, nil
+	}
 	m := s.keeps(p)
 	if p.QoS == 1 {
+		s.storePack() // it is after it [MQTT-4.6.0-6]
 		return func() {
 			s.publishLive(subject, p)
 			s.keep12(subject, m, reply, "")
@@ -283,6 +291,7 @@ func (s *session) settled(reply *answer, err error) {
 	switch {
 	case errors.Is(reply.err, errUnanswered):
 		// It may be stored: the client must not believe that it is not.
+		s.pack.answers = nil // what follows it must not be stored
 		s.log("a message may not have been stored, and its publisher is disconnected", "error", reply.err)
 		s.expel(packet.ServerBusy, "its message could not be stored in time")
 	case reply.err != nil:

@@ -39,6 +39,7 @@ type message struct {
 	corr     []byte
 	user     []packet.Pair
 	seq      uint64 // in the stream of stored messages; 0: it is not stored
+	part     int    // how many messages of the same pack are before it
 	// noted says that an MQTT client published it with QoS 1 or 2.
 	noted bool
 	// late says that a subscription takes it although it was stored before.
@@ -118,6 +119,7 @@ func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 		m.retain = strings.HasSuffix(flags, "r")
 	}
 	m.client = get(headerClient)
+	_ = get(headerPack)
 	p := mapping.Read(msg.Header, own)
 	m.expires, m.format, m.content, m.corr, m.user = p.Expires, p.Format, p.Content, p.Correlation, p.User
 	if p.Response != "" {

@@ -50,37 +50,46 @@ func (s *session) grant(m *message) (g granted) {
 	return g
 }
 
-// offer takes a stored message from the feed.
-func (s *session) offer(m message) {
+// offer takes from the feed what is stored as one.
+func (s *session) offer(ms []message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	seq := ms[0].seq
 	switch {
-	case m.seq < s.at: // it was read from the stream
+	case seq < s.at: // it was read from the stream
 	case s.closed:
 		if s.behind == 0 { // it will be read when the client is back
-			s.behind = m.seq
+			s.behind = seq
 		}
 	case s.reading:
 		if len(s.held) < maxQueue && s.queued < s.p.pending() {
-			s.held = append(s.held, m)
-			s.queued += len(m.payload)
+			s.held = append(s.held, ms...)
+			s.queued += size(ms)
 		} else if s.behind == 0 {
-			s.behind = m.seq
+			s.behind = seq
 		}
 	case s.behind > 0: // it reads from there
 	case len(s.queue) >= maxQueue || s.queued >= s.p.pending():
-		s.behind = m.seq
+		s.behind = seq
 	default:
-		s.at = m.seq + 1
-		s.push(m)
+		s.at = seq + 1
+		s.push(ms...)
 		s.pump()
 	}
 }
 
-// push puts m at the end of the queue; mu is held.
-func (s *session) push(m message) {
-	s.queue = append(s.queue, m)
-	s.queued += len(m.payload)
+// push puts ms at the end of the queue; mu is held.
+func (s *session) push(ms ...message) {
+	s.queue = append(s.queue, ms...)
+	s.queued += size(ms)
+}
+
+// size is how many bytes of payload ms have.
+func size(ms []message) (n int) {
+	for i := range ms {
+		n += len(ms[i].payload)
+	}
+	return n
 }
 
 // drained goes on with a client that reads again.
@@ -144,7 +153,7 @@ func (s *session) pump() {
 // begin sends a message that the client has to acknowledge, for the first time.
 // [MQTT-3.3.1-3] [MQTT-4.3.2-1] [MQTT-4.3.2-2] [MQTT-4.3.3-1] [MQTT-4.3.3-2]
 func (s *session) begin(m *message, qos packet.QoS, g granted) {
-	f := &flight{ID: s.unused(), Seq: m.seq, QoS: qos, Retained: m.kept, Sub: m.sub, Share: m.reply, sent: true}
+	f := &flight{ID: s.unused(), Seq: m.seq, Part: m.part, QoS: qos, Retained: m.kept, Sub: m.sub, Share: m.reply, sent: true}
 	p := &packet.Publish{ID: f.ID, SubscriptionIDs: g.ids, Message: packet.Message{QoS: qos, Retain: g.retain}}
 	if m.shared != nil && qos == 1 {
 		f.done = m.finished
@@ -377,9 +386,11 @@ func (s *session) stored(f *flight) (m message, err error) {
 	if err != nil {
 		return m, err
 	}
-	m, _ = decode(strings.TrimPrefix(msg.Subject, prefix), &nats.Msg{Data: msg.Data, Header: msg.Header})
-	m.seq = f.Seq
-	return m, nil
+	ms := unpack(strings.TrimPrefix(msg.Subject, prefix), f.Seq, &nats.Msg{Data: msg.Data, Header: msg.Header})
+	if f.Part >= len(ms) {
+		return m, jetstream.ErrMsgNotFound
+	}
+	return ms[f.Part], nil
 }
 
 // catchUp reads from the stream what the queue had no place for, or what came
@@ -392,9 +403,7 @@ func (s *session) catchUp(from uint64) {
 			s.mu.Lock()
 			if err != nil && !s.closed {
 				s.log("what waits for an MQTT client could not be read yet", "error", err)
-				for _, m := range s.held {
-					s.queued -= len(m.payload)
-				}
+				s.queued -= size(s.held)
 				s.held, s.behind = nil, 0 // the next mark is after all of it
 				s.mu.Unlock()
 				select {
@@ -411,9 +420,9 @@ func (s *session) catchUp(from uint64) {
 			}
 			s.reading, s.at = false, next
 			// What came meanwhile is after the mark, or was read.
+			s.queued -= size(s.held)
 			for _, m := range s.held {
-				s.queued -= len(m.payload)
-				if m.seq >= s.at && (s.behind == 0 || m.seq < s.behind) {
+				if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
 					s.at = m.seq + 1
 					s.push(m)
 				}
@@ -485,11 +494,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 		if !ok {
 			continue
 		}
-		m, ok := decode(subject, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
-		if !ok {
-			continue
-		}
-		m.seq = meta.Sequence.Stream
+		ms := unpack(subject, meta.Sequence.Stream, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
 		s.mu.Lock()
 		for (len(s.queue) >= maxQueue/2 || s.queued >= s.p.pending()) && !s.closed {
 			s.mu.Unlock()
@@ -500,9 +505,12 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 			}
 			s.mu.Lock()
 		}
+		if meta.Sequence.Stream == s.rec.Seq+1 {
+			ms = ms[min(s.rec.Part, len(ms)):] // the client had them
+		}
 		s.at = seq
-		if g := s.grant(&m); g.any {
-			s.push(m)
+		if len(ms) > 0 && s.grant(&ms[0]).any {
+			s.push(ms...)
 			s.pump()
 		}
 		s.mu.Unlock()

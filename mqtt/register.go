@@ -32,7 +32,9 @@ type record struct {
 	// Expiry is in seconds from Left.
 	Expiry uint32 `json:"expiry,omitempty"`
 	// Seq is up to where the stored messages were sent to the client, or are in Out.
-	Seq  uint64                  `json:"seq,omitempty"`
+	Seq uint64 `json:"seq,omitempty"`
+	// Part is how many of the pack that follows were, or are.
+	Part int                     `json:"part,omitempty"`
 	Subs map[string]subscription `json:"subs,omitempty"`
 	Out  []flight                `json:"out,omitempty"`
 	// Ended are the filters of subscriptions that ended before all in Out that they
@@ -65,9 +67,11 @@ type subscription struct {
 // flight is a message that the client has not acknowledged, expired or not.
 // [MQTT-4.3.3-7] [MQTT-4.3.3-13] [MQTT-4.4.0-1]
 type flight struct {
-	ID  uint16     `json:"id"`
-	Seq uint64     `json:"seq,omitempty"`
-	QoS packet.QoS `json:"qos"`
+	ID  uint16 `json:"id"`
+	Seq uint64 `json:"seq,omitempty"`
+	// Part is how many messages of its pack are before it.
+	Part int        `json:"part,omitempty"`
+	QoS  packet.QoS `json:"qos"`
 	// Released says that PUBREL was sent or is about to be. [MQTT-4.3.3-6]
 	Released bool `json:"released,omitempty"`
 	// Retained says that it is a retained message, whose Seq is in that stream.

@@ -74,6 +74,7 @@ type session struct {
 	order     []*flight
 	in        map[uint16]*arrival
 	pending   []*answer         // to PUBLISH, in their order
+	pack      pack              // what waits to be stored
 	local     atomic.Bool       // it has a subscription with No Local
 	resumed   bool              // it had subscriptions
 	made      int               // subscriptions until now
@@ -258,6 +259,7 @@ func (s *session) expiry(c *packet.Connect) uint32 {
 // stored, or the session ends.
 func (s *session) detach() {
 	s.mu.Lock()
+	s.storePack()
 	s.closed = true
 	if s.sleeping != nil {
 		s.sleeping.Stop()
@@ -378,12 +380,13 @@ func (s *session) snapshot() record {
 		}
 	}
 	r.Subs = maps.Clone(s.rec.Subs)
-	r.Seq = s.floor()
+	r.Seq, r.Part = s.floor()
 	return r
 }
 
-// floor is up to where the stored messages were sent, or are flights.
-func (s *session) floor() uint64 {
+// floor is up to where the stored messages were sent, or are flights, and how many
+// of the pack that follows were, or are.
+func (s *session) floor() (seq uint64, part int) {
 	at := s.at - 1
 	switch {
 	case s.reading:
@@ -394,12 +397,15 @@ func (s *session) floor() uint64 {
 	default: // what the node heard, this session was offered
 		at = max(at, s.a.last.Load())
 	}
-	for _, m := range s.queue {
-		if !m.kept && m.shared == nil {
-			at = min(at, m.seq-1)
+	for i := range s.queue {
+		if m := &s.queue[i]; !m.kept && m.shared == nil && m.seq <= at {
+			at, part = m.seq-1, m.part
 		}
 	}
-	return max(at, s.rec.Seq)
+	if at < s.rec.Seq || at == s.rec.Seq && part < s.rec.Part {
+		return s.rec.Seq, s.rec.Part
+	}
+	return at, part
 }
 
 // persist calls then, with mu held, when what is now is stored. mu is held.
@@ -419,7 +425,7 @@ func (s *session) save() {
 	then := s.saves
 	s.saves = nil
 	r := s.snapshot()
-	s.rec.Seq = r.Seq
+	s.rec.Seq, s.rec.Part = r.Seq, r.Part
 	s.a.save(s.key, &r, s.revision, func(revision uint64, err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()

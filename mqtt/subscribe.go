@@ -300,6 +300,8 @@ func (s *session) share(ctx context.Context, key, filter, group string) (*holdin
 	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
+	s.a.groups.Store(nil)
+	s.a.messages.written.Store(true) // it is looked again
 	h := &holding{msgs: map[jetstream.Msg]struct{}{}, done: make(chan struct{})}
 	if h.messages, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat)); err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
@@ -326,13 +328,15 @@ func (s *session) share(ctx context.Context, key, filter, group string) (*holdin
 
 // takeShared takes a message of a group.
 func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
-	m, ok := decode(strings.TrimPrefix(msg.Subject(), messagePrefix), &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
 	meta, err := msg.Metadata()
-	if !ok || err != nil {
+	if err != nil {
+		return
+	}
+	ms := unpack(strings.TrimPrefix(msg.Subject(), messagePrefix), meta.Sequence.Stream, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
+	if len(ms) == 0 {
 		_ = msg.Ack()
 		return
 	}
-	m.seq = meta.Sequence.Stream
 	h.add(msg)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -340,28 +344,34 @@ func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 	if !ok || s.closed {
 		return // the end of the share gives it back
 	}
-	m.retain = m.retain && sub.Retain
-	m.grant, m.sub, m.share, m.reply = sub.QoS, sub.ID, h, msg.Reply() // [MQTT-4.8.2-3]
-	m.shared = func() {
-		h.remove(msg)
-		_ = msg.Ack() // [MQTT-4.8.2-6]
+	left := len(ms)
+	finished := func() {
+		if left--; left == 0 {
+			h.remove(msg)
+			_ = msg.Ack() // [MQTT-4.8.2-6]
+		}
 	}
-	if min(m.qos, m.grant) == 2 {
+	if min(ms[0].qos, sub.QoS) == 2 { // it is no pack
 		// Its record has it, and nobody else must.
-		m.shared = func() {
+		finished = func() {
 			s.a.running.Go(func() {
-				s.a.claim(m.reply)
+				s.a.claim(msg.Reply())
 				h.remove(msg)
 			})
 		}
 		for _, f := range s.order {
-			if f.Seq == m.seq && strings.Contains(f.Share, "."+meta.Consumer+".") {
-				m.shared()
+			if f.Seq == ms[0].seq && strings.Contains(f.Share, "."+meta.Consumer+".") {
+				finished()
 				return
 			}
 		}
 	}
-	s.push(m)
+	for i := range ms {
+		m := &ms[i]
+		m.retain = m.retain && sub.Retain
+		m.grant, m.sub, m.share, m.reply, m.shared = sub.QoS, sub.ID, h, msg.Reply(), finished // [MQTT-4.8.2-3]
+	}
+	s.push(ms...)
 	s.pump()
 }
 
