@@ -228,11 +228,10 @@ func (s *session) unused() uint16 {
 // land ends a flight; mu is held.
 func (s *session) land(f *flight) {
 	delete(s.flights, f.ID)
-	for i, other := range s.order {
-		if other == f {
-			s.order = append(s.order[:i], s.order[i+1:]...)
-			break
-		}
+	if i := slices.Index(s.order, f); i == 0 { // as a rule
+		s.order = s.order[1:]
+	} else if i > 0 {
+		s.order = slices.Delete(s.order, i, i+1)
 	}
 	if f.sent {
 		s.quota++

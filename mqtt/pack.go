@@ -19,6 +19,7 @@ type pack struct {
 	data    []byte // each payload after its length
 	answers []*answer
 	under   int // packs of the client that are being stored
+	last    int // bytes of the last one
 }
 
 const (
@@ -66,6 +67,9 @@ func (s *session) gather(subject string, p *packet.Publish, reply *answer) {
 	if subject != k.subject || len(k.data)+len(p.Payload) > packBytes {
 		s.storePack()
 	}
+	if k.data == nil {
+		k.data = make([]byte, 0, max(k.last, len(p.Payload)+binary.MaxVarintLen32))
+	}
 	k.subject = subject
 	k.data = append(binary.AppendUvarint(k.data, uint64(len(p.Payload))), p.Payload...)
 	k.answers = append(k.answers, reply)
@@ -81,7 +85,7 @@ func (s *session) storePack() {
 		return
 	}
 	msg, answers := k.message(s.key), k.answers
-	k.data, k.answers = nil, nil
+	k.last, k.data, k.answers = len(k.data), nil, nil
 	k.under++
 	s.a.storeMore(&s.a.messages, msg, s, func(_ uint64, _ bool, err error) {
 		s.mu.Lock()
@@ -107,10 +111,14 @@ func unpack(subject string, seq uint64, msg *nats.Msg) []message {
 	if len(msg.Header[headerPack]) == 0 {
 		return []message{m}
 	}
-	var ms []message
+	most, err := strconv.Atoi(msg.Header[headerPack][0])
+	if err != nil || most < 1 || most > maxPack {
+		return nil
+	}
+	ms := make([]message, 0, most)
 	for rest := m.payload; len(rest) > 0; {
 		size, n := binary.Uvarint(rest)
-		if n <= 0 || size > uint64(len(rest)-n) {
+		if n <= 0 || size > uint64(len(rest)-n) || len(ms) == most {
 			return nil
 		}
 		end := n + int(size)

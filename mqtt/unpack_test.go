@@ -13,7 +13,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte{1, 'x', 0, 2, 'y', 'z'})
 	f.Add([]byte{0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ms := unpack("a.b", 7, &nats.Msg{Data: data, Header: nats.Header{headerFlags: {"1"}, headerPack: {"2"}}})
+		ms := unpack("a.b", 7, &nats.Msg{Data: data, Header: nats.Header{headerFlags: {"1"}, headerPack: {"128"}}})
 		var again []byte
 		for i, m := range ms {
 			if m.part != i || m.seq != 7 || m.topic != "a/b" || m.qos != 1 {
