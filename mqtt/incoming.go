@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -123,7 +122,7 @@ func (s *session) mark(stored bool) string {
 
 // publishLive publishes p to those who are there.
 func (s *session) publishLive(subject string, p *packet.Publish) {
-	msg := encode(subject, s.mark(p.QoS > 0), &p.Message, time.Now())
+	msg := encode(subject, s.mark(p.QoS > 0), &p.Message)
 	if p.ResponseTopic != nil {
 		s.expectReply(msg, p)
 	}
@@ -237,7 +236,7 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 // keep12 stores m. id tells the stream that it has it already; without one, those
 // who hear at QoS 0 have heard it.
 func (s *session) keep12(subject string, m *packet.Message, reply *answer, id string) {
-	msg := encode(messagePrefix+subject, s.mark(true), m, time.Now())
+	msg := encode(messagePrefix+subject, s.mark(true), m)
 	if id != "" {
 		msg.Header.Set(jetstream.MsgIDHeader, id)
 	}

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -164,7 +163,7 @@ func (a *account) deliver(msg *nats.Msg) {
 		return
 	}
 	m, ok := decode(msg.Subject, msg)
-	if !ok || reserved(m.topic) || hidden(i.filter, m.topic) || m.expired(time.Now()) {
+	if !ok || reserved(m.topic) || hidden(i.filter, m.topic) || m.expired() {
 		return
 	}
 	if len(sessions) > 1 {

@@ -68,7 +68,11 @@ func (m *message) finished() {
 
 // encode is p as it travels on subject. client is a digest of the publisher's
 // identifier, or empty if nobody needs it.
-func encode(subject, client string, p *packet.Message, now time.Time) *nats.Msg {
+func encode(subject, client string, p *packet.Message) *nats.Msg {
+	var now time.Time
+	if p.Expires {
+		now = time.Now()
+	}
 	msg := &nats.Msg{Subject: subject, Data: p.Payload, Header: mapping.Headers(p, now)}
 	set := func(name, value string) {
 		if msg.Header == nil {
@@ -131,14 +135,14 @@ func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 func isText(s string) bool { return mapping.IsText(s) }
 
 // expired reports whether m must not be delivered any more. [MQTT-3.3.2-5]
-func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }
+func (m *message) expired() bool { return !m.expires.IsZero() && !time.Now().Before(m.expires) }
 
 // publish is m as a client is sent it.
-func (m *message) publish(p *packet.Publish, now time.Time) {
+func (m *message) publish(p *packet.Publish) {
 	// [MQTT-3.3.2-4] [MQTT-3.3.2-17]
 	p.Topic, p.Payload, p.Format, p.UserProperties = []byte(m.topic), m.payload, m.format, m.user
 	if !m.expires.IsZero() { // [MQTT-3.3.2-6]
-		p.Expires, p.Expiry = true, uint32(max(1, m.expires.Sub(now).Round(time.Second)/time.Second))
+		p.Expires, p.Expiry = true, uint32(max(1, time.Until(m.expires).Round(time.Second)/time.Second))
 	}
 	if m.content != "" {
 		p.ContentType = []byte(m.content) // [MQTT-3.3.2-20]
@@ -163,7 +167,7 @@ func (w wires) of(m *message, v packet.Version, p *packet.Publish) []byte {
 	key := wire{v, p.Retain}
 	b, ok := w[key]
 	if !ok {
-		m.publish(p, time.Now())
+		m.publish(p)
 		var err error
 		if b, err = p.Append(nil, v, 0); err != nil {
 			b = nil

@@ -115,7 +115,7 @@ func (s *session) pump() {
 		}
 		qos := min(m.qos, g.qos)                  // [MQTT-3.8.4-8]
 		given := m.share != nil && m.share.over() // the group has it again
-		wanted := g.any && !given && !m.expired(time.Now())
+		wanted := g.any && !given && !m.expired()
 		if wanted && qos > 0 && (s.quota <= 0 || s.repeating || s.out.full()) {
 			break // and nothing else waits [MQTT-3.3.4-10]
 		}
@@ -195,7 +195,7 @@ func (s *session) send(m *message, p *packet.Publish) bool {
 	if m.wires != nil && s.aliasMax == 0 && s.out.max == 0 && p.QoS == 0 && len(p.SubscriptionIDs) == 0 {
 		return s.out.sendWire(m.wires.of(m, s.v, p))
 	}
-	m.publish(p, time.Now())
+	m.publish(p)
 	if s.v == packet.V5 && s.aliasMax > 0 {
 		s.alias(p)
 	}

@@ -3,7 +3,6 @@ package mqtt
 import (
 	"encoding/binary"
 	"strconv"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -49,7 +48,7 @@ func (k *pack) message(client string) *nats.Msg {
 		_, n := binary.Uvarint(k.data)
 		m.Payload = k.data[n:]
 	}
-	msg := encode(messagePrefix+k.subject, client, &m, time.Now())
+	msg := encode(messagePrefix+k.subject, client, &m)
 	if len(k.answers) > 1 {
 		msg.Header.Set(headerPack, strconv.Itoa(len(k.answers)))
 	}

@@ -455,7 +455,7 @@ func (a *account) announce(w *will, client string) error {
 	m, subject := w.message(), subjectOf(w.Topic)
 	var err error
 	if m.QoS > 0 {
-		err = a.storeWill(&a.messages, encode(messagePrefix+subject, client, m, time.Now()), w)
+		err = a.storeWill(&a.messages, encode(messagePrefix+subject, client, m), w)
 	}
 	if m.Retain && err == nil { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
 		err = a.storeWill(&a.retained, keepsake(subject, client, m), w)
@@ -482,6 +482,6 @@ func (a *account) storeWill(b *bounded, msg *nats.Msg, w *will) error {
 // tell publishes a will, if there is one, for those who hear at QoS 0.
 func (a *account) tell(w *will, client string) {
 	if w != nil {
-		_ = a.conn.PublishMsg(encode(subjectOf(w.Topic), client, w.message(), time.Now()))
+		_ = a.conn.PublishMsg(encode(subjectOf(w.Topic), client, w.message()))
 	}
 }

@@ -86,7 +86,7 @@ func (s *session) replied(msg *nats.Msg) {
 	if m.content != "" {
 		p.ContentType = []byte(m.content)
 	}
-	_ = s.login.PublishMsg(encode(subject, "", &p, time.Now()))
+	_ = s.login.PublishMsg(encode(subject, "", &p))
 }
 
 // owed are the answers that a client may send although its permissions do not allow

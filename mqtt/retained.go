@@ -52,10 +52,9 @@ func (a *account) matching(filter string) []message {
 	k := &a.keep
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := time.Now()
 	var found []message
 	take := func(m message) {
-		if m.expired(now) {
+		if m.expired() {
 			delete(k.kept, m.topic)
 			return
 		}
@@ -88,7 +87,7 @@ func (a *account) retain(subject, client string, p *packet.Message, owner any, d
 
 // keepsake is p as it is retained.
 func keepsake(subject, client string, p *packet.Message) *nats.Msg {
-	msg := encode(retainedPrefix+subject, client, p, time.Now())
+	msg := encode(retainedPrefix+subject, client, p)
 	ttl := time.Duration(0)
 	switch {
 	case len(p.Payload) == 0:
