@@ -97,6 +97,7 @@ func (s *session) attach(ctx context.Context, c *packet.Connect) (present bool, 
 		if err == nil {
 			return present, nil
 		}
+		a.part(s)
 		a.release(s)
 		if !overtaken(err) || try == 10 {
 			return false, err
@@ -126,7 +127,8 @@ func (a *account) claimLocal(ctx context.Context, s *session) error {
 	}
 }
 
-func (a *account) release(s *session) {
+// part has s hear nothing any more.
+func (a *account) part(s *session) {
 	for key := range s.rec.Subs {
 		a.leave(s, key)
 	}
@@ -135,11 +137,17 @@ func (a *account) release(s *session) {
 	s.mu.Lock()
 	s.upTo, s.parted = a.last.Load(), true
 	s.mu.Unlock()
-	if a.feed.local[s.key] == s {
-		delete(a.feed.local, s.key)
-	}
 	for filter := range s.rec.Subs {
 		a.feed.tree.remove(filter, s)
+	}
+}
+
+// release lets others have the key of s. Who has it reads the record.
+func (a *account) release(s *session) {
+	a.feed.Lock()
+	defer a.feed.Unlock()
+	if a.feed.local[s.key] == s {
+		delete(a.feed.local, s.key)
 	}
 }
 
@@ -278,7 +286,8 @@ func (s *session) detach() {
 	for _, b := range s.a.streams() {
 		b.writer.drop(s) // its client publishes it again, and then it has its turn
 	}
-	s.a.release(s)
+	s.a.part(s)
+	defer s.a.release(s)
 
 	s.mu.Lock()
 	if s.normal {
