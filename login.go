@@ -33,13 +33,13 @@ type Login func(context.Context, identity.Credentials) (*Session, error)
 // Account opens a second connection of the session's account, which may do what
 // permissions say and not what the principal may: with it a Protocol keeps what is
 // the protocol's own, such as the state of a client that is away. It is the
-// caller's, and may serve all sessions of the account. In Client mode there is
-// none.
-func (s *Session) Account(name string, permissions identity.Permissions) (*Session, error) {
+// caller's, and may serve all sessions of the account; opts are as those of Open. In
+// Client mode there is none.
+func (s *Session) Account(name string, permissions identity.Permissions, opts ...nats.Option) (*Session, error) {
 	if s.server == nil {
 		return nil, fmt.Errorf("opening a connection of account %q for %q: this server has no engine", s.Principal.Account, name)
 	}
-	return s.server.open(identity.Principal{Account: s.Principal.Account, Name: name, Kind: identity.KindService, Permissions: permissions})
+	return s.server.open(identity.Principal{Account: s.Principal.Account, Name: name, Kind: identity.KindService, Permissions: permissions}, opts...)
 }
 
 // natsProtocol is the engine's own.

@@ -115,14 +115,16 @@ type account struct {
 
 // openAccount opens the account of s for the protocol.
 func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*account, error) {
-	conn, err := s.Account("mqtt", identity.Permissions{
-		Publish:   identity.Rule{Allow: []string{">", house + ">"}},
-		Subscribe: identity.Rule{Allow: []string{">", house + ">"}},
-	})
+	every := identity.Rule{Allow: []string{">", house + ">"}}
+	conn, err := s.Account("mqtt", identity.Permissions{Publish: every, Subscribe: every})
 	if err != nil {
 		return nil, err
 	}
 	a := &account{p: p, name: s.Principal.Account, conn: conn}
+	if a.live.conn, err = s.Account("mqtt", identity.Permissions{Publish: every, Subscribe: every}, nats.NoEcho()); err != nil {
+		conn.Close()
+		return nil, err
+	}
 	a.ctx, a.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := a.open(ctx); err != nil {
 		a.close()
@@ -135,6 +137,7 @@ func (a *account) close() {
 	a.stop()
 	_ = a.conn.Publish(alivePrefix+a.p.run(), []byte(gone))
 	a.conn.Close()
+	a.live.conn.Close()
 	a.running.Wait()
 }
 
@@ -179,6 +182,10 @@ func (a *account) open(ctx context.Context) (err error) {
 	a.index.init(func() { _ = a.beat() })
 	a.keep.init()
 	a.live.init()
+	a.live.conn.SetClosedHandler(func(*nats.Conn) { a.fail() })
+	if a.live.conn.IsClosed() { // before there was a handler
+		return nats.ErrConnectionClosed
+	}
 	if _, err := a.conn.Subscribe(alivePrefix+"*", a.index.beat); err != nil {
 		return err
 	}
@@ -314,16 +321,24 @@ func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.Or
 		case <-a.ctx.Done():
 			consuming.Stop()
 		case <-consuming.Closed():
-			if a.ctx.Err() == nil {
-				a.p.log().Error("a stream of MQTT is not followed any more", "account", a.name)
-				a.stop()
-				for _, s := range a.local() {
-					s.kick(packet.ServerBusy, "the engine is not there")
-				}
-			}
+			a.fail()
 		}
 	})
 	return nil
+}
+
+// fail ends everything, unless that was asked for: it is done anew for who comes.
+func (a *account) fail() {
+	if a.ctx.Err() != nil {
+		return
+	}
+	a.p.log().Error("the engine gives MQTT nothing any more", "account", a.name)
+	a.stop()
+	a.conn.Close()
+	a.live.conn.Close()
+	for _, s := range a.local() {
+		s.kick(packet.ServerBusy, "the engine is not there")
+	}
 }
 
 // store writes msg to b, which has its subject. done is called once, when it is

@@ -127,6 +127,9 @@ func (s *session) publishLive(subject string, p *packet.Publish) {
 		s.expectReply(msg, p)
 	}
 	conn := s.login
+	if p.QoS < 2 {
+		conn = s.way(string(p.Topic), p)
+	}
 	if !s.login.Principal.Permissions.Publish.Allows(subject) {
 		conn = s.a.conn // it owes it as an answer, of which the engine does not know
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -19,9 +20,12 @@ const liveQueue = 64 << 10
 // on this node. The engine is asked once for each filter, however many clients
 // have it, and delivers a message once for all of them.
 type live struct {
+	// conn hears for all of them. It does not hear what it publishes.
+	conn *fleetbus.Session
 	msgs chan *nats.Msg
 
 	mu        sync.Mutex
+	low       tree[*session] // who hears at QoS 0, and that is also what is stored
 	interests map[string]*interest
 	subs      map[*nats.Subscription]*interest
 }
@@ -52,10 +56,15 @@ func (s *session) place(key string) string {
 
 // want has s hear what filter takes, under the name key. The engine knows of it
 // after listen.
-func (a *account) want(s *session, key, filter, group string) error {
-	l := &a.live
+func (a *account) want(s *session, key, filter string, wanted *subscription) error {
+	l, group := &a.live, wanted.Group
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if group == "" && wanted.QoS == 0 {
+		l.low.add(filter, s)
+	} else {
+		l.low.remove(key, s)
+	}
 	place := s.place(key)
 	i := l.interests[place]
 	if i == nil {
@@ -64,9 +73,9 @@ func (a *account) want(s *session, key, filter, group string) error {
 			var sub *nats.Subscription
 			var err error
 			if group == "" {
-				sub, err = a.conn.ChanSubscribe(subject, l.msgs)
+				sub, err = l.conn.ChanSubscribe(subject, l.msgs)
 			} else {
-				sub, err = a.conn.ChanQueueSubscribe(subject, "mqtt."+digest(group, filter), l.msgs)
+				sub, err = l.conn.ChanQueueSubscribe(subject, "mqtt."+digest(group, filter), l.msgs)
 			}
 			if err != nil {
 				l.end(i)
@@ -96,6 +105,7 @@ func (a *account) leave(s *session, key string) {
 	l := &a.live
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.low.remove(key, s)
 	place := s.place(key)
 	i := l.interests[place]
 	if i == nil {
@@ -106,6 +116,42 @@ func (a *account) leave(s *session, key string) {
 		l.end(i)
 		delete(l.interests, place)
 	}
+}
+
+// calm is how many messages of QoS 1 a client publishes, and none of QoS 0, until they
+// take the shorter way.
+const calm = 16
+
+// way is the connection that p is published over for those who are there. As long as
+// a client publishes at QoS 1 only, and nobody on this node hears that at QoS 0, it
+// is the one that hears for its clients: what it publishes itself does not come to it,
+// who would hear it for nothing. It is of the goroutine that reads.
+func (s *session) way(topic string, p *packet.Publish) *fleetbus.Session {
+	l, before := &s.a.live, s.calm
+	if p.QoS == 1 && !l.atZero(topic) {
+		s.calm = min(s.calm+1, calm)
+	} else {
+		s.calm = 0
+	}
+	from, to := s.login, s.login
+	if before == calm {
+		from = l.conn
+	}
+	if s.calm == calm {
+		to = l.conn
+	}
+	if from != to { // the order is kept
+		_ = from.Flush()
+	}
+	return to
+}
+
+// atZero reports whether somebody hears topic at QoS 0.
+func (l *live) atZero(topic string) (found bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.low.match(topic, func(*session) { found = true })
+	return found
 }
 
 // listen returns when the engine knows what s wants under those names.
@@ -122,7 +168,7 @@ func (a *account) listen(ctx context.Context, s *session, keys ...string) error 
 	if len(unknown) == 0 {
 		return nil
 	}
-	if err := a.conn.FlushWithContext(ctx); err != nil {
+	if err := l.conn.FlushWithContext(ctx); err != nil {
 		return err
 	}
 	l.mu.Lock()

@@ -44,6 +44,7 @@ type session struct {
 	// Of the goroutine that reads.
 	aliases map[uint16]string
 	normal  bool // the client said good-bye
+	calm    int  // messages of QoS 1 since one of QoS 0
 
 	here bool // other nodes may ask for it; the feed's lock is held
 

@@ -182,7 +182,7 @@ func (s *session) open(ctx context.Context, key, filter string, sub *subscriptio
 	s.mu.Lock()
 	s.rec.Subs[key] = *sub
 	s.mu.Unlock()
-	if err := s.a.want(s, key, filter, sub.Group); err != nil {
+	if err := s.a.want(s, key, filter, sub); err != nil {
 		return err
 	}
 	if sub.Group == "" {

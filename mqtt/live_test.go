@@ -1,0 +1,74 @@
+package mqtt_test
+
+import (
+	"crypto/tls"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
+)
+
+// TestLive has a client publish runs of QoS 1, and QoS 0 between them: those who hear
+// it as it comes, over NATS and at QoS 0, on any node and from any time on, have all
+// of it in order.
+func TestLive(t *testing.T) {
+	nodes := cluster(t, 2)
+	h := nodes[0]
+	cert := h.Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})
+	for _, h := range nodes {
+		h.config.Certificates = []tls.Certificate{cert}
+	}
+	listen := func(h *house, id string, qos packet.QoS) *peer {
+		c, _ := h.connect(t, &packet.Connect{ClientID: id, CleanStart: true})
+		c.subscribe(qos, "run/+")
+		return c
+	}
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	far := listen(nodes[1], "far", 0)
+	listen(h, "stored", 1)
+	nc := h.Dial("acme", "app")
+	over, err := nc.SubscribeSync("run.x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	const runs, high, run = 10, 40, 43
+	var near *peer
+	for i := range runs {
+		if i == runs/2 {
+			near = listen(h, "near", 0)
+		}
+		var all []packet.Packet
+		for j := range run {
+			p := publish("run/x", strconv.Itoa(i*run+j), 0, 0)
+			if j < high {
+				p.QoS, p.ID = 1, uint16(j+1)
+			}
+			all = append(all, p)
+		}
+		pub.send(all...)
+		for range high {
+			next[*packet.Ack](pub)
+		}
+		if i == runs-2 {
+			near.send(&packet.Unsubscribe{ID: 2, Filters: []string{"run/+"}})
+		}
+	}
+	for i := range runs * run {
+		if m, err := over.NextMsg(10 * time.Second); err != nil || string(m.Data) != strconv.Itoa(i) {
+			t.Fatalf("over NATS: %v %v, not %d", m, err, i)
+		}
+		if m := next[*packet.Publish](far); string(m.Payload) != strconv.Itoa(i) {
+			t.Fatalf("far: %s, not %d", m.Payload, i)
+		}
+	}
+	for i := runs / 2 * run; i < (runs-1)*run; i++ {
+		if m := next[*packet.Publish](near); string(m.Payload) != strconv.Itoa(i) {
+			t.Fatalf("near: %s, not %d", m.Payload, i)
+		}
+	}
+}
