@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,26 @@ func (p *peer) code() packet.Code {
 	return next[*packet.Disconnect](p).Code
 }
 
+// awaitAway returns when it is stored that a client of the account acme is away.
+func (h *house) awaitAway(t *testing.T, id string) {
+	t.Helper()
+	js := h.streams(t)
+	fleetbustest.Eventually(t, id+" to be away", func() error {
+		records, err := js.Stream(within(t), "MQTT5_SESSIONS")
+		if err != nil {
+			return err
+		}
+		for seq := range records.CachedInfo().State.LastSeq {
+			msg, err := records.GetMsg(within(t), seq+1)
+			var r struct{ ID, Run string }
+			if err == nil && json.Unmarshal(msg.Data, &r) == nil && r.ID == id && r.Run == "" {
+				return nil
+			}
+		}
+		return errors.New("it is still here")
+	})
+}
+
 func TestSessionOutlives(t *testing.T) {
 	h := start(t)
 	forever := &packet.Connect{ClientID: "sub", SessionExpiry: 3600}
@@ -51,6 +72,7 @@ func TestSessionOutlives(t *testing.T) {
 	sub.send(&packet.Ack{Kind: packet.PUBREC, ID: second})
 	next[*packet.Ack](sub)
 	sub.gone()
+	h.awaitAway(t, "sub")
 	for i := range uint16(1000) { // more than are held in memory
 		pub.send(publish("a/2", "while away", 1, 10+i))
 		next[*packet.Ack](pub)
