@@ -569,7 +569,7 @@ func TestTooManyClients(t *testing.T) {
 			p.well()
 		}
 	}
-	// The node itself has one.
+	// The node itself has two.
 	if len(all) < most-2 || len(all) >= most {
 		t.Fatalf("%d are let in", len(all))
 	}
