@@ -62,11 +62,12 @@ func places() map[string]place {
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
+		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/portowner", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/pebble", "internal/portowner", "ledger", "mqtt"}},
 	}
 }
 
@@ -75,7 +76,7 @@ func heavy() map[string]place {
 	return map[string]place{
 		"github.com/nats-io/nats-server/v2": {"the engine's API is wide and changes: one package knows it", []string{"internal/broker", "change/changetest"}},
 		"github.com/go-mysql-org/go-mysql":  {"it has 4 MB, and the lean binary is without it", []string{"change/mysql"}},
-		"github.com/letsencrypt/pebble/v2":  {"it is an authority for tests and demonstrations; the lean program has none", []string{"certmanager/certmanagertest", "cmd/fleetbus"}},
+		"github.com/letsencrypt/pebble/v2":  {"it is an authority for tests and demonstrations; the lean program has none", []string{"certmanager/certmanagertest", "internal/pebble"}},
 		"github.com/libdns":                 {"a provider of DNS brings its client along, and only managers have them", []string{"certmanager/dns"}},
 		"github.com/mholt/acmez/v3":         {"one package knows the client", []string{"certmanager/acme"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
