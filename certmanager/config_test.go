@@ -114,7 +114,14 @@ func TestConfig(t *testing.T) {
 	if err != nil || after.Settings.Issuers[0].Secret != before.Settings.Issuers[0].Secret {
 		t.Errorf("%+v %v", after, err)
 	}
-	record, _ := w.state.Config()
+	var record *cert.Config
+	eventually(t, "the record is here", func() error {
+		var ok bool
+		if record, ok = w.state.Config(); !ok || len(record.Recovery) == 0 {
+			return errors.New("it is not sealed to who recovers it")
+		}
+		return nil
+	})
 	r, err := age.Decrypt(bytes.NewReader(record.Recovery), identity)
 	if err != nil {
 		t.Fatal(err)

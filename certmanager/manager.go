@@ -207,5 +207,5 @@ func (m *Manager) Once(ctx context.Context, nc *nats.Conn) ([]Outcome, error) {
 		}()
 		return s.exhaust(ctx)
 	})
-	return done, err
+	return done, cmp.Or(err, ctx.Err())
 }

@@ -181,15 +181,18 @@ func TestRollBack(t *testing.T) {
 	w.record("web", r.ID, "the next is for all", generation(3))
 }
 
+// wantFinding waits for a finding: the manager may not have seen what the test has.
 func wantFinding(t *testing.T, m *Manager, code, text string) {
 	t.Helper()
-	all := m.Check(t.Context())
-	for _, f := range all {
-		if f.Code == code && strings.Contains(f.Text, text) {
-			return
+	eventually(t, "a finding", func() error {
+		all := m.Check(t.Context())
+		for _, f := range all {
+			if f.Code == code && strings.Contains(f.Text, text) {
+				return nil
+			}
 		}
-	}
-	t.Errorf("no finding %s with %q among %+v", code, text, all)
+		return fmt.Errorf("no %s with %q among %+v", code, text, all)
+	})
 }
 
 func TestAwayTargetsDoNotBlock(t *testing.T) {
