@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -438,6 +439,24 @@ func TestPlain(t *testing.T) {
 		if _, err := New(c); err == nil || strings.Contains(err.Error(), "MIG") {
 			t.Errorf("%s: got %v", what, err)
 		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	key, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{Directory: "https://example.test/dir", Key: key, EAB: &EAB{KeyID: "kid", MAC: "c2VjcmV0"}}
+	i, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("opened", "issuer", i, "config", c)
+	shown := fmt.Sprintf("%v %+v %#v %s %v %+v %#v", i, i, i, i, c, c, c) + log.String()
+	if strings.Contains(shown, "PRIVATE") || strings.Contains(shown, "c2Vj") || strings.Contains(shown, "Curve") {
+		t.Errorf("a secret is shown: %s", shown)
 	}
 }
 

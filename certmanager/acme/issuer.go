@@ -21,6 +21,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/mail"
 	"net/url"
@@ -93,6 +95,15 @@ type Config struct {
 	UserAgent string
 }
 
+// String says whose configuration it is.
+func (c Config) String() string { return "ACME authority " + c.Directory }
+
+// Format writes String for every verb, so that none of them shows a secret.
+func (c Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
+
+// LogValue is String.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
 // An Issuer obtains certificates from one ACME authority. Make it with New. It is
 // safe for concurrent use.
 type Issuer struct {
@@ -107,6 +118,12 @@ type Issuer struct {
 }
 
 var _ certmanager.Issuer = (*Issuer)(nil)
+
+// String says whose issuer it is.
+func (i *Issuer) String() string { return i.c.String() }
+
+// Format writes String for every verb, so that none of them shows a secret.
+func (i *Issuer) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, i.String()) }
 
 // NewKey makes the private key of an account, P-256, in PEM.
 func NewKey() (string, error) {
