@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -16,6 +17,9 @@ import (
 )
 
 const (
+	// spread is over how long the targets of a group look what they serve, and report:
+	// what a thousand do at once, all wait for.
+	spread = 400 * time.Millisecond
 	// patience is how long a program may take until it serves what it was given.
 	patience = 10 * time.Second
 	// recheck is how often a program that is not this one is looked at again: it may
@@ -67,14 +71,16 @@ func (s *Store) keepDelivered(ctx context.Context) {
 			now := time.Now()
 			s.tellAgain(func(key certKey) bool { f, ok := fails[key]; return ok && !now.Before(f.next) })
 		case <-s.told:
-			if s.o.Program != nil {
-				gathered := time.NewTimer(gatherReload)
-				select {
-				case <-ctx.Done():
-				case <-gathered.C:
-				}
-				gathered.Stop()
+			wait := gatherReload
+			if s.o.Program == nil {
+				wait += mathrand.N(spread)
 			}
+			gathered := time.NewTimer(wait)
+			select {
+			case <-ctx.Done():
+			case <-gathered.C:
+			}
+			gathered.Stop()
 		}
 		if timer != nil {
 			timer.Stop()
@@ -320,7 +326,7 @@ func (s *Store) handshake(ctx context.Context, host string, i *installed) (strin
 	// What is presented is what this is about, whoever vouches for it.
 	conn := tls.Client(near, &tls.Config{
 		ServerName: host, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12,
-		CipherSuites: suites, CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256},
+		CipherSuites: suites, CurvePreferences: []tls.CurveID{tls.CurveP256, tls.X25519}, // the cheapest first
 	})
 	err := conn.HandshakeContext(ctx)
 	near.Close()

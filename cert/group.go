@@ -51,7 +51,7 @@ const snapshotAfter = 50 * time.Millisecond
 // follow makes the follower of the group, which loads its snapshot.
 func (g *group) follow() error {
 	follower, err := ledger.NewFollower(g, ledger.FollowOptions{
-		Snapshot: g.path(), Interval: snapshotAfter, Filter: g.subjects, Logger: g.store.log.With("group", g.name),
+		Snapshot: g.path(), Interval: snapshotAfter, Filter: g.subjects, Heartbeat: heartbeat, Logger: g.store.log.With("group", g.name),
 	})
 	if err != nil {
 		return fmt.Errorf("loading the certificates of group %q: %w", g.name, err)
@@ -95,7 +95,8 @@ func (g *group) Apply(seq uint64, subject string, data []byte) error {
 	before, _, _ := g.record(subject)
 	err := g.state.Apply(seq, subject, data)
 	if errors.Is(err, ErrStale) && bytes.Equal(before, data) {
-		err = nil // the same again, which is no news
+		g.state.forgive(subject) // the same again
+		err = nil
 	}
 	id, isCert := strings.CutPrefix(subject, CertSubject(g.name, ""))
 	switch {
@@ -110,6 +111,15 @@ func (g *group) Apply(seq uint64, subject string, data []byte) error {
 		g.store.touchAll(g)
 	}
 	return err
+}
+
+// forgive forgets why the last event of a subject was not believed.
+func (s *State) forgive(subject string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[subject]
+	e.err = nil
+	s.entries[subject] = e
 }
 
 // record is the last record of a subject that could be believed, as it stands in the

@@ -105,6 +105,7 @@ func (j *journal) logger() *slog.Logger { return slog.New(slog.NewTextHandler(j,
 func startServer(t testing.TB, o server.Options) *server.Server {
 	t.Helper()
 	o.Host, o.JetStream, o.NoLog, o.NoSigs = "127.0.0.1", true, true, true
+	o.JetStreamLimits.DefaultMaxConsumers = -1 // as a node of a fleet has it
 	if o.Port == 0 {
 		o.Port = server.RANDOM_PORT
 	}

@@ -21,8 +21,11 @@ import (
 )
 
 const (
+	// heartbeat is how often the engine tells that it still delivers: there may be a
+	// thousand stores.
+	heartbeat = 5 * time.Second
 	// gather is how long changes are gathered before they are served together, and
-	// gatherReload before a program that is not this one is told.
+	// gatherReload before the program is told and looked at.
 	gather       = 10 * time.Millisecond
 	gatherReload = 100 * time.Millisecond
 	// catchUp is how long a store waits for the rest of a ledger that it is behind.

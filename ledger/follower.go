@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	heartbeat = 500 * time.Millisecond // how often the engine tells that it still delivers
 	// consumeTimeout bounds the requests for a consumer; who lost one asks again.
 	consumeTimeout = 500 * time.Millisecond
 
@@ -64,6 +63,11 @@ type FollowOptions struct {
 	// a last ">" are wildcards, and no two may overlap. Default: all. The state is then
 	// as of the last event that passed.
 	Filter []string
+
+	// Heartbeat is how often the engine tells that it still delivers. After two that are
+	// missing the follower asks anew. Default 500 ms; where there are very many
+	// followers, they cost less if it is longer.
+	Heartbeat time.Duration
 
 	// Every is after how many events a snapshot is written. Default 64.
 	Every int
@@ -115,6 +119,9 @@ func NewFollower(state State, o FollowOptions) (*Follower, error) {
 	}
 	if o.Interval <= 0 {
 		o.Interval = time.Second
+	}
+	if o.Heartbeat <= 0 {
+		o.Heartbeat = 500 * time.Millisecond
 	}
 	f := &Follower{
 		state:    state,
@@ -268,7 +275,7 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 		return nil, err
 	}
 	messages, err := consumer.Messages(
-		jetstream.PullHeartbeat(heartbeat),
+		jetstream.PullHeartbeat(f.options.Heartbeat),
 		jetstream.WithMessagesErrOnMissingHeartbeat(true))
 	if err != nil {
 		return nil, err
