@@ -234,7 +234,7 @@ func TestPings(t *testing.T) {
 	}
 	c.send(&packet.Connect{Version: packet.V5, CleanStart: true})
 	next[*packet.Connack](c)
-	if err := c.SetWriteDeadline(time.Now().Add(60 * time.Second)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	pings := bytes.Repeat([]byte{0xC0, 0}, 32<<10)
