@@ -306,6 +306,9 @@ func newCertCat(a *app) *cobra.Command {
 	})
 }
 
+// formatMetrics is the text format of Prometheus.
+const formatMetrics = "metrics"
+
 func newCertStatus(a *app) *cobra.Command {
 	var r certmanager.StatusRequest
 	cmd := &cobra.Command{
@@ -320,6 +323,9 @@ func newCertStatus(a *app) *cobra.Command {
 			})
 			if err != nil {
 				return err
+			}
+			if a.format == formatMetrics {
+				return a.print([]byte(s.Metrics()))
 			}
 			return a.show(report{value: s, text: func(p *page) {
 				for _, c := range s.Certificates {
@@ -342,7 +348,7 @@ func newCertStatus(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&r.Group, "group", "", "those of one group (default: all)")
-	return a.output(cmd)
+	return a.output(cmd, formatMetrics)
 }
 
 func newCertRenewable(a *app) *cobra.Command {
