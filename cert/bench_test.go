@@ -61,7 +61,7 @@ func snapshotOf(t testing.TB, key *cert.TargetKey, events []certtest.Event) stri
 func BenchmarkGetCertificate(b *testing.B) {
 	m := certtest.New(b, "web")
 	key, enrolled := m.Target("lb1")
-	store := must(cert.Open(cert.Options{Key: key, Dir: snapshotOf(b, key, append(many(m, 10_000), enrolled))}))(b)
+	store := open(b, cert.Options{Key: key, Dir: snapshotOf(b, key, append(many(m, 10_000), enrolled))})
 	hellos := make([]*tls.ClientHelloInfo, 10_000)
 	for i := range hellos {
 		hellos[i] = &tls.ClientHelloInfo{ServerName: host(i)}
@@ -74,6 +74,10 @@ func BenchmarkGetCertificate(b *testing.B) {
 		c := must(store.GetCertificate(hello))(b)
 		must(config.CacheUnmanagedTLSCertificate(b.Context(), *c, nil))(b)
 	}
+	ended := make(chan struct{})
+	running, stop := context.WithCancel(b.Context())
+	go func() { store.KeepTime(running); close(ended) }() // as Run does
+	defer func() { stop(); <-ended }()
 	type getter func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	bench := func(name string, get getter, change func(string) string) {
 		b.Run(name, func(b *testing.B) {

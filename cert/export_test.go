@@ -55,3 +55,6 @@ func (s *Store) Unmarshal(group string, data []byte) error { return s.groups[gro
 
 // Seq is the last event that was applied to a group.
 func (s *Store) Seq(group string) uint64 { return s.groups[group].Seq() }
+
+// KeepTime keeps the clock, as Run does.
+func (s *Store) KeepTime(ctx context.Context) { s.keepTime(ctx) }

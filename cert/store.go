@@ -63,8 +63,9 @@ type Store struct {
 	groups      map[string]*group // by name
 	index       atomic.Pointer[index]
 	answers     atomic.Pointer[answers]
-	answersHTTP atomic.Bool // somebody has the handler
-	answering   sync.Mutex  // answers are made one after another
+	answersHTTP atomic.Bool  // somebody has the handler
+	clock       atomic.Int64 // Unix seconds, while the store runs: a look at the clock costs more than all else
+	answering   sync.Mutex   // answers are made one after another
 	running     atomic.Bool
 
 	work, told, write chan struct{} // one each: there is something to install, to deliver, to report
@@ -163,7 +164,10 @@ func makeDir(dir string) error {
 // GetCertificate is for tls.Config: it returns the certificate for the name that a
 // client asks for, and nil if there is none. It takes no lock and opens nothing.
 func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now := s.o.Now().Unix()
+	now := s.clock.Load()
+	if now == 0 {
+		now = s.o.Now().Unix()
+	}
 	if isChallenge(hello) {
 		if c := s.answers.Load().certificate(hello.ServerName, now); c != nil {
 			return c, nil
@@ -222,6 +226,7 @@ func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 	}
 	all.Go(func() { s.keepInstalled(ctx, caughtUp) })
 	all.Go(func() { s.keepDelivered(ctx) })
+	all.Go(func() { s.keepTime(ctx) })
 	l, err := openLedger(ctx, js)
 	if err != nil {
 		cancel(err)
@@ -345,6 +350,21 @@ func (s *Store) servedOf(group string) []*installed {
 	}
 	slices.SortFunc(all, func(a, b *installed) int { return cmp.Compare(a.id, b.id) })
 	return all
+}
+
+// keepTime keeps the clock, until ctx ends.
+func (s *Store) keepTime(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	defer s.clock.Store(0)
+	for {
+		s.clock.Store(s.o.Now().Unix())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // keepInstalled installs what was touched, until ctx ends.
