@@ -72,7 +72,7 @@ func TestSize(t *testing.T) {
 		t.Skip("it builds a program")
 	}
 	dir := must(os.MkdirTemp(".", ".size-"))(t) // in the module, for its dependencies
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(consumer), 0o600); err != nil {
 		t.Fatal(err)
 	}
