@@ -100,6 +100,9 @@ func (f *Found) running(ctx context.Context, p process, all []process) {
 	f.Group = p.group()
 	var addrs []string
 	for _, q := range all {
+		if q.parent == p.pid && q.name == p.name && f.Kind == "nginx" && f.Group == "" {
+			f.Group = q.group() // its workers read the files of its map
+		}
 		if q.pid == p.pid || q.parent == p.pid {
 			addrs = append(addrs, q.listens()...)
 		}
@@ -157,6 +160,9 @@ func version(ctx context.Context, binary, kind string) string {
 	return string(line[:min(len(line), 200)])
 }
 
+// maxConfig bounds what is read of a program's configuration.
+const maxConfig = 16 << 20
+
 // adminSocket is the first socket of level admin in a configuration of HAProxy.
 func adminSocket(config string) string {
 	if config == "" {
@@ -171,7 +177,7 @@ func adminSocket(config string) string {
 	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
 		return ""
 	}
-	for lines := bufio.NewScanner(io.LimitReader(file, 16<<20)); lines.Scan(); {
+	for lines := bufio.NewScanner(io.LimitReader(file, maxConfig)); lines.Scan(); {
 		f := strings.Fields(lines.Text())
 		if len(f) < 3 || f[0] != "stats" || f[1] != "socket" {
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +23,11 @@ func (d *directory) haproxy() {
 }
 
 func (d *directory) haproxySnippet([]certificate) string {
-	return fmt.Sprintf("# In the frontend, once for all certificates:\nbind :443 ssl crt %s\n\n# In the global section, for changes without a reload:\nstats socket /run/haproxy/admin.sock mode 660 level admin\n", d.tree.path(current))
+	text := fmt.Sprintf("# In the frontend, once for all certificates:\nbind :443 ssl crt %s\n", d.tree.path(current))
+	if d.Socket == "" {
+		text += "\n# In the global section, for changes without a reload:\nstats socket /run/haproxy/admin.sock mode 660 level admin\n"
+	}
+	return text
 }
 
 // canReload reports whether there is another way than the socket.
@@ -40,13 +45,28 @@ func (d *directory) haproxyLoad(ctx context.Context, before, now []certificate) 
 		return d.reload(ctx, before, now)
 	}
 	err := d.runtime().load(ctx, before, now)
-	if err == nil || !d.canReload() {
+	if err == nil || !d.canReload() || errors.Is(err, errUnread) && !d.mentioned() {
 		return err
 	}
 	if again := d.reload(ctx, before, now); again != nil {
 		return errors.Join(err, again)
 	}
 	return nil
+}
+
+// errUnread is why HAProxy has none of the certificates.
+var errUnread = errors.New("HAProxy does not read the directory")
+
+// mentioned reports whether HAProxy would read the directory after a reload, as far as
+// its configuration can be seen.
+func (d *directory) mentioned() bool {
+	file, err := os.Open(d.Config)
+	if err != nil {
+		return true
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxConfig))
+	return err != nil || strings.Contains(string(text), d.tree.path(current))
 }
 
 func (d *directory) haproxyLoads(before, now []certificate) []Change {
@@ -141,7 +161,7 @@ func (r runtime) ready(ctx context.Context) error {
 		return err
 	}
 	if !slices.Contains(strings.Fields(lists), r.dir) {
-		return fmt.Errorf("HAProxy does not read %[1]s: its configuration needs a bind line with ssl crt %[1]s", r.dir)
+		return fmt.Errorf("%w: its configuration needs a bind line with ssl crt %s", errUnread, r.dir)
 	}
 	all, err := r.ask(ctx, "show ssl cert")
 	if err != nil {

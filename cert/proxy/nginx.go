@@ -53,7 +53,9 @@ func (d *directory) nginxSnippet(all []certificate) string {
 		path := filepath.Join(d.tree.path(current), c.id+".pem")
 		fmt.Fprintf(&b, "# In the server block of %s:\nssl_certificate %s;\nssl_certificate_key %s;\n\n", strings.Join(c.names, " "), path, path)
 	}
-	fmt.Fprintf(&b, "# Or in one server block for all names, also those that come later. Workers read\n# the files then: their group has to be that of the target.\n")
-	fmt.Fprintf(&b, "# In the http block:\ninclude %s;\n# In the server block:\nssl_certificate $fleetbus_certificate;\nssl_certificate_key $fleetbus_certificate;\n", d.tree.path(current+"/"+nginxMap))
+	if d.tree.gid < 0 { // its workers may be of the same user
+		b.WriteString("# Workers read the files of the map: those of another user need their group set.\n")
+	}
+	fmt.Fprintf(&b, "# For all names, also those that come later. In the http block:\ninclude %s;\n# In the server block:\nssl_certificate $fleetbus_certificate;\nssl_certificate_key $fleetbus_certificate;\n", d.tree.path(current+"/"+nginxMap))
 	return b.String()
 }
