@@ -331,7 +331,11 @@ func newCertStatus(a *app) *cobra.Command {
 				for _, c := range s.Certificates {
 					p.line("%s  %s", c.ID, strings.Join(c.Names, ", "))
 					if c.Generation > 0 {
-						p.line("  generation %d until %s, to be renewed %s", c.Generation, formatTime(c.NotAfter), or(formatTime(c.Renews), "never"))
+						renewal := "" // nobody plans one of what was imported, or is being rolled out
+						if !c.Renews.IsZero() {
+							renewal = ", to be renewed " + formatTime(c.Renews)
+						}
+						p.line("  generation %d until %s%s", c.Generation, formatTime(c.NotAfter), renewal)
 					}
 					p.line("  %s", c.Line())
 					if c.Failure != nil {

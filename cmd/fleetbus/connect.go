@@ -45,8 +45,8 @@ func (a *app) onFleet(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// target is where to connect and what to show there.
-type target struct {
+// endpoint is where to connect and what to show there.
+type endpoint struct {
 	servers   []string // tls://host:port
 	creds, ca string
 	cert, key string
@@ -57,12 +57,12 @@ type target struct {
 // target settles how to reach the fleet: flags, then variables, then the node on
 // this machine. The administrator's credentials that are kept there are used
 // only if administrator is set.
-func (a *app) target(administrator bool) (t target, err error) {
+func (a *app) target(administrator bool) (t endpoint, err error) {
 	f := &a.fleet
 	if (f.cert == "") != (f.key == "") {
 		return t, fail(exitUsage, "pass both --client-cert and --client-key", "connecting: a certificate and its key belong together")
 	}
-	t = target{creds: or(f.creds, a.getenv("FLEETBUS_CREDS")), ca: or(f.ca, a.getenv("FLEETBUS_CA")), cert: f.cert, key: f.key}
+	t = endpoint{creds: or(f.creds, a.getenv("FLEETBUS_CREDS")), ca: or(f.ca, a.getenv("FLEETBUS_CA")), cert: f.cert, key: f.key}
 	servers := f.servers
 	if len(servers) == 0 {
 		servers = strings.FieldsFunc(a.getenv("FLEETBUS_SERVER"), func(r rune) bool { return r == ',' || r == ' ' })
@@ -137,7 +137,7 @@ func serverURL(s string) (string, error) {
 
 // connect opens a connection to the fleet, with more options than those that t
 // needs. It can be made again only until ctx is done. The caller closes it.
-func (a *app) connect(ctx context.Context, t target, more ...nats.Option) (*nats.Conn, error) {
+func (a *app) connect(ctx context.Context, t endpoint, more ...nats.Option) (*nats.Conn, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (a *app) connect(ctx context.Context, t target, more ...nats.Option) (*nats
 }
 
 // check looks at the files before the library does, whose errors name no file.
-func (t target) check() error {
+func (t endpoint) check() error {
 	for what, path := range map[string]string{"credentials": t.creds, "the authority": t.ca} {
 		if path == "" {
 			continue
@@ -190,7 +190,7 @@ func (t target) check() error {
 }
 
 // tls is the TLS configuration of a connection, nil for plain text.
-func (t target) tls() (*tls.Config, error) {
+func (t endpoint) tls() (*tls.Config, error) {
 	if slices.ContainsFunc(t.servers, func(s string) bool { return strings.HasPrefix(s, "nats://") }) {
 		return nil, nil
 	}

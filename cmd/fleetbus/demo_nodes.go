@@ -299,7 +299,7 @@ func retry(ctx context.Context, what string, try func(context.Context) error) er
 // connect connects to a node over TLS with a creds file. The connection is closed
 // by the caller.
 func (f *demoFleet) connect(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn, error) {
-	return f.a.connect(f.ctx, target{servers: []string{"tls://" + n.clients}, creds: creds, ca: f.founded.CA}, opts...)
+	return f.a.connect(f.ctx, endpoint{servers: []string{"tls://" + n.clients}, creds: creds, ca: f.founded.CA}, opts...)
 }
 
 // addUser makes account/name and returns the path of its creds file.

@@ -37,7 +37,7 @@ func (d *demo) strangers() ([]stranger, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := target{ca: d.founded.CA}
+	t := endpoint{ca: d.founded.CA}
 	trusting, err := t.tls()
 	if err != nil {
 		return nil, err

@@ -44,13 +44,13 @@ func TestLive(t *testing.T) {
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
 			env.Setenv("LONG", strings.Repeat("n", 300))
 			env.Setenv("BELL", "a\ab")
-			env.Values[portsKey{}], env.Values[childrenKey{}] = ports, map[string]*process{}
+			env.Values[portsKey{}], env.Values[childrenKey{}], env.Values[clientsKey{}] = ports, map[string]*process{}, map[string]*handshakes{}
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "port": portCommand, "keep": keepCommand, "mode": modeCommand, "eventually": eventuallyCommand,
 			"run": runCommand, "logged": loggedCommand, "signal": signalCommand, "ended": endedCommand,
-			"skip-greeting": skipGreeting,
+			"skip-greeting": skipGreeting, "unprivileged": unprivilegedCommand, "handshakes": handshakesCommand, "held": heldCommand,
 		},
 	})
 }
@@ -194,6 +194,7 @@ func spawn(dir, path string, args ...string) (*process, error) {
 	c := &process{cmd: exec.Command(args[0], args[1:]...), log: newPipe(), ended: make(chan struct{})}
 	c.cmd.Dir, c.cmd.Env = dir, []string{"PATH=" + path, "HOME=" + dir, noDelay}
 	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with workers of its own
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -204,9 +205,9 @@ func spawn(dir, path string, args ...string) (*process, error) {
 	return c, nil
 }
 
-// kill ends the process at once and waits for it.
+// kill ends the process and its workers at once, and waits for it.
 func (c *process) kill() {
-	_ = c.cmd.Process.Kill() // it may have ended
+	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // all may have ended
 	<-c.ended
 }
 
@@ -280,7 +281,7 @@ func loggedCommand(ts *testscript.TestScript, neg bool, args []string) {
 func signalCommand(ts *testscript.TestScript, _ bool, args []string) {
 	known := map[string]syscall.Signal{
 		"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL,
-		"STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
+		"STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT, "USR2": syscall.SIGUSR2,
 	}
 	for _, name := range args[1:] {
 		s, ok := known[name]

@@ -57,7 +57,11 @@ once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 			a.hint("token %s is good for one %s until %s", reply.ID, reply.Kind, formatTime(reply.Expires))
 			if reply.Join != "" {
 				as := ""
-				if reply.Kind != identity.KindNode {
+				switch reply.Kind {
+				case identity.KindNode:
+				case identity.KindTarget:
+					as = " --as target"
+				default:
 					as = fmt.Sprintf(" --as %s --out %s.creds", reply.Kind, or(reply.Name, "FILE"))
 				}
 				a.hint("use it there with: fleetbus join %s%s --token %s", reply.Join, as, reply.Text)
