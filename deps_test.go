@@ -58,7 +58,7 @@ func places() map[string]place {
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
-		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "identity", "internal/mqttload"}},
+		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},

@@ -33,6 +33,17 @@ the source tree. A target that is missed is no failure.`,
 	})
 }
 
+// newBenchCertificatesCommand is beside bench house: the same, of certificates.
+func newBenchCertificatesCommand(a *app) *cobra.Command {
+	return a.measures(bench.Certificates, &cobra.Command{
+		Use:   "certificates",
+		Short: "Measure what this project promises of certificates",
+		Long: `Build this program, run nodes of it, and measure how certificates are found,
+delivered, kept and renewed. It needs Go and runs in the source tree. A target
+that is missed is no failure.`,
+	})
+}
+
 // measures makes cmd do what measure does, and show the figures.
 func (a *app) measures(measure func(context.Context, bench.Options) (bench.Report, error), cmd *cobra.Command) *cobra.Command {
 	o := bench.Options{Env: a.env, Progress: a.hint}

@@ -11,10 +11,12 @@ import (
 	"time"
 )
 
-// houseTimeout bounds all of House, and mqttTimeout all of MQTT.
+// houseTimeout bounds all of House, mqttTimeout all of MQTT, and certTimeout all of
+// Certificates.
 const (
 	houseTimeout = 20 * time.Minute
 	mqttTimeout  = 30 * time.Minute
+	certTimeout  = 10 * time.Minute
 )
 
 // Options are how to measure.
@@ -48,6 +50,7 @@ type house struct {
 	// dir is for the data of all nodes, and for the two binaries.
 	dir            string
 	fleetbus, peer string
+	alone          bool // there is no peer to build
 	effort         effort
 	Report
 }
@@ -99,14 +102,14 @@ type part struct {
 	do   func(context.Context) error
 }
 
-// measure builds both servers and does each part.
+// measure builds the servers and does each part.
 func (h *house) measure(ctx context.Context, parts []part) (_ Report, err error) {
 	began := time.Now()
 	if h.dir, err = os.MkdirTemp("", "fleetbus-bench-"); err != nil {
 		return Report{}, fmt.Errorf("making a directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(h.dir)) }()
-	h.progress("building both servers")
+	h.progress("building servers")
 	if err := h.build(ctx); err != nil {
 		return Report{}, err
 	}

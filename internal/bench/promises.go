@@ -213,7 +213,7 @@ func (h *house) measureAdministration(ctx context.Context) error {
 func (h *house) measureDenials(ctx context.Context, s *system, api *admin.Client) error {
 	closed := make([]chan time.Time, h.effort.denied)
 	for i := range closed {
-		user, err := s.enlist(ctx, api, benchUser(i))
+		user, err := s.enlist(ctx, api, benchUser(i), identity.RoleClient)
 		if err != nil {
 			return err
 		}

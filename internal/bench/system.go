@@ -39,12 +39,14 @@ const (
 	benchAccount  = "bench"
 )
 
-// build makes both servers with the same settings, those of a release.
+// build makes the servers with the same settings, those of a release.
 func (h *house) build(ctx context.Context) error {
 	h.fleetbus, h.peer = filepath.Join(h.dir, "fleetbus"), filepath.Join(h.dir, "nats-server")
-	for binary, source := range map[string]string{
-		h.fleetbus: "github.com/fleetbus/fleetbus/cmd/fleetbus", h.peer: "github.com/nats-io/nats-server/v2",
-	} {
+	sources := map[string]string{h.fleetbus: "github.com/fleetbus/fleetbus/cmd/fleetbus"}
+	if !h.alone {
+		sources[h.peer] = "github.com/nats-io/nats-server/v2"
+	}
+	for binary, source := range sources {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
 		cmd.Env = append(slices.Clone(h.env), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -238,7 +240,7 @@ func (s *system) open(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
-		if s.user, err = s.enlist(ctx, api, "load"); err != nil {
+		if s.user, err = s.enlist(ctx, api, "load", identity.RoleClient); err != nil {
 			return err
 		}
 	}
@@ -265,15 +267,15 @@ func (s *system) open(ctx context.Context) error {
 	})
 }
 
-// enlist makes a user of that name and returns its credentials.
-func (s *system) enlist(ctx context.Context, api *admin.Client, name string) (nats.Option, error) {
+// enlist makes a user of that name and role and returns its credentials.
+func (s *system) enlist(ctx context.Context, api *admin.Client, name, role string) (nats.Option, error) {
 	public, seed, err := newUserKey()
 	if err != nil {
 		return nil, err
 	}
 	var reply admin.UserReply
 	err = s.eventually(ctx, "making a user", adminTimeout, func(ctx context.Context) (err error) {
-		reply, err = api.AddUser(ctx, admin.UserRequest{Name: benchAccount + "/" + name, Key: public})
+		reply, err = api.AddUser(ctx, admin.UserRequest{Name: benchAccount + "/" + name, Role: role, Key: public})
 		return err
 	})
 	return nats.UserJWTAndSeed(reply.JWT, seed), err
