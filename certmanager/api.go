@@ -96,7 +96,10 @@ func (s *session) serve(ctx context.Context) (stop func(), err error) {
 	table := verbs()
 	prefix := cert.APISubject("")
 	api, err := s.nc.QueueSubscribe(cert.APISubject(">"), queue, func(m *nats.Msg) {
-		name := strings.TrimPrefix(m.Subject, prefix)
+		name, ok := strings.CutPrefix(m.Subject, prefix)
+		if !ok || !asked(m) {
+			return
+		}
 		s.answer(ctx, m, func(ctx context.Context, progress func(string)) (any, error) {
 			do, ok := table[name]
 			if !ok {
@@ -109,7 +112,11 @@ func (s *session) serve(ctx context.Context) (stop func(), err error) {
 		return nil, fmt.Errorf("answering requests for certificates: %w", err)
 	}
 	enroll, err := s.nc.QueueSubscribe(cert.EnrollSubject("*"), queue, func(m *nats.Msg) {
-		s.answer(ctx, m, func(ctx context.Context, _ func(string)) (any, error) { return s.enroll(ctx, m) })
+		name, ok := strings.CutPrefix(m.Subject, cert.EnrollSubject(""))
+		if !ok || !asked(m) {
+			return
+		}
+		s.answer(ctx, m, func(ctx context.Context, _ func(string)) (any, error) { return s.enroll(ctx, name, m.Data) })
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("answering targets that enroll: %w", err), api.Unsubscribe())
@@ -120,6 +127,11 @@ func (s *session) serve(ctx context.Context) (stop func(), err error) {
 		_ = enroll.Unsubscribe()
 	}, nil
 }
+
+// asked reports whether somebody who may asks for m. What a stream republishes and a
+// consumer delivers, the engine publishes itself, and asks nobody's permissions: it has
+// no reply, or one that acknowledges it.
+func asked(m *nats.Msg) bool { return m.Reply != "" && !strings.HasPrefix(m.Reply, "$JS.") }
 
 // answer does what a message asks for, in the background.
 func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Context, func(string)) (any, error)) {

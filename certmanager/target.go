@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/fleetbus/fleetbus/cert"
 )
 
@@ -420,12 +418,11 @@ type enrollment struct {
 	Signers []cert.Signer `json:"signers"`
 }
 
-// enroll takes the sealing key of a target, which nobody else may send.
-func (s *session) enroll(ctx context.Context, m *nats.Msg) (any, error) {
-	name := m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]
+// enroll takes the sealing key of a target of that name, which nobody else may send.
+func (s *session) enroll(ctx context.Context, name string, data []byte) (any, error) {
 	request, err := decode[struct {
 		Public []byte `json:"public"`
-	}](m.Data)
+	}](data)
 	if err != nil {
 		return nil, err
 	}

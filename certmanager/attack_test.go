@@ -1,0 +1,89 @@
+package certmanager
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/identity"
+)
+
+// startNode starts a node that manages the certificates of account acme, and returns a
+// client of theirs.
+func startNode(t *testing.T) (*fleetbustest.Server, *Client) {
+	t.Helper()
+	authority := newAuthority(t, time.Now)
+	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
+		o.Accounts = []string{"acme"}
+		o.CertManager = func(node string, key *cert.ManagerKey, log *slog.Logger) (fleetbus.Service, error) {
+			return New(Options{
+				Name: node, Key: func(context.Context) (*cert.ManagerKey, error) { return key, nil },
+				Issuers: map[string]OpenIssuer{"fake": authority.open}, Logger: log, Every: 100 * time.Millisecond, Answer: 400 * time.Millisecond,
+			})
+		}
+	})
+	nc, err := s.Connect(s.Founded().AdminCreds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	c := NewAdminClient(nc, "acme")
+	if _, err := c.UpdateConfig(within(t), []byte(fakeConfig)); err != nil {
+		t.Fatal(err)
+	}
+	return s, c
+}
+
+// dialAs connects as a user of a role, and tells what it is denied.
+func dialAs(t *testing.T, s *fleetbustest.Server, name, role string) (nc *nats.Conn, denied <-chan error) {
+	t.Helper()
+	s.User(admin.UserRequest{Name: "acme/" + name, Role: role})
+	errs := make(chan error, 100)
+	return s.Dial("acme", name, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { errs <- err })), errs
+}
+
+// TestRequestsByWayOfAStream has the engine publish what its author may not: no
+// permission keeps what a stream republishes from managers.
+func TestRequestsByWayOfAStream(t *testing.T) {
+	s, c := startNode(t)
+	ctx := within(t)
+	made, err := c.Make(ctx, MakeRequest{Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, _ := dialAs(t, s, "app", identity.RoleClient)
+	js, err := jetstream.New(app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "DETOUR", Subjects: []string{"detour.>"}, MaxBytes: 1 << 20, RePublish: &jetstream.RePublish{Source: "detour.>", Destination: cert.APISubject(">")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(RemoveRequest{ID: made.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(ctx, "detour.rm", body); err != nil {
+		t.Fatal(err)
+	}
+
+	// Managers answer in between, so that what was to be done is done.
+	for range 20 {
+		if _, err := c.Certificate(ctx, made.ID); err != nil {
+			t.Fatalf("a user without a permission for that removed a certificate: %v", err)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
