@@ -233,7 +233,7 @@ func TestTarget(t *testing.T) {
 	for _, subject := range []string{
 		cert.Prefix + "." + cert.CertSubject("web", "id"), cert.Prefix + "." + cert.SeenSubject("web", "lb2", "id"), cert.EnrollSubject("lb2"),
 		cert.APISubject("mk"), cert.Prefix + ".config", "orders.new", "$JS.API.STREAM.DELETE.CERTS", "$JS.API.STREAM.PURGE.CERTS",
-		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.OTHER.x", "admin.status",
+		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.OTHER.x", "$JS.API.CONSUMER.DELETE.CERTS.x", "$JS.API.CONSUMER.PAUSE.CERTS.x", "admin.status",
 	} {
 		refused(subject, func() error { return nc.Publish(subject, []byte(`{}`)) })
 	}

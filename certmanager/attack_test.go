@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,5 +86,42 @@ func TestRequestsByWayOfAStream(t *testing.T) {
 			t.Fatalf("a user without a permission for that removed a certificate: %v", err)
 		}
 		<-time.After(50 * time.Millisecond)
+	}
+}
+
+// TestLedgerAndClients has a user who may do everything ask the engine for the ledger of
+// certificates.
+func TestLedgerAndClients(t *testing.T) {
+	s, c := startNode(t)
+	ctx := within(t)
+	made, err := c.Make(ctx, MakeRequest{Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, denied := dialAs(t, s, "app", identity.RoleClient)
+	for _, request := range []string{
+		"STREAM.DELETE.CERTS", "STREAM.PURGE.CERTS", "STREAM.UPDATE.CERTS", "STREAM.SNAPSHOT.CERTS", "STREAM.MSG.DELETE.CERTS", "STREAM.MSG.GET.CERTS",
+		"STREAM.PEER.REMOVE.CERTS", "STREAM.LEADER.STEPDOWN.CERTS", "CONSUMER.LIST.CERTS", "CONSUMER.CREATE.CERTS.x", "CONSUMER.DURABLE.CREATE.CERTS.x",
+		"CONSUMER.DELETE.CERTS.x", "CONSUMER.MSG.NEXT.CERTS.x", "CONSUMER.LEADER.STEPDOWN.CERTS.x", "DIRECT.GET.CERTS", "DIRECT.GET.CERTS." + cert.Prefix + ".config",
+	} {
+		if err := app.PublishRequest("$JS.API."+request, app.NewInbox(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := app.FlushTimeout(10 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-denied:
+			if !strings.Contains(err.Error(), request) {
+				t.Errorf("%s: %v", request, err)
+			}
+		case <-ctx.Done():
+			t.Fatalf("%s is not denied", request)
+		}
+		if request == "STREAM.DELETE.CERTS" {
+			if _, err := c.Certificate(ctx, made.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

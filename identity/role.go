@@ -9,7 +9,7 @@ import (
 
 // The names of the built-in roles.
 const (
-	// RoleClient may do everything within its account.
+	// RoleClient may do everything within its account, but with certificates.
 	RoleClient = "client"
 	// RoleMachine may use the subjects that begin with machine.<its name>, and
 	// receive replies.
@@ -52,6 +52,8 @@ func BuiltinRoles() []Role {
 	const day = 24 * time.Hour
 	// The ledger of certificates, and what is asked about them.
 	const certs, cert = Private + "certs.", Private + "cert."
+	user := everything.clone()
+	user.Deny = append(user.Deny, certsAPI()...)
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{"admin.>"}},
@@ -66,7 +68,7 @@ func BuiltinRoles() []Role {
 			Replies:   &Replies{Max: 100, For: time.Hour},
 		}},
 		{Name: RoleClient, Builtin: true, Expires: day, Permissions: Permissions{
-			Publish:   everything.clone(),
+			Publish:   user,
 			Subscribe: everything.clone(),
 		}},
 		{Name: RoleMachine, Builtin: true, Expires: day, Permissions: Permissions{
@@ -78,11 +80,18 @@ func BuiltinRoles() []Role {
 		{Name: RoleTarget, Builtin: true, Expires: 90 * day, Permissions: Permissions{
 			Publish: Rule{Allow: []string{certs + "seen.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate,
 				"$JS.API.STREAM.INFO.CERTS", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.DIRECT.GET.CERTS.>",
-				"$JS.API.CONSUMER.*.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>"}},
+				"$JS.API.CONSUMER.CREATE.CERTS.>", "$JS.API.CONSUMER.INFO.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>"}},
 			Subscribe: Rule{Allow: []string{cert + "ask.*", "_INBOX.>"}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
 	}
+}
+
+// certsAPI are the subjects by which the engine is asked to read the stream of the
+// certificates' ledger, to change it, and to delete it.
+func certsAPI() []string {
+	const verb, longer = "$JS.API.*.*.", "$JS.API.*.*.*." // such as STREAM.DELETE and STREAM.MSG.DELETE
+	return []string{verb + "CERTS", verb + "CERTS.>", longer + "CERTS", longer + "CERTS.>"}
 }
 
 // AllowedIn reports whether the role can be had in the account of that name. The
