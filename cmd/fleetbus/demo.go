@@ -216,6 +216,10 @@ func (a *app) showDemo(d *demo) {
 	p.line("  %s pub greeting hello", client(n1))
 	p.line("see a node's certificate, and a stranger refused by the cluster:")
 	p.line("  openssl s_client -connect %s </dev/null", n1.cluster)
+	if d.lb != nil && d.lb.process != nil {
+		p.line("see the load balancer serving the certificate that was issued:")
+		p.line("  curl --insecure --verbose --connect-to %s:443:%s https://%s/", demoName, d.lb.serve, demoName)
+	}
 	p.line("ask the fleet:")
 	p.line("  FLEETBUS_DATA_DIR=%s %s status", n1.dir, selfCommand())
 }
