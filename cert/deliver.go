@@ -51,6 +51,7 @@ func (s *Store) keepDelivered(ctx context.Context) {
 		looks = tick.C
 	}
 	for {
+		look := false
 		var retry <-chan time.Time
 		var timer *time.Timer
 		if len(fails) > 0 {
@@ -66,6 +67,7 @@ func (s *Store) keepDelivered(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-looks:
+			look = true
 			s.tellAgain(func(certKey) bool { return true })
 		case <-retry:
 			now := time.Now()
@@ -88,7 +90,7 @@ func (s *Store) keepDelivered(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.deliver(ctx, fails)
+		s.deliver(ctx, fails, look)
 	}
 }
 
@@ -104,12 +106,19 @@ func (s *Store) tellAgain(which func(certKey) bool) {
 }
 
 // deliver gives the program all certificates, if some of them are to be delivered, and
-// looks what it serves of those.
-func (s *Store) deliver(ctx context.Context, fails map[certKey]failing) {
+// looks what it serves of those. One that had some and shall have none is given none
+// again when it is time to look: it may have left keys behind for who still read them.
+func (s *Store) deliver(ctx context.Context, fails map[certKey]failing, look bool) {
 	keys, all := s.takeUntold()
 	if len(keys) == 0 {
+		if look && s.emptied {
+			if err := s.o.Program.Install(ctx, nil); err != nil && ctx.Err() == nil {
+				s.log.Warn("certificates are not removed", "err", err)
+			}
+		}
 		return
 	}
+	s.emptied = len(all) == 0
 	var failed error
 	if s.o.Program != nil {
 		pairs, err := pairsOf(all)

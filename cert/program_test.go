@@ -239,3 +239,38 @@ func TestTicket(t *testing.T) {
 		}
 	}
 }
+
+// TestProgramEmptied has the last certificate removed: the program is given none, and
+// again later, for what it could not remove at once.
+func TestProgramEmptied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, p := certtest.New(t, "web"), &proxy{}
+		f := newFeed(t, m, cert.Options{Program: p})
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { f.RunAlone(ctx); close(ended) }()
+		wait := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
+		wait(cert.Recheck + time.Minute)
+		if n := p.count(); n != 0 {
+			t.Errorf("it was given none %d times before there was one: what it has is not ours", n)
+		}
+		record := func(r cert.Record) {
+			f.seq++
+			if err := f.Apply("web", f.seq, cert.CertSubject("web", "a"), m.Record("a", r).Data); err != nil {
+				t.Fatal(err)
+			}
+			wait(time.Second)
+		}
+		record(cert.Record{Current: m.Issue(certtest.Request{ID: "a", Names: []string{"a.example"}, Generation: 1})})
+		record(cert.Record{Event: cert.Removed, Removed: true})
+		if _, err := p.Probe(ctx, "a.example"); p.count() != 2 || err == nil {
+			t.Errorf("%d installations, and it serves what was removed: %v", p.count(), err == nil)
+		}
+		wait(2 * cert.Recheck)
+		if n := p.count(); n != 4 {
+			t.Errorf("%d installations later", n)
+		}
+		cancel()
+		<-ended
+	})
+}

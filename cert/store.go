@@ -67,6 +67,7 @@ type Store struct {
 	clock       atomic.Int64 // Unix seconds, while the store runs: a look at the clock costs more than all else
 	answering   sync.Mutex   // answers are made one after another
 	running     atomic.Bool
+	emptied     bool // the program was given none; of who delivers alone
 
 	work, told, write chan struct{} // one each: there is something to install, to deliver, to report
 
