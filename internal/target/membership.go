@@ -41,7 +41,7 @@ func (t *Target) Enroll(ctx context.Context, nc *nats.Conn) error {
 	if err != nil {
 		return err
 	}
-	groups, err := enroll(ctx, nc, t.name, key.Seal)
+	groups, err := askGroups(ctx, nc, t.name, key.Seal)
 	if err != nil || slices.Equal(key.Groups, groups) {
 		return err
 	}
@@ -73,8 +73,8 @@ func (t *Target) pendingKey() (*cert.SealKey, error) {
 	return key, write(path, secret)
 }
 
-// enroll asks the managers for the groups of a target.
-func enroll(ctx context.Context, nc *nats.Conn, name string, key *cert.SealKey) ([]string, error) {
+// askGroups asks the managers for the groups of a target.
+func askGroups(ctx context.Context, nc *nats.Conn, name string, key *cert.SealKey) ([]string, error) {
 	body, err := json.Marshal(map[string][]byte{"public": key.Public()})
 	if err != nil {
 		return nil, err
