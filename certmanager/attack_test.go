@@ -3,6 +3,8 @@ package certmanager
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/ledger"
 )
 
 // startNode starts a node that manages the certificates of account acme, and returns a
@@ -124,4 +127,49 @@ func TestLedgerAndClients(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRecordsWrittenOver has somebody write over records more often than the ledger
+// remembers: who starts anew finds them all the same.
+func TestRecordsWrittenOver(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	made, err := w.client().Make(within(t), MakeRequest{Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.target(made.Group, "lb-1")
+	subjects := []string{cert.CertSubject(made.Group, made.ID), cert.KeySubject(made.Group), cert.TargetSubject(made.Group, "lb-1"), cert.ConfigSubject}
+	for _, subject := range subjects {
+		for range 40 {
+			if err := w.nc.Publish(cert.Prefix+"."+subject, []byte("none")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "all records are there for who starts anew", func() error {
+		state := cert.NewState([]cert.Signer{w.key.Signer()}, nil)
+		f, err := ledger.NewFollower(state, ledger.FollowOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := w.background(func(ctx context.Context) error { return f.Run(ctx, w.ledger) })
+		defer stop()
+		select {
+		case <-f.CaughtUp():
+		case <-within(t).Done():
+			return errors.New("it does not catch up")
+		}
+		for subject, why := range state.Problems() {
+			return fmt.Errorf("%s: %w", subject, why)
+		}
+		_, certificate := state.Record(made.Group, made.ID)
+		_, key := state.GroupKey(made.Group)
+		_, target := state.Target(made.Group, "lb-1")
+		if _, config := state.Config(); !certificate || !key || !target || !config {
+			return fmt.Errorf("certificate %t, key %t, target %t, configuration %t", certificate, key, target, config)
+		}
+		return nil
+	})
 }

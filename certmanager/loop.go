@@ -168,6 +168,11 @@ func (s *session) take(settings *Settings) *cert.Record {
 
 // tidy goes on with groups, roll-outs, revocations and what was left behind.
 func (s *session) tidy(ctx context.Context) {
+	for subject := range s.state.Problems() {
+		if s.overwritten(subject) != nil {
+			s.begin(ctx, "restore "+subject, s.side, func(ctx context.Context) { s.setTrouble("record "+subject, s.restore(ctx, subject)) })
+		}
+	}
 	for _, group := range s.groups() {
 		s.begin(ctx, "group "+group, s.side, func(ctx context.Context) { s.setTrouble("group "+group, s.reconcile(ctx, group)) })
 	}
@@ -189,6 +194,59 @@ func (s *session) tidy(ctx context.Context) {
 			s.begin(ctx, subject, s.side, func(ctx context.Context) { s.setTrouble("challenge "+c.ID, s.withdraw(ctx, subject)) })
 		}
 	}
+}
+
+// restore writes a record again that somebody wrote over with something that is not
+// believed. The ledger keeps only the last events of a subject: without that, who starts
+// anew would not find it some day.
+func (s *session) restore(ctx context.Context, subject string) error {
+	err := s.put(ctx, subject, func() (any, error) {
+		record := s.overwritten(subject)
+		if record == nil || s.state.Problems()[subject] == nil {
+			return nil, errUnchanged
+		}
+		return record, nil
+	})
+	switch {
+	case errors.Is(err, errUnchanged):
+		return nil
+	case err == nil:
+		s.m.log.Warn("record restored that somebody wrote over", "subject", subject)
+	}
+	return err
+}
+
+// overwritten is the last record of a subject that is believed, to be written again; nil
+// if there is none that could be missed.
+func (s *session) overwritten(subject string) any {
+	words := strings.Split(subject, ".")
+	switch {
+	case subject == cert.ConfigSubject:
+		if before, ok := s.state.Config(); ok {
+			c := *before
+			c.Revision++
+			return &c
+		}
+	case len(words) == 3 && words[2] == "key":
+		if before, ok := s.state.GroupKey(words[1]); ok {
+			g := *before
+			g.Revision++
+			return &g
+		}
+	case len(words) == 4 && words[2] == "target":
+		if before, ok := s.state.Target(words[1], words[3]); ok {
+			t := *before
+			t.Revision++
+			return &t
+		}
+	case len(words) == 4 && words[2] == "cert":
+		if before, ok := s.state.Record(words[1], words[3]); ok {
+			r := *before
+			r.Revision++
+			return &r
+		}
+	}
+	return nil
 }
 
 // beginQuestions asks authorities of renewals and revocations, and tells the dead man's
