@@ -242,3 +242,24 @@ func TestSilentTargetStopsWave(t *testing.T) {
 		t.Errorf("%+v", back.Failure)
 	}
 }
+
+// TestRest has a manager with nothing to do, which does nothing.
+func TestRest(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	o := w.options("m1")
+	o.Every = time.Hour
+	m, _ := w.run(o)
+	if _, err := w.client().Make(within(t), MakeRequest{Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.target(DefaultGroup, "lb-1")
+	eventually(t, "the manager rests", func() error {
+		before := m.session().passedAt()
+		<-time.After(500 * time.Millisecond)
+		if after := m.session().passedAt(); after != before {
+			return fmt.Errorf("it made a pass at %s, and at %s", before.Format(time.StampMilli), after.Format(time.StampMilli))
+		}
+		return nil
+	})
+}

@@ -69,6 +69,7 @@ type session struct {
 	sightings map[string]time.Time // of the last event of certificates and targets; monotonic, because no other clock can be trusted
 	ending    bool                 // no task begins any more
 	running   map[string]bool      // tasks, by what they do
+	refused   bool                 // a task could not begin, and is to be tried when another ends
 	queue     []candidate          // what is due, and nobody has begun
 	listeners map[string][]chan<- string
 	recording bool
@@ -413,22 +414,31 @@ func (s *session) issuer(ctx context.Context, name string) (*opened, error) {
 func (s *session) begin(ctx context.Context, name string, places chan struct{}, task func(ctx context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running[name] || s.ending || ctx.Err() != nil {
+	if s.ending || ctx.Err() != nil {
+		return false
+	}
+	if s.running[name] {
+		s.refused = true
 		return false
 	}
 	select {
 	case places <- struct{}{}:
 	default:
+		s.refused = true
 		return false
 	}
 	s.running[name] = true
 	s.tasks.Go(func() {
 		defer func() {
+			<-places
 			s.mu.Lock()
 			delete(s.running, name)
+			again := s.refused || s.recording
+			s.refused = false
 			s.mu.Unlock()
-			<-places
-			s.poke()
+			if again { // else the next event wakes the loop: a task that always ends in a pass would never rest
+				s.poke()
+			}
 		}()
 		task(ctx)
 	})
