@@ -194,3 +194,32 @@ func TestHAProxyWeak(t *testing.T) {
 	still(t, s.Addr, "b.test", b)
 	still(t, s.Addr, "c.test", c)
 }
+
+// TestHAProxyUnread has HAProxy read another directory than the target's: it is told
+// which line is missing, and is not reloaded for nothing.
+func TestHAProxyUnread(t *testing.T) {
+	a := proxytest.Pair(t, "a", "a.test")
+	s := proxytest.HAProxy(t, a)
+	served(t, s.Addr, a)
+	worker := pid(t, s)
+	s.Options.Dir = s.Dir + "/other"
+	p := open(t, s.Options)
+	for range 2 { // it is tried again
+		err := p.Install(t.Context(), []proxy.Pair{a})
+		if err == nil || !strings.Contains(err.Error(), "needs a bind line with ssl crt "+s.Options.Dir+"/current") {
+			t.Fatalf("the error is %v", err)
+		}
+	}
+	if now := pid(t, s); now != worker {
+		t.Errorf("the worker was %s and is %s: there was a reload", worker, now)
+	}
+	// It is written down, and HAProxy was not reloaded yet.
+	text, err := os.ReadFile(s.Options.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Configure(strings.Replace(string(text), s.Dir+"/certificates/current", s.Options.Dir+"/current", 1))
+	a = proxytest.Pair(t, "a", "a.test")
+	install(t, p, a)
+	served(t, s.Addr, a)
+}
