@@ -39,7 +39,7 @@ anything changes it is checked that both sides can see each other. Joining
 again does nothing.`,
 		Example: `  fleetbus join eu-1.example.net --token fb1.…
   fleetbus join eu-1.example.net --token-file token --as user --user acme/alice --out alice.creds
-  fleetbus join eu-1.example.net --token-file token --as target --target-dir /var/lib/fleetbus-target`,
+  fleetbus join eu-1.example.net --token-file token --as target`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := f.readToken()
 			if err != nil {

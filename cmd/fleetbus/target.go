@@ -70,8 +70,11 @@ func (f *targetFlags) chosen(ctx context.Context, dir string) (p proxy.Found, er
 		p.Addrs = f.addrs
 	}
 	p.Dir = or(f.said.Dir, filepath.Join(dir, "proxy"))
+	if o := f.said; p.Kind == "" && (o.Config != "" || o.Dir != "" || o.Group != "" || o.Socket != "" || o.Listen != "") {
+		return p, fail(exitUsage, "--proxy KIND", "choosing what serves: none runs here that this is about, and its kind is not said")
+	}
 	if p.Kind == "" {
-		return p, nil // nothing runs here: the target serves by itself, or is told later
+		return p, nil // nothing runs here: the target serves by itself
 	}
 	made, err := proxy.New(p.Options) // before the token is spent
 	if err != nil {
