@@ -56,7 +56,13 @@ func join(t *testing.T, s *fleetbustest.Server) *Target {
 	dir := filepath.Join(t.TempDir(), "target")
 	ctx := within(t)
 	token := must(s.Admin().AddToken(ctx, admin.TokenRequest{Kind: identity.KindTarget, Account: "acme", Name: "lb-1"}))(t)
-	client := must(enroll.Dial(ctx, enroll.Join{Host: s.Addr("nats").String(), Token: token.Text}))(t)
+	var client *enroll.Client
+	// A server that is slow to log in asks whether the client is still there, which the
+	// library takes for an error.
+	fleetbustest.Eventually(t, "a connection with the token", func() (err error) {
+		client, err = enroll.Dial(ctx, enroll.Join{Host: s.Addr("nats").String(), Token: token.Text})
+		return err
+	})
 	defer client.Close()
 	key := must(nkeys.CreateUser())(t)
 	reply := must(client.User(ctx, enroll.UserRequest{Key: must(key.PublicKey())(t)}))(t)
