@@ -35,13 +35,6 @@ type caddyState struct {
 }
 
 func newCaddy(o Options, t *tree) (_ Proxy, err error) {
-	if o.Listen == "" {
-		o.Listen = "127.0.0.1:2018"
-	}
-	host, _, err := net.SplitHostPort(o.Listen)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("listening for Caddy at %q: private keys are given there, so that it has to be a loopback address and a port", o.Listen)
-	}
 	c := &caddy{Options: o, tree: t}
 	c.now.Store(&caddyState{})
 	if c.ln, err = net.Listen("tcp", o.Listen); err != nil {
@@ -95,6 +88,9 @@ func (c *caddy) Snippet(pairs []Pair) (string, error) {
 	}
 	var b strings.Builder
 	b.WriteString("# In the global options: Caddy 2.6 asks an authority for the same names otherwise.\nauto_https disable_certs\n\n")
+	if len(all) == 0 {
+		fmt.Fprintf(&b, "# In each site block:\ntls {\n\timport %s\n}\n", c.tree.path(caddyFile))
+	}
 	for _, one := range all {
 		fmt.Fprintf(&b, "# In the site block of %s:\ntls {\n\timport %s\n}\n\n", strings.Join(one.names, ", "), c.tree.path(caddyFile))
 	}

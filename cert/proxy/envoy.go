@@ -33,6 +33,9 @@ func envoyFiles(all []certificate) files {
 }
 
 func (d *directory) envoySnippet(all []certificate) string {
+	if len(all) == 0 { // what it will look like
+		all = []certificate{{id: "ID", names: []string{"its names"}}}
+	}
 	var b strings.Builder
 	for _, c := range all {
 		fmt.Fprintf(&b, `# In the filter chain that matches %s:

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -116,11 +117,45 @@ type Layout struct {
 // New checks o and makes a Proxy of it. That of Caddy listens until it is closed;
 // others do nothing before they are asked to.
 func New(o Options) (Proxy, error) {
+	o, t, err := o.checked()
+	if err != nil {
+		return nil, err
+	}
+	switch o.Kind {
+	case "caddy":
+		return newCaddy(o, t)
+	case "traefik":
+		return &traefik{o, t}, nil
+	}
+	return newDirectory(o, t)
+}
+
+// Advise checks o, and returns the Snippet of its Proxy for while there are no
+// certificates. Nothing is made, and nothing listens.
+func Advise(o Options) (string, error) {
+	o, t, err := o.checked()
+	if err != nil {
+		return "", err
+	}
+	switch o.Kind {
+	case "caddy":
+		return (&caddy{Options: o, tree: t}).Snippet(nil)
+	case "traefik":
+		return (&traefik{o, t}).Snippet(nil)
+	}
+	p, err := newDirectory(o, t)
+	if err != nil {
+		return "", err
+	}
+	return p.Snippet(nil)
+}
+
+func (o Options) checked() (Options, *tree, error) {
 	if !slices.Contains(Kinds(), o.Kind) {
-		return nil, fmt.Errorf("%q is no proxy that certificates can be put into: it has to be one of %s", o.Kind, strings.Join(Kinds(), ", "))
+		return o, nil, fmt.Errorf("%q is no proxy that certificates can be put into: it has to be one of %s", o.Kind, strings.Join(Kinds(), ", "))
 	}
 	if !filepath.IsAbs(o.Dir) || strings.ContainsFunc(o.Dir, unquotable) {
-		return nil, fmt.Errorf("the directory of %s is %q: it has to be an absolute path without spaces and quotes", o.Kind, o.Dir)
+		return o, nil, fmt.Errorf("the directory of %s is %q: it has to be an absolute path without spaces and quotes", o.Kind, o.Dir)
 	}
 	o.Dir = filepath.Clean(o.Dir)
 	if o.Timeout == 0 {
@@ -129,17 +164,15 @@ func New(o Options) (Proxy, error) {
 	if o.Binary == "" {
 		o.Binary = find(o.Kind)
 	}
-	store, err := newTree(o.Dir, o.Group)
-	if err != nil {
-		return nil, err
+	if o.Listen == "" {
+		o.Listen = "127.0.0.1:2018"
 	}
-	switch o.Kind {
-	case "caddy":
-		return newCaddy(o, store)
-	case "traefik":
-		return &traefik{o, store}, nil
+	host, _, err := net.SplitHostPort(o.Listen)
+	if ip := net.ParseIP(host); o.Kind == "caddy" && (err != nil || ip == nil || !ip.IsLoopback()) {
+		return o, nil, fmt.Errorf("listening for Caddy at %q: private keys are given there, so that it has to be a loopback address and a port", o.Listen)
 	}
-	return newDirectory(o, store)
+	t, err := newTree(o.Dir, o.Group)
+	return o, t, err
 }
 
 // unquotable characters would have to be quoted in one of the configurations.

@@ -404,3 +404,20 @@ func TestNew(t *testing.T) {
 		}
 	}
 }
+
+// TestAdvise says what to put where, for every kind, and touches nothing.
+func TestAdvise(t *testing.T) {
+	dir := t.TempDir() + "/none"
+	for _, kind := range proxy.Kinds() {
+		text, err := proxy.Advise(proxy.Options{Kind: kind, Dir: dir, Listen: "127.0.0.1:1"}) // which nobody could listen at twice
+		if err != nil || !strings.Contains(text, dir) {
+			t.Errorf("%s: %q, %v", kind, text, err)
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("there is a directory now")
+	}
+	if _, err := proxy.Advise(proxy.Options{Kind: "caddy", Dir: dir, Listen: "192.0.2.1:80"}); err == nil {
+		t.Error("keys would be given out at an address that is not loopback")
+	}
+}

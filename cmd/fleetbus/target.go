@@ -76,11 +76,10 @@ func (f *targetFlags) chosen(ctx context.Context, dir string) (p proxy.Found, er
 	if p.Kind == "" {
 		return p, nil // nothing runs here: the target serves by itself
 	}
-	made, err := proxy.New(p.Options) // before the token is spent
-	if err != nil {
+	if _, err := proxy.Advise(p.Options); err != nil { // before the token is spent
 		return p, fail(exitUsage, "fleetbus join --help", "choosing what serves: %v", err)
 	}
-	return p, made.Close()
+	return p, nil
 }
 
 // override has what the flags say come before what was found.
@@ -143,7 +142,6 @@ func (f *joinFlags) joinTarget(cmd *cobra.Command, host, token string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	defer t.Close()
 	result := joined{Changed: true, Name: reply.Name, DataDir: dir, Creds: t.Creds()}
 	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 	defer cancel()
@@ -216,12 +214,14 @@ func describeTarget(p *page, t *target.Target) {
 		p.line("it serves by no proxy: target run --serve :443 answers by itself")
 		return
 	}
-	p.line("it puts certificates into %s, by way of %s", t.Proxy.Name(), t.Settings.Proxy.Dir)
-	if snippet, err := t.Proxy.Snippet(nil); err == nil && snippet != "" {
-		p.line("once the first certificate is there, put this into the configuration of %s, and reload it:", t.Proxy.Name())
-		for line := range strings.SplitSeq(strings.TrimRight(snippet, "\n"), "\n") {
-			p.line("  %s", line)
-		}
+	of := t.Proxy.Kind
+	p.line("it puts certificates into %s, by way of %s", of, t.Proxy.Dir)
+	if of == "files" {
+		of = "what reads them"
+	}
+	p.line("once the first certificate is there, put this into the configuration of %s, and reload it:", of)
+	for line := range strings.SplitSeq(strings.TrimRight(t.Advice, "\n"), "\n") {
+		p.line("  %s", line)
 	}
 }
 
@@ -238,7 +238,6 @@ func newTargetShow(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer t.Close()
 			return a.show(report{value: t.Settings, text: func(p *page) {
 				p.line("target %s, in %s", t.Name, t.Dir)
 				describeTarget(p, t)
@@ -281,7 +280,11 @@ func (a *app) runTarget(ctx context.Context, t *target.Target, serve, challenges
 	if err != nil {
 		return err
 	}
-	store, err := cert.Open(t.Options(key, log))
+	o, err := t.Options(key, log)
+	if err != nil {
+		return err
+	}
+	store, err := cert.Open(o)
 	if err != nil {
 		return err
 	}

@@ -47,10 +47,11 @@ type Target struct {
 	Settings
 	// Dir is its directory.
 	Dir string
-	// Proxy is the program that serves. Nil: none. Close closes it.
-	Proxy proxy.Proxy
+	// Advice is what the operator has to put into the configuration of the proxy, once.
+	Advice string
 
 	account, name string
+	proxy         proxy.Proxy // nil: there is none, or it has nothing to do yet
 }
 
 // Exists reports whether there is a target in a directory.
@@ -101,20 +102,20 @@ func Open(dir string) (*Target, error) {
 	if len(t.Servers) == 0 {
 		return nil, fmt.Errorf("opening a target: reading %q: it has no servers", path)
 	}
-	if t.Settings.Proxy != nil {
-		if t.Proxy, err = proxy.New(*t.Settings.Proxy); err != nil {
+	if t.Proxy != nil {
+		if t.Advice, err = proxy.Advise(*t.Proxy); err != nil {
 			return nil, fmt.Errorf("opening a target: %w", err)
 		}
 	}
 	return t, nil
 }
 
-// Close ends what runs in this process for the proxy.
+// Close ends what runs in this process for the proxy, since Options.
 func (t *Target) Close() error {
-	if t.Proxy == nil {
+	if t.proxy == nil {
 		return nil
 	}
-	return t.Proxy.Close()
+	return t.proxy.Close()
 }
 
 func (t *Target) path(name string) string { return filepath.Join(t.Dir, name) }
@@ -138,13 +139,18 @@ func (t *Target) Enrolled() bool {
 func (t *Target) Key() (*cert.TargetKey, error) { return cert.ReadTargetKey(t.path(keyFile)) }
 
 // Options are those of the store of the target's certificates, which starts from what is
-// in its directory.
-func (t *Target) Options(key *cert.TargetKey, log *slog.Logger) cert.Options {
+// in its directory. The proxy is at work from here on, until Close.
+func (t *Target) Options(key *cert.TargetKey, log *slog.Logger) (cert.Options, error) {
 	o := cert.Options{Key: key, Dir: t.path(snapshots), Default: t.Default, Logger: log}
-	if t.Proxy != nil {
-		o.Program = &program{t.Proxy, t.Addrs}
+	if t.Proxy == nil {
+		return o, nil
 	}
-	return o
+	var err error
+	if t.proxy, err = proxy.New(*t.Proxy); err != nil {
+		return o, err
+	}
+	o.Program = &program{t.proxy, t.Addrs}
+	return o, nil
 }
 
 // A program puts the certificates of a store into a proxy, and looks at what it serves.

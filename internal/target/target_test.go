@@ -135,7 +135,7 @@ func TestGroups(t *testing.T) {
 	if err := away.AwaitGroup(within(t), log, dial(s, away)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cert.Open(away.Options(must(away.Key())(t), log)); err != nil {
+	if _, err := cert.Open(must(away.Options(must(away.Key())(t), log))(t)); err != nil {
 		t.Error(err)
 	}
 }
