@@ -71,8 +71,18 @@ func TestBench(t *testing.T) {
 // TestBenchHouse measures everything once. It says nothing about the figures,
 // but that there is one for each promise.
 func TestBenchHouse(t *testing.T) {
+	testFigures(t, "house", 13, 10)
+}
+
+// TestBenchCertificates is the same, of certificates.
+func TestBenchCertificates(t *testing.T) { testFigures(t, "certificates", 9, 10) }
+
+// testFigures measures everything once, and expects as many figures with a target, and
+// as many conditions or more.
+func testFigures(t *testing.T, verb string, figures, conditions int) {
+	t.Helper()
 	if testing.Short() {
-		t.Skip("it builds two programs and starts nineteen nodes")
+		t.Skip("it builds programs and starts many nodes")
 	}
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("the go command is missing, which builds what is measured")
@@ -81,7 +91,7 @@ func TestBenchHouse(t *testing.T) {
 	a, stdout, stderr := testApp("", os.Environ()...)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	if code := a.run(ctx, []string{"bench", "house", "--quick", "-o", "json"}); code != exitOK {
+	if code := a.run(ctx, []string{"bench", verb, "--quick", "-o", "json"}); code != exitOK {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
 	var got struct {
@@ -101,7 +111,7 @@ func TestBenchHouse(t *testing.T) {
 			t.Errorf("%s: nothing was measured", f.Name)
 		}
 	}
-	if aimed != 13 || len(got.Conditions) < 10 {
+	if aimed != figures || len(got.Conditions) < conditions {
 		t.Errorf("%d figures with a target, %d conditions", aimed, len(got.Conditions))
 	}
 	left, err := os.ReadDir(os.Getenv("TMPDIR"))
