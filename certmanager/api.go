@@ -232,6 +232,13 @@ func (s *session) mk(ctx context.Context, in MakeRequest, progress func(string))
 	if p.Names, err = normalNames(p.Names); err != nil {
 		return nil, err
 	}
+	p.Challenges = map[string]cert.Method{}
+	for name, m := range in.Policy.Challenges { // a name that is none is a problem of the policy
+		if normal, err := normalName(name); err == nil {
+			name = normal
+		}
+		p.Challenges[name] = m
+	}
 	if wrong := policyProblems(group, p, settings); len(wrong) > 0 {
 		return nil, wrong
 	}

@@ -263,3 +263,19 @@ func TestRest(t *testing.T) {
 		return nil
 	})
 }
+
+// TestChallengeOfName has how a name is proved given for the name as its owner writes it.
+func TestChallengeOfName(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	r, err := w.client().Make(within(t), MakeRequest{Policy: cert.Policy{
+		Names: []string{"Bücher.example."}, Challenges: map[string]cert.Method{"Bücher.example.": {Type: "dns-01", Delegated: "books.acme.example"}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := r.Policy.Challenges["xn--bcher-kva.example"]; m.Delegated != "books.acme.example" {
+		t.Errorf("it is proved by %+v", r.Policy.Challenges)
+	}
+}

@@ -96,14 +96,19 @@ func (f *certFlags) request(cmd *cobra.Command, domain string) (r certmanager.Ma
 		if !ok {
 			return r, fail(exitUsage, "write it like example.org=example-org.acme.example.net", "making a certificate: %q delegates nothing", pair)
 		}
+		found := false
 		for _, n := range p.Names {
-			if strings.TrimPrefix(n, "*.") != name {
+			if !strings.EqualFold(strings.TrimPrefix(n, "*."), name) {
 				continue
 			}
+			found = true
 			if p.Challenges == nil {
 				p.Challenges = map[string]cert.Method{}
 			}
 			p.Challenges[n] = cert.Method{Type: cmp.Or(p.Challenge.Type, "dns-01"), Provider: f.provider, Delegated: target}
+		}
+		if !found {
+			return r, fail(exitUsage, "delegate one of them: "+strings.Join(p.Names, ", "), "making a certificate: %q is none of its names", name)
 		}
 	}
 	return certmanager.MakeRequest{Group: f.group, Policy: p, Wait: !f.noWait, Again: f.again}, nil
