@@ -28,6 +28,8 @@ const (
 	alive = 20 * time.Second
 	// requestTime bounds the answer to a request, which may wait for authorities.
 	requestTime = time.Hour
+	// maxPart bounds what one message brings of an answer: the engine takes 1 MiB.
+	maxPart = 512 << 10
 	// maxProgress is how many steps are told of, so that the last answer gets through.
 	maxProgress = 50
 	// DefaultGroup is that of certificates and targets that name none.
@@ -38,6 +40,8 @@ const (
 type reply struct {
 	admin.CertProgress
 	admin.Reply
+	// Part is the next part of Data, if that does not fit into one message.
+	Part []byte `json:"part,omitempty"`
 }
 
 func progressReply(step string) reply {
@@ -171,6 +175,14 @@ func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Conte
 		}
 		if err != nil {
 			r.Error = refusal(err)
+		}
+		if len(r.Data) > maxPart {
+			for part := range slices.Chunk(r.Data, maxPart) {
+				more := progressReply("")
+				more.Part = part
+				respond(more)
+			}
+			r.Data = nil
 		}
 		respond(r)
 	})

@@ -132,6 +132,7 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 	if err := c.nc.PublishRequest(subject, inbox, body); err != nil {
 		return out, fmt.Errorf("asking for %q: %w", name, err)
 	}
+	var parts []byte
 	for {
 		r, err := nextReply(ctx, sub)
 		if err != nil {
@@ -141,10 +142,12 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 		case r.Error != nil:
 			return out, r.Error
 		case r.Progress == nil:
-			if err := json.Unmarshal(r.Data, &out); err != nil {
+			if err := json.Unmarshal(append(parts, r.Data...), &out); err != nil {
 				return out, fmt.Errorf("reading the answer to %q: %w", name, err)
 			}
 			return out, nil
+		case len(r.Part) > 0:
+			parts = append(parts, r.Part...)
 		case *r.Progress != "" && c.Progress != nil:
 			c.Progress(*r.Progress)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 func TestFirstCertificate(t *testing.T) {
@@ -277,5 +278,29 @@ func TestChallengeOfName(t *testing.T) {
 	}
 	if m := r.Policy.Challenges["xn--bcher-kva.example"]; m.Delegated != "books.acme.example" {
 		t.Errorf("it is proved by %+v", r.Policy.Challenges)
+	}
+}
+
+// TestLongAnswer asks for more than fits into one message.
+func TestLongAnswer(t *testing.T) {
+	s, c := startNode(t)
+	ctx := within(t)
+	ops, _ := dialAs(t, s, "ops", identity.RoleCertManager)
+	names := make([]string, maxNames)
+	for i := range names {
+		names[i] = fmt.Sprintf("%s.n%d.example", strings.Repeat("a", 63)+"."+strings.Repeat("b", 63), i)
+	}
+	const n = 160 // 15 kB each
+	for i := range n {
+		names[0] = fmt.Sprintf("first%d.example", i)
+		if _, err := c.Make(ctx, MakeRequest{Policy: cert.Policy{Names: names, Issuers: []string{"fake"}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for who, client := range map[string]*Client{"an administrator": c, "a user": NewClient(ops)} {
+		all, err := client.Certificates(ctx, "")
+		if err != nil || len(all) != n {
+			t.Errorf("%s sees %d certificates of %d: %v", who, len(all), n, err)
+		}
 	}
 }
