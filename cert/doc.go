@@ -22,5 +22,8 @@
 //	config                      the [Config] of the managers
 //
 // All but what was seen are signed. A record is always whole: the last of a subject
-// is all there is to know. It is decoded leniently: what is unknown is left alone.
+// is all there is to know. It is decoded leniently: what is unknown does no harm, and
+// subjects that are unknown are left alone. A manager that writes a record anew drops
+// the fields that it does not know, so that all managers are to be of the version that
+// writes a field before it is relied on.
 package cert

@@ -21,6 +21,9 @@ var ErrSignature = errors.New("no manager that is trusted signed it")
 // maxRecord bounds what is read as a record. The engine's own bound is 1 MiB.
 const maxRecord = 1 << 20
 
+// maxSeen bounds what is read as a report of a target, which nobody signed.
+const maxSeen = 4 << 10
+
 // A ManagerKey is what makes a manager: it signs records, and opens what is sealed to
 // the managers. All managers of an account have the same one. It prints without its
 // secret, and is safe for concurrent use.

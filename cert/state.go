@@ -93,8 +93,11 @@ func (s *State) read(subject string, data []byte) entry {
 	if len(data) == 0 {
 		return entry{}
 	}
-	e := entry{data: bytes.Clone(data)}
 	words := strings.Split(subject, ".")
+	if words[0] == "seen" && len(data) > maxSeen {
+		return entry{err: fmt.Errorf("reading %q: it has %d bytes, and %d are allowed", subject, len(data), maxSeen)}
+	}
+	e := entry{data: bytes.Clone(data)}
 	if words[0] == "seen" {
 		if len(words) != 4 {
 			return e

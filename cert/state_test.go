@@ -2,6 +2,7 @@ package cert
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 )
 
@@ -25,5 +26,23 @@ func TestSeenAgain(t *testing.T) {
 		if err := s.Apply(seq, "g.g.later.thing", []byte("anything")); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestSeenTooLong has a target report more than anybody wants to know.
+func TestSeenTooLong(t *testing.T) {
+	s := NewState(nil, nil)
+	subject := SeenSubject("g", "lb-1", "id")
+	for seq, length := range []int{maxError, maxSeen} {
+		data, err := json.Marshal(Seen{Version: 1, Target: "lb-1", ID: "id", Generation: 1, Error: strings.Repeat("é", length/2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Apply(uint64(seq+1), subject, data); (err != nil) != (length == maxSeen) {
+			t.Errorf("a report with an error of %d bytes: %v", length, err)
+		}
+	}
+	if seen, ok := s.Seen("g", "lb-1", "id"); !ok || len(seen.Error) != maxError || s.Version(subject) != 2 {
+		t.Errorf("what is known is %+v, of event %d", seen, s.Version(subject))
 	}
 }

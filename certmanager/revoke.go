@@ -261,7 +261,7 @@ func (s *session) markRevoked(ctx context.Context, seen *cert.Record, url string
 	return err
 }
 
-// checkIn tells the dead man's switch that a manager has run.
+// checkDeadMan tells the dead man's switch that a manager has run.
 func (s *session) checkDeadMan(ctx context.Context, d DeadMan) error {
 	request, err := http.NewRequestWithContext(ctx, cmp.Or(d.Method, http.MethodPost), d.URL, nil)
 	if err != nil {
