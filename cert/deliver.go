@@ -216,9 +216,12 @@ func (s *Store) observe(ctx context.Context, key certKey, holders map[string][]*
 		seen := Seen{Version: version, Target: s.o.Key.Name, ID: key.id, Generation: c.wanted, Program: s.programName()}
 		var wrong error
 		if c.served != nil {
-			seen.Serial, wrong = s.probeAll(ctx, c.served, holders)
-			if wrong != nil && failed != nil {
-				wrong = failed
+			if failed != nil { // there is nothing to be patient for
+				if seen.Serial, wrong = s.probeOnce(ctx, c.served, holders); wrong != nil {
+					wrong = failed
+				}
+			} else {
+				seen.Serial, wrong = s.probeAll(ctx, c.served, holders)
 			}
 		}
 		if ctx.Err() != nil {

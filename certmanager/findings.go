@@ -129,7 +129,7 @@ func (s *session) certificateFindings() []doctor.Finding {
 				severity = doctor.Problem
 			}
 			all = append(all, doctor.Finding{Code: CodeFailing, Severity: severity, Subject: r.ID, Fix: fix,
-				Text: fmt.Sprintf("the certificate of %s was not obtained, %d times in a row; it is tried again at %s: %s: %s",
+				Text: fmt.Sprintf("the certificate of %s was not renewed, attempt %d in a row; it is tried again at %s: %s: %s",
 					name, f.Attempts, f.Next.Format(time.DateTime), f.Step, f.Detail)})
 		}
 		if planned && !p.At.IsZero() && now.Sub(p.At) > overdue && idle(r.Lease) {

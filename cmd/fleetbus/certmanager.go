@@ -40,6 +40,13 @@ services that run a function. Until it is interrupted it runs without --once.`,
 			if keyFile == "" {
 				return fail(exitUsage, "fleetbus certmanager key --account NAME --out FILE, then --key FILE", "%s: the key of the account's managers is missing", what)
 			}
+			info, err := os.Stat(keyFile)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			if mode := info.Mode().Perm(); mode&0o077 != 0 {
+				return fail(exitDenied, "chmod 600 "+keyFile, "%s: others can read %q, which has mode %04o", what, keyFile, mode)
+			}
 			text, err := os.ReadFile(keyFile)
 			if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
