@@ -279,11 +279,12 @@ func (s *session) beginQuestions(ctx context.Context, settings *Settings) {
 			if d, err := time.ParseDuration(settings.DeadMan.Every); err == nil {
 				every = d
 			}
+			began := s.now()
 			err := s.checkDeadMan(ctx, settings.DeadMan)
 			if s.setTrouble("dead man", err); err != nil {
 				every = min(every, time.Minute)
 			}
-			s.setAgain("dead man", s.now().Add(every))
+			s.setAgain("dead man", began.Add(every))
 		})
 	}
 }
