@@ -13,7 +13,7 @@ import (
 )
 
 // presenceTime is how long it is believed which targets are there.
-const presenceTime = 5 * time.Second
+const presenceTime = time.Second
 
 // A presence is who answered, of those who were asked, and when.
 type presence struct {

@@ -101,7 +101,7 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "user deny acme/alice --dry-run", stdout: "would deny acme/alice, and close 2 connections"},
 		{line: "user allow acme/alice", stdout: "acme/alice is allowed on 1 of 1 nodes (0, nothing changed)"},
 		{line: "user allow acme/alice --dry-run", stdout: "would allow acme/alice, who is allowed"},
-		{line: "role ls", stdout: "sensor   a.> but a.b"},
+		{line: "role ls", stdout: "a.> but a.b"},
 		{line: "role info sensor", stdout: "publish        a.> but a.b"},
 		{line: "role info nobody", code: exitNotFound, stderr: "fix: fleetbus role ls"},
 		{line: "role add sensor --publish a.> --reply-max 2 --payload 64KiB --expires never", stdout: "role sensor is live on 2 of 2 nodes (12 ms)"},

@@ -102,6 +102,16 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 	if err := d.startBalancer(); err != nil {
 		return finding, err
 	}
+	err = retry(ctx, "waiting for the load balancer to be there", func(ctx context.Context) error {
+		targets, err := managers.Targets(ctx, "")
+		if err == nil && !slices.ContainsFunc(targets, func(t certmanager.TargetInfo) bool { return t.Present }) {
+			err = errors.New("it does not answer")
+		}
+		return err
+	})
+	if err != nil {
+		return finding, err
+	}
 	began := time.Now()
 	made, err := managers.Make(ctx, certmanager.MakeRequest{Policy: cert.Policy{Names: []string{demoName}}, Wait: true})
 	if err != nil {
@@ -128,6 +138,7 @@ func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
 		self = os.Args[0]
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Args[0] = "fleetbus"
 	cmd.Env = slices.DeleteFunc(slices.Clone(d.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
 	cmd.SysProcAttr = tied()
 	return cmd

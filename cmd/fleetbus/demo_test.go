@@ -40,7 +40,7 @@ func TestDemo(t *testing.T) {
 	if err := json.Unmarshal(stdout.Bytes(), &result); err != nil {
 		t.Fatalf("stdout is not JSON alone: %v:\n%s", err, stdout)
 	}
-	if !result.Held || len(result.Steps) != 9 {
+	if !result.Held || len(result.Steps) != 11 {
 		t.Errorf("held: %t, %d steps", result.Held, len(result.Steps))
 	}
 	for _, s := range result.Steps {

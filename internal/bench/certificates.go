@@ -331,7 +331,7 @@ func (h *certHouse) measureReplay(ctx context.Context) error {
 // certificates, and what is in use of the heap then, in bytes.
 func (s *system) replay(ctx context.Context, key *cert.TargetKey, n int, generation uint64) (time.Duration, float64, error) {
 	user := fmt.Sprintf("%s-%d", key.Name, generation)
-	nc, err := s.dialAs(ctx, user, identity.RoleClient)
+	nc, err := s.dialAs(ctx, user, identity.RoleCertManager)
 	if err != nil {
 		return 0, 0, err
 	}
