@@ -243,7 +243,7 @@ func (f *Follower) follow(ctx context.Context, l *Ledger) (connected bool, err e
 			Subject: strings.TrimPrefix(msg.Subject(), l.prefix),
 			Time:    meta.Timestamp,
 			Data:    msg.Data(),
-		}, meta.NumPending)
+		})
 	}
 }
 
@@ -258,6 +258,12 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 	seq := f.position()
 	if info.State.LastSeq < seq {
 		return nil, fmt.Errorf("%w: it ends at event %d, the state is as of %d", ErrBehind, info.State.LastSeq, seq)
+	}
+	target := info.State.LastSeq
+	if !f.seen && len(f.options.Filter) > 0 {
+		if target, err = f.last(ctx, l); err != nil {
+			return nil, err
+		}
 	}
 	config := jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
@@ -281,8 +287,8 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 		return nil, err
 	}
 	if !f.seen {
-		f.seen, f.target = true, info.State.LastSeq
-		f.catchUp(seq, consumer.CachedInfo().NumPending)
+		f.seen, f.target = true, target
+		f.catchUp(seq)
 	}
 	return messages, nil
 }
@@ -301,18 +307,33 @@ func (f *Follower) next(ctx context.Context, messages jetstream.MessagesContext)
 	return messages.Next(jetstream.NextContext(ctx))
 }
 
-// catchUp closes caughtUp if the state is as of event seq, and pending more are to
-// come: with a filter, the ledger's last event may not be among them.
-func (f *Follower) catchUp(seq, pending uint64) {
-	if !f.caught && (seq >= f.target || pending == 0) {
+// last is the last event that passes the filter. How many a consumer has ahead does not
+// tell it: a copy of the ledger that is behind itself has none.
+func (f *Follower) last(ctx context.Context, l *Ledger) (seq uint64, err error) {
+	for _, subject := range f.options.Filter {
+		msg, err := l.stream.GetLastMsgForSubject(ctx, l.prefix+subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		seq = max(seq, msg.Sequence)
+	}
+	return seq, nil
+}
+
+// catchUp closes caughtUp if the state is as of event seq and the ledger ended there, or
+// before, when it was first seen.
+func (f *Follower) catchUp(seq uint64) {
+	if !f.caught && seq >= f.target {
 		f.caught = true
 		close(f.caughtUp)
 	}
 }
 
-// apply folds one event, behind which pending more wait, into the state and tells
-// everybody.
-func (f *Follower) apply(e Event, pending uint64) {
+// apply folds one event into the state and tells everybody.
+func (f *Follower) apply(e Event) {
 	if err := f.state.Apply(e.Seq, e.Subject, e.Data); err != nil {
 		f.log.Error("ledger event not applied", "seq", e.Seq, "subject", e.Subject, "err", err)
 	}
@@ -324,7 +345,7 @@ func (f *Follower) apply(e Event, pending uint64) {
 	close(f.changed)
 	f.changed = make(chan struct{})
 	f.mu.Unlock()
-	f.catchUp(e.Seq, pending)
+	f.catchUp(e.Seq)
 
 	if f.unsaved++; f.unsaved == 1 {
 		f.due = time.Now().Add(f.options.Interval)
