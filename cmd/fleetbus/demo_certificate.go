@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/cert/proxy"
 	"github.com/fleetbus/fleetbus/certmanager"
 	"github.com/fleetbus/fleetbus/identity"
 )
@@ -57,12 +56,8 @@ func (b *balancer) close() {
 }
 
 func (b *balancer) kill() {
-	if b.process != nil {
-		close(b.process.expected)
-		_ = b.process.Kill() // an error says that it is gone already
-		<-b.process.ended
-		b.process = nil
-	}
+	b.process.end()
+	b.process = nil
 }
 
 // certify obtains a certificate from an authority, has it delivered to a load balancer
@@ -94,7 +89,10 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 	if err != nil {
 		return finding, err
 	}
-	join := d.command(ctx, "join", d.nodes[0].clients, "--as", "target", "--target-dir", d.lb.dir, "--proxy", "none")
+	join, err := d.command(ctx, "join", d.nodes[0].clients, "--as", "target", "--target-dir", d.lb.dir, "--proxy", "none")
+	if err != nil {
+		return finding, fmt.Errorf("joining the load balancer: %w", err)
+	}
 	join.Env = append(join.Env, "FLEETBUS_TOKEN="+token.Text)
 	if out, err := join.CombinedOutput(); err != nil {
 		return finding, fmt.Errorf("joining the load balancer: %w: %s", err, strings.TrimSpace(string(out)))
@@ -131,43 +129,10 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 	return demoFinding{took: took, detail: fmt.Sprintf("issued by %s, sealed, and seen serving; renewed under %d handshakes, 0 failed", d.lb.authority.name, handshakes)}, nil
 }
 
-// command runs this program as a user of this machine would who has no node.
-func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
-	self, err := os.Executable()
-	if err != nil {
-		self = os.Args[0]
-	}
-	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Args[0] = "fleetbus"
-	cmd.Env = slices.DeleteFunc(slices.Clone(d.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
-	cmd.SysProcAttr = tied()
-	return cmd
-}
-
 // startBalancer starts the load balancer's process.
-func (d *demo) startBalancer() error {
-	log, err := os.OpenFile(d.lb.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("logging the load balancer: %w", err)
-	}
-	defer log.Close() // the process has its own handle of the file
-	cmd := d.command(context.WithoutCancel(d.ctx), "target", "run", d.lb.dir, "--serve", d.lb.serve, "--challenges", d.lb.challenges)
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the load balancer: %w", err)
-	}
-	p := &demoProcess{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
-	d.lb.process = p
-	go func() {
-		defer close(p.ended)
-		err := cmd.Wait()
-		select {
-		case <-p.expected:
-		default:
-			d.fail(fmt.Errorf("running the load balancer: it ended: %w: %s", err, lastLine(log.Name())))
-		}
-	}()
-	return nil
+func (d *demo) startBalancer() (err error) {
+	d.lb.process, err = d.spawn("the load balancer", d.lb.dir+".log", "target", "run", d.lb.dir, "--serve", d.lb.serve, "--challenges", d.lb.challenges)
+	return err
 }
 
 // leaf is what the load balancer serves to a stranger who trusts the authority.
@@ -188,7 +153,7 @@ func (b *balancer) serves(ctx context.Context, want *cert.Bundle) error {
 		if err != nil {
 			return err
 		}
-		if serial := fmt.Sprintf("%x", leaf.SerialNumber.Bytes()); serial != want.Serial {
+		if serial := proxy.Serial(leaf); serial != want.Serial {
 			return fmt.Errorf("it serves %s, not %s", serial, want.Serial)
 		}
 		return nil
@@ -261,7 +226,7 @@ func (d *demo) without(ctx context.Context) (finding demoFinding, err error) {
 	began := time.Now()
 	err = d.startBalancer()
 	if err == nil {
-		err = d.lb.serves(ctx, &cert.Bundle{Serial: fmt.Sprintf("%x", before.SerialNumber.Bytes())})
+		err = d.lb.serves(ctx, &cert.Bundle{Serial: proxy.Serial(before)})
 	}
 	took := time.Since(began)
 	for i, n := range d.nodes {

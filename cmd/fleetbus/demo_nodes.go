@@ -190,47 +190,66 @@ store: {max_file: 1GiB, max_memory: 64MiB, reserve: 1MiB}
 func (n *demoNode) config() string { return filepath.Join(n.dir, "fleetbus.yaml") }
 
 // launch starts the process of a node.
-func (f *demoFleet) launch(n *demoNode) error {
-	self, err := os.Executable()
+func (f *demoFleet) launch(n *demoNode) (err error) {
+	n.process, err = f.spawn(fmt.Sprintf("node %q", n.name), n.log(), "serve", "--config", n.config(), "--data-dir", n.dir)
+	return err
+}
+
+// spawn starts a process of this program, which logs to a file. If it ends before it is
+// killed, the demonstration fails.
+func (f *demoFleet) spawn(what, path string, args ...string) (*demoProcess, error) {
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("starting node %q: %w", n.name, err)
-	}
-	log, err := os.OpenFile(n.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("logging node %q: %w", n.name, err)
+		return nil, fmt.Errorf("logging %s: %w", what, err)
 	}
 	// The process has its own handle of the file.
 	defer log.Close()
-	cmd := exec.Command(self, "serve", "--config", n.config(), "--data-dir", n.dir)
-	cmd.Args[0] = "fleetbus"
-	// A variable of the user's own node would win over the file.
-	cmd.Env = slices.DeleteFunc(slices.Clone(f.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
+	cmd, err := f.command(context.WithoutCancel(f.ctx), args...)
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", what, err)
+	}
 	cmd.Stderr = log
-	cmd.SysProcAttr = tied()
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting node %q: %w", n.name, err)
+		return nil, fmt.Errorf("starting %s: %w", what, err)
 	}
 	p := &demoProcess{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
-	n.process = p
 	go func() {
 		defer close(p.ended)
 		err := cmd.Wait()
 		select {
 		case <-p.expected:
 		default:
-			f.fail(fmt.Errorf("running node %q: it ended: %w: %s", n.name, err, lastLine(n.log())))
+			f.fail(fmt.Errorf("running %s: it ended: %w: %s", what, err, lastLine(path)))
 		}
 	}()
-	return nil
+	return p, nil
+}
+
+// command is this program, without the variables of a node of the user's own, which
+// would win over what it is given.
+func (f *demoFleet) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Args[0] = "fleetbus"
+	cmd.Env = slices.DeleteFunc(slices.Clone(f.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
+	cmd.SysProcAttr = tied()
+	return cmd, nil
 }
 
 // kill ends the node's process as kill -9 does, and returns when it is gone.
 func (n *demoNode) kill() {
-	p := n.process
+	n.process.end()
+	n.process = nil
+}
+
+// end kills a process, if there is one, and returns when it is gone.
+func (p *demoProcess) end() {
 	if p == nil {
 		return
 	}
-	n.process = nil
 	close(p.expected)
 	// An error says that it is gone already.
 	_ = p.Kill()
