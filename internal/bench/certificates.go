@@ -155,19 +155,34 @@ func awaitAll(ctx context.Context, store *cert.Store, n int, generation uint64) 
 	})
 }
 
+// oneNode starts a fleet of one.
+func (h *certHouse) oneNode(ctx context.Context) (*system, error) { return h.startFleet(ctx, 1) }
+
+// staged starts a fleet, and who writes the ledger of certificates there. end ends both.
+func staged(ctx context.Context, start func(context.Context) (*system, error)) (s *system, w *scribe, end func(), err error) {
+	if s, err = start(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	w, conn, err := s.newScribe(ctx)
+	if err != nil {
+		s.stop()
+		return nil, nil, nil, err
+	}
+	end = func() {
+		conn.Close()
+		s.stop()
+	}
+	return s, w, end, nil
+}
+
 // measureSnapshot starts a store from a snapshot with its node down, and finds
 // certificates in it.
 func (h *certHouse) measureSnapshot(ctx context.Context) error {
-	s, err := h.lazyFleet(ctx)
+	s, w, end, err := staged(ctx, h.lazyFleet)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	w, conn, err := s.newScribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	defer end()
 	key, err := w.target(ctx, "lb0")
 	if err != nil {
 		return err
@@ -276,16 +291,11 @@ func processorTime() time.Duration {
 // measureReplay follows a ledger without a snapshot: first one with an event of each
 // certificate, then one with as many as a ledger keeps.
 func (h *certHouse) measureReplay(ctx context.Context) error {
-	s, err := h.lazyFleet(ctx)
+	s, w, end, err := staged(ctx, h.lazyFleet)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	w, conn, err := s.newScribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	defer end()
 	key, err := w.target(ctx, "lb0")
 	if err != nil {
 		return err
@@ -363,16 +373,11 @@ func heap() float64 {
 // measureDelivery takes the time from an obtained event to the last store of many that
 // serves it.
 func (h *certHouse) measureDelivery(ctx context.Context) (err error) {
-	s, err := h.startFleet(ctx, 1)
+	s, w, end, err := staged(ctx, h.oneNode)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	w, conn, err := s.newScribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	defer end()
 	if err := w.obtain(ctx, w.authority, 1); err != nil {
 		return err
 	}

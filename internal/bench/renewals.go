@@ -195,16 +195,11 @@ func renewed(ctx context.Context, state *cert.State, n int) int {
 // measureManagers has many managers renew the same certificates, at an authority that
 // often fails.
 func (h *certHouse) measureManagers(ctx context.Context) (err error) {
-	s, err := h.startFleet(ctx, 1)
+	s, w, end, err := staged(ctx, h.oneNode)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	w, conn, err := s.newScribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	defer end()
 	if err := w.obtain(ctx, w.old, h.effort.due); err != nil {
 		return err
 	}
@@ -238,16 +233,11 @@ func (h *certHouse) measureManagers(ctx context.Context) (err error) {
 
 // measureHandshakes renews certificates while clients connect to who serves them.
 func (h *certHouse) measureHandshakes(ctx context.Context) (err error) {
-	s, err := h.startFleet(ctx, 1)
+	s, w, end, err := staged(ctx, h.oneNode)
 	if err != nil {
 		return err
 	}
-	defer s.stop()
-	w, conn, err := s.newScribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	defer end()
 	n := h.effort.renewals
 	if err := w.obtain(ctx, w.old, n); err != nil {
 		return err
