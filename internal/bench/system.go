@@ -47,7 +47,8 @@ func (h *house) build(ctx context.Context) error {
 		sources[h.peer] = "github.com/nats-io/nats-server/v2"
 	}
 	for binary, source := range sources {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
+		// As "make build" does.
+		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "lean", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
 		cmd.Env = append(slices.Clone(h.env), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %q: %w\n%s", ErrNotBuilt, source, err, bytes.TrimSpace(out))
