@@ -174,10 +174,22 @@ func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error
 func enginePermissions(p Permissions) jwt.Permissions {
 	p = p.clone()
 	out := jwt.Permissions{Pub: enginePermission(p.Publish), Sub: enginePermission(p.Subscribe)}
+	shorten(&out.Sub)
 	if r := p.Replies; r != nil {
+		// The engine takes an empty list beside it for nothing but replies.
 		out.Resp = &jwt.ResponsePermission{MaxMsgs: r.Max, Expires: r.For}
+	} else {
+		shorten(&out.Pub)
 	}
 	return out
+}
+
+// shorten leaves out that everything is allowed, where it goes without saying: each
+// connection keeps a tree of its own of what is allowed.
+func shorten(p *jwt.Permission) {
+	if slices.Contains(p.Allow, ">") && len(p.Deny) > 0 {
+		p.Allow = nil
+	}
 }
 
 func enginePermission(r Rule) jwt.Permission {

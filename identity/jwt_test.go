@@ -336,3 +336,30 @@ func TestAccountJWTSize(t *testing.T) {
 		t.Errorf("the JWT has %d bytes", len(token))
 	}
 }
+
+// Everything is allowed by what is denied alone, except where the engine would take
+// that for replies and nothing else.
+func TestEnginePermissions(t *testing.T) {
+	all := Rule{Allow: []string{">"}, Deny: []string{"a"}}
+	denied := jwt.StringList{"a", Private + ">"}
+	for _, row := range []struct {
+		name    string
+		p       Permissions
+		pub     jwt.Permission
+		renewal jwt.StringList // what may be published with the renewal added
+	}{
+		{"everything", Permissions{Publish: all, Subscribe: all}, jwt.Permission{Deny: denied}, nil},
+		{"with replies", Permissions{Publish: all, Subscribe: all, Replies: &Replies{Max: 1}},
+			jwt.Permission{Allow: jwt.StringList{">"}, Deny: denied}, jwt.StringList{">", RenewSubject}},
+		{"nothing", Permissions{Subscribe: all}, jwt.Permission{Deny: jwt.StringList{">"}}, jwt.StringList{RenewSubject}},
+	} {
+		got := enginePermissions(row.p)
+		if !reflect.DeepEqual(got.Pub, row.pub) || !reflect.DeepEqual(got.Sub, jwt.Permission{Deny: denied}) {
+			t.Errorf("%s: the engine is told %+v", row.name, got)
+		}
+		allowRenewal(&got)
+		if !reflect.DeepEqual(got.Pub.Allow, row.renewal) {
+			t.Errorf("%s: with renewal the engine is told %+v", row.name, got.Pub)
+		}
+	}
+}

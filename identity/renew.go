@@ -3,6 +3,7 @@ package identity
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/jwt/v2"
@@ -46,7 +47,10 @@ func (a *Authority) renewImport(public string) (*jwt.Import, error) {
 // allowRenewal adds RenewSubject to what may be published.
 func allowRenewal(p *jwt.Permissions) {
 	if len(p.Pub.Allow) == 0 {
-		p.Pub.Deny = nil // it denied everything, for want of what is allowed
+		if !slices.Contains(p.Pub.Deny, ">") {
+			return // everything else is allowed
+		}
+		p.Pub.Deny = nil
 	}
 	p.Pub.Allow.Add(RenewSubject)
 }

@@ -14,6 +14,9 @@ const (
 	reclaimCheck = time.Second
 	reclaimQuiet = 4 << 20
 	reclaimWorth = 16 << 20
+	// reclaimTimes is how often a stack must be halved until it is as small as one
+	// that no handshake has made grow.
+	reclaimTimes = 4
 )
 
 // reclaim gives memory back to the system when a server has become quiet after
@@ -40,7 +43,10 @@ func reclaim(ctx context.Context) {
 		quiet := allocated-before < reclaimQuiet
 		before = allocated
 		if quiet && (garbage > reclaimWorth || allocated-done > 8*reclaimWorth) {
-			debug.FreeOSMemory()
+			// A collection halves the stacks that are too large.
+			for range reclaimTimes {
+				debug.FreeOSMemory()
+			}
 			done = allocated
 		}
 	}
