@@ -47,8 +47,7 @@ type certificates struct {
 	mesh, server *tls.Certificate
 	// minted is the built-in authority's server certificate.
 	minted *tls.Certificate
-	// trust are the operator's own authorities and the built-in one; nil without
-	// files.
+	// trust are the built-in authority and the operator's own.
 	trust *x509.CertPool
 	sum   [sha256.Size]byte
 }
@@ -59,8 +58,7 @@ func (c *certificates) renew(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	server := minted
-	var trust *x509.CertPool
+	server, trust := minted, c.authority.ClientRoots()
 	var sum [sha256.Size]byte
 	if c.files.Cert != "" {
 		if server, trust, sum, err = c.read(); err != nil {
@@ -199,38 +197,42 @@ func (c *certificates) forListener(policy CertificatePolicy, admit func() error)
 	if policy == CertificateRequired {
 		auth = tls.RequireAndVerifyClientCert
 	}
-	current := func() *tls.Config {
-		c.mu.RLock()
-		defer c.mu.RUnlock()
-		roots := c.trust
-		if roots == nil {
-			roots = c.authority.ClientRoots()
-		}
+	settings := func(cert *tls.Certificate, trust *x509.CertPool) *tls.Config {
 		return &tls.Config{
 			MinVersion:   minTLS,
-			Certificates: []tls.Certificate{*c.server},
+			Certificates: []tls.Certificate{*cert},
 			ClientAuth:   auth,
-			ClientCAs:    roots,
+			ClientCAs:    trust,
 			// A resumed session would carry the certificates of an earlier time.
 			SessionTicketsDisabled: true,
 		}
 	}
-	// A joiner knows the built-in authority, whatever the operator's own is.
-	own := func() *tls.Certificate {
+	// A connection keeps its settings, so that all of them share what is made once
+	// for each renewal. A joiner knows the built-in authority, whatever the
+	// operator's own is.
+	var mu sync.Mutex
+	var made *tls.Certificate
+	var clients, joiners *tls.Config
+	current := func(joining bool) *tls.Config {
 		c.mu.RLock()
-		defer c.mu.RUnlock()
-		return c.minted
+		server, minted, trust := c.server, c.minted, c.trust
+		c.mu.RUnlock()
+		mu.Lock()
+		defer mu.Unlock()
+		if made != server {
+			made, clients, joiners = server, settings(server, trust), settings(minted, trust)
+		}
+		if joining {
+			return joiners
+		}
+		return clients
 	}
-	config := current()
+	config := current(false).Clone()
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if err := admit(); err != nil {
 			return nil, err
 		}
-		c := current()
-		if hello.ServerName == enroll.ServerName && policy != CertificateRequired {
-			c.Certificates = []tls.Certificate{*own()}
-		}
-		return c, nil
+		return current(hello.ServerName == enroll.ServerName && policy != CertificateRequired), nil
 	}
 	return config
 }
