@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newAccountCommand(a *app) *cobra.Command {
@@ -116,12 +117,12 @@ func newAccountList(a *app) *cobra.Command {
 			}
 			return a.show(list(accounts,
 				column[admin.AccountInfo]{"NAME", func(i admin.AccountInfo) string { return i.Name }},
-				column[admin.AccountInfo]{"USERS", func(i admin.AccountInfo) string { return formatInt(int64(i.Users)) }},
-				column[admin.AccountInfo]{"CONNECTIONS", func(i admin.AccountInfo) string { return formatInt(int64(i.Connections)) }},
-				column[admin.AccountInfo]{"STREAMS", func(i admin.AccountInfo) string { return formatInt(int64(i.Streams)) }},
-				column[admin.AccountInfo]{"STORED", func(i admin.AccountInfo) string { return formatSize(int64(i.Bytes)) }},
-				column[admin.AccountInfo]{"STORAGE", func(i admin.AccountInfo) string { return formatLimit(i.Limits.Storage, formatSize) }},
-				column[admin.AccountInfo]{"CREATED", func(i admin.AccountInfo) string { return formatTime(i.Created) }},
+				column[admin.AccountInfo]{"USERS", func(i admin.AccountInfo) string { return human.Int(int64(i.Users)) }},
+				column[admin.AccountInfo]{"CONNECTIONS", func(i admin.AccountInfo) string { return human.Int(int64(i.Connections)) }},
+				column[admin.AccountInfo]{"STREAMS", func(i admin.AccountInfo) string { return human.Int(int64(i.Streams)) }},
+				column[admin.AccountInfo]{"STORED", func(i admin.AccountInfo) string { return human.Size(int64(i.Bytes)) }},
+				column[admin.AccountInfo]{"STORAGE", func(i admin.AccountInfo) string { return human.Limit(i.Limits.Storage, human.Size) }},
+				column[admin.AccountInfo]{"CREATED", func(i admin.AccountInfo) string { return human.Time(i.Created) }},
 			))
 		},
 	})
@@ -142,17 +143,17 @@ func newAccountInfo(a *app) *cobra.Command {
 				for _, e := range i.Errors {
 					p.line("incomplete: %s", e)
 				}
-				fields(p, []field{{"name", i.Name}, {"id", i.ID}, {"public key", i.Public}, {"created", formatTime(i.Created)},
-					{"users", formatInt(int64(i.Users))},
-					{"connections", formatInt(int64(i.Connections)) + " of " + formatLimit(i.Limits.Connections, formatInt)},
-					{"streams", formatInt(int64(i.Streams)) + " of " + formatLimit(i.Limits.Streams, formatInt)},
-					{"consumers", "at most " + formatLimit(i.Limits.Consumers, formatInt)},
-					{"stored", formatSize(int64(i.Bytes))},
-					{"storage", formatLimit(i.Limits.Storage, formatSize)},
-					{"memory", formatLimit(i.Limits.Memory, formatSize)},
-					{"payload", formatLimit(i.Limits.Payload, formatSize)},
-					{"data", formatLimit(i.Limits.Data, formatSize)},
-					{"subscriptions", formatLimit(i.Limits.Subscriptions, formatInt)}})
+				fields(p, []field{{"name", i.Name}, {"id", i.ID}, {"public key", i.Public}, {"created", human.Time(i.Created)},
+					{"users", human.Int(int64(i.Users))},
+					{"connections", human.Int(int64(i.Connections)) + " of " + human.Limit(i.Limits.Connections, human.Int)},
+					{"streams", human.Int(int64(i.Streams)) + " of " + human.Limit(i.Limits.Streams, human.Int)},
+					{"consumers", "at most " + human.Limit(i.Limits.Consumers, human.Int)},
+					{"stored", human.Size(int64(i.Bytes))},
+					{"storage", human.Limit(i.Limits.Storage, human.Size)},
+					{"memory", human.Limit(i.Limits.Memory, human.Size)},
+					{"payload", human.Limit(i.Limits.Payload, human.Size)},
+					{"data", human.Limit(i.Limits.Data, human.Size)},
+					{"subscriptions", human.Limit(i.Limits.Subscriptions, human.Int)}})
 			}})
 		},
 	})
@@ -173,7 +174,7 @@ func newAccountRemove(a *app) *cobra.Command {
 				return err
 			}
 			described := fmt.Sprintf("remove account %s with %s and %s (%s), and close %s",
-				name, count(i.Users, "user"), count(i.Streams, "stream"), formatSize(int64(i.Bytes)), count(i.Connections, "connection"))
+				name, human.Count(i.Users, "user"), human.Count(i.Streams, "stream"), human.Size(int64(i.Bytes)), human.Count(i.Connections, "connection"))
 			if g.dryRun {
 				return a.showPlan("%s", described)
 			}
@@ -186,7 +187,7 @@ func newAccountRemove(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showSpread(s, s, fmt.Sprintf("account %s is removed: %s closed", name, count(s.Closed(), "connection")))
+			return a.showSpread(s, s, fmt.Sprintf("account %s is removed: %s closed", name, human.Count(s.Closed(), "connection")))
 		},
 	}
 	g.destroying(cmd)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/internal/bench"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // benchFlags are those of bench.
@@ -74,7 +75,7 @@ func (f *benchFlags) run(cmd *cobra.Command, a *app) error {
 	}
 	nc := pairs[0].Pub
 	if limit := nc.MaxPayload(); int64(f.size) > limit {
-		return fail(exitUsage, "--size "+formatSize(limit), "%s: the server takes messages of %s at most", what, formatSize(limit))
+		return fail(exitUsage, "--size "+human.Size(limit), "%s: the server takes messages of %s at most", what, human.Size(limit))
 	}
 	stop := a.progress(what)
 	measures, conditions, err := f.measure(ctx, pairs)
@@ -153,7 +154,7 @@ func (f *benchFlags) conditions(p bench.Pair, messages int) []bench.Condition {
 		{Name: "publisher", Value: fmt.Sprintf("on node %s (engine %s), round trip %s", p.Pub.ConnectedServerName(), p.Pub.ConnectedServerVersion(), rtt)},
 		{Name: "subscriber", Value: "on node " + p.Sub.ConnectedServerName()},
 		{Name: "link", Value: link},
-		{Name: "messages", Value: fmt.Sprintf("%d of %s from %s, at most %d under way for each", messages, formatSize(int64(f.size)), count(f.clients, "publisher"), bench.UnderWay)},
+		{Name: "messages", Value: fmt.Sprintf("%d of %s from %s, at most %d under way for each", messages, human.Size(int64(f.size)), human.Count(f.clients, "publisher"), bench.UnderWay)},
 		{Name: "requests", Value: fmt.Sprintf("%d, one each %v", min(f.messages, bench.MostEchoes), bench.EchoPause)},
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/certmanager"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newCertCommand(a *app) *cobra.Command {
@@ -157,7 +158,7 @@ func (a *app) showCert(r *cert.Record) error {
 		list := []field{{"id", r.ID}, {"names", strings.Join(r.Policy.Names, ", ")}, {"group", r.Group}, {"state", certState(r)}}
 		if b != nil {
 			list = append(list, field{"generation", fmt.Sprint(b.Generation)}, field{"serial", b.Serial}, field{"issuer", b.Issuer},
-				field{"valid", formatTime(b.NotBefore) + " to " + formatTime(b.NotAfter)})
+				field{"valid", human.Time(b.NotBefore) + " to " + human.Time(b.NotAfter)})
 		}
 		fields(p, list)
 	}})
@@ -273,7 +274,7 @@ func newCertList(a *app) *cobra.Command {
 				}},
 				column[*cert.Record]{"EXPIRES", func(r *cert.Record) string {
 					if b := latest(r); b != nil {
-						return formatTime(b.NotAfter)
+						return human.Time(b.NotAfter)
 					}
 					return ""
 				}},
@@ -338,13 +339,13 @@ func newCertStatus(a *app) *cobra.Command {
 					if c.Generation > 0 {
 						renewal := "" // nobody plans one of what was imported, or is being rolled out
 						if !c.Renews.IsZero() {
-							renewal = ", to be renewed " + formatTime(c.Renews)
+							renewal = ", to be renewed " + human.Time(c.Renews)
 						}
-						p.line("  generation %d until %s%s", c.Generation, formatTime(c.NotAfter), renewal)
+						p.line("  generation %d until %s%s", c.Generation, human.Time(c.NotAfter), renewal)
 					}
 					p.line("  %s", c.Line())
 					if c.Failure != nil {
-						p.line("  failed %s: %s: %s; again at %s", count(c.Failure.Attempts, "time"), c.Failure.Step, c.Failure.Detail, formatTime(c.Failure.Next))
+						p.line("  failed %s: %s: %s; again at %s", human.Count(c.Failure.Attempts, "time"), c.Failure.Step, c.Failure.Detail, human.Time(c.Failure.Next))
 					}
 				}
 				for _, f := range s.Findings {
@@ -397,17 +398,17 @@ func newCertRenewable(a *app) *cobra.Command {
 				{"ID", func(r row) string { return r.ID }},
 				{"NAMES", func(r row) string { return strings.Join(r.Names, ",") }},
 				{"GROUP", func(r row) string { return r.Group }},
-				{"RENEW AT", func(r row) string { return formatTime(r.At) }},
+				{"RENEW AT", func(r row) string { return human.Time(r.At) }},
 				{"REASON", func(r row) string { return string(r.Reason) }},
 			}
 			if r.Renew != "" {
-				columns = append(columns, column[row]{"RENEWED", func(r row) string { return yesNo(r.Renewed) }}, column[row]{"ERROR", func(r row) string { return r.Error }})
+				columns = append(columns, column[row]{"RENEWED", func(r row) string { return human.YesNo(r.Renewed) }}, column[row]{"ERROR", func(r row) string { return r.Error }})
 			}
 			if err := a.show(list(found, columns...)); err != nil {
 				return err
 			}
 			if failed := slices.DeleteFunc(slices.Clone(found), func(r row) bool { return r.Error == "" }); len(failed) > 0 {
-				return fail(exitPartial, "fleetbus cert status", "renewing: %d of %s failed", len(failed), count(len(found), "certificate"))
+				return fail(exitPartial, "fleetbus cert status", "renewing: %d of %s failed", len(failed), human.Count(len(found), "certificate"))
 			}
 			return nil
 		},

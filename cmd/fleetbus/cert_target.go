@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/certmanager"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newCertTarget(a *app) *cobra.Command {
@@ -60,8 +61,8 @@ func newCertTargetList(a *app) *cobra.Command {
 				column[row]{"NAME", func(t row) string { return t.Name }},
 				column[row]{"GROUP", func(t row) string { return t.Group }},
 				column[row]{"STATE", func(t row) string { return t.State }},
-				column[row]{"PRESENT", func(t row) string { return yesNo(t.Present) }},
-				column[row]{"JOINED", func(t row) string { return formatTime(t.Joined) }},
+				column[row]{"PRESENT", func(t row) string { return human.YesNo(t.Present) }},
+				column[row]{"JOINED", func(t row) string { return human.Time(t.Joined) }},
 			))
 		},
 	}
@@ -96,9 +97,9 @@ To shut it out of the bus, too: fleetbus user deny ACCOUNT/NAME.`,
 			}
 			return a.show(report{value: info, text: func(p *page) {
 				p.line("target %s is removed from group %s", info.Name, info.Group)
-				p.line("%s that it could open get another private key", count(info.Rekeyed, "certificate"))
+				p.line("%s that it could open get another private key", human.Count(info.Rekeyed, "certificate"))
 				if info.Imported > 0 {
-					p.line("%s that it could open were imported: import others in their place", count(info.Imported, "certificate"))
+					p.line("%s that it could open were imported: import others in their place", human.Count(info.Imported, "certificate"))
 				}
 			}})
 		},

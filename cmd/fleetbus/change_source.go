@@ -15,6 +15,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newChangeSourceCommand(a *app) *cobra.Command {
@@ -172,11 +173,11 @@ func newSourceStatus(a *app) *cobra.Command {
 			return a.show(report{value: s, text: func(p *page) {
 				kept := ""
 				if s.Progress.Retained > 0 {
-					kept = formatSize(int64(s.Progress.Retained))
+					kept = human.Size(int64(s.Progress.Retained))
 				}
 				fields(p, []field{{"source", s.Account + "/" + s.Name}, {"type", s.Type}, {"state", s.State}, {"node", s.Runner},
-					{"since", formatTime(s.Since)}, {"error", s.Error}, {"position", s.Progress.Position}, {"epoch", s.Progress.Epoch},
-					{"database seen", formatTime(s.Progress.Seen)}, {"lag", lag(s)}, {"log kept for it", kept}, {"warning", s.Progress.Warning},
+					{"since", human.Time(s.Since)}, {"error", s.Error}, {"position", s.Progress.Position}, {"epoch", s.Progress.Epoch},
+					{"database seen", human.Time(s.Progress.Seen)}, {"lag", lag(s)}, {"log kept for it", kept}, {"warning", s.Progress.Warning},
 					{"announced", fmt.Sprint(s.Announced)}, {"keys refused", fmt.Sprint(s.Refused)},
 					{"tables", or(strings.Join(s.Tables, ", "), "all")}})
 			}})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // localCheckers look at this machine. They need no server and no network.
@@ -88,7 +89,7 @@ func checkDisk(dir string) []doctor.Finding {
 func diskFindings(dir string, free int64) []doctor.Finding {
 	f := doctor.Finding{
 		Code: "DISK-LOW", Severity: doctor.Warning, Subject: dir,
-		Text: formatSize(free) + " of disk are free", Fix: "free some, or set store.max_file",
+		Text: human.Size(free) + " of disk are free", Fix: "free some, or set store.max_file",
 	}
 	switch {
 	case free >= lowDisk:
@@ -119,12 +120,12 @@ func checkClock(dir string, now time.Time) []doctor.Finding {
 		case now.Before(cert.NotBefore):
 			found = append(found, doctor.Finding{
 				Code: "CLOCK-BEHIND", Severity: doctor.Problem, Subject: "clock",
-				Text: fmt.Sprintf("this machine's clock says %s, before the fleet was made", formatTime(now)), Fix: "timedatectl set-ntp true",
+				Text: fmt.Sprintf("this machine's clock says %s, before the fleet was made", human.Time(now)), Fix: "timedatectl set-ntp true",
 			})
 		case now.After(cert.NotAfter):
 			found = append(found, doctor.Finding{
 				Code: "AUTHORITY-EXPIRED", Severity: doctor.Problem, Subject: path,
-				Text: fmt.Sprintf("the authority ended at %s, or this machine's clock is ahead", formatTime(cert.NotAfter)), Fix: "timedatectl set-ntp true",
+				Text: fmt.Sprintf("the authority ended at %s, or this machine's clock is ahead", human.Time(cert.NotAfter)), Fix: "timedatectl set-ntp true",
 			})
 		}
 	}

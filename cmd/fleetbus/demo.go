@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // demoStepTimeout bounds one step of the demonstration. A step that holds takes
@@ -109,7 +111,7 @@ func (r demoResult) failure() error {
 		return nil
 	}
 	return fail(exitFailed, selfCommand()+" demo --keep leaves the nodes and their logs for a look",
-		"running the demonstration: %d of %s did not hold", len(r.Steps)-r.held(), count(len(r.Steps), "step"))
+		"running the demonstration: %d of %s did not hold", len(r.Steps)-r.held(), human.Count(len(r.Steps), "step"))
 }
 
 // conclude writes the last line of the text.
@@ -119,7 +121,7 @@ func (r demoResult) conclude(keep bool) func(p *page) {
 		if keep {
 			next = ""
 		}
-		p.line("%d of %d held in %s.%s", r.held(), len(r.Steps), formatDuration(seconds(r.Took)), next)
+		p.line("%d of %d held in %s.%s", r.held(), len(r.Steps), human.Duration(seconds(r.Took)), next)
 	}
 }
 
@@ -156,7 +158,7 @@ func (r demoStepResult) line(p *page) {
 	if !r.Held {
 		mark = "FAIL"
 	}
-	p.line("  %-4s %-47s %7s   %s", mark, r.Name, formatDuration(seconds(r.Took)), r.Detail)
+	p.line("  %-4s %-47s %7s   %s", mark, r.Name, human.Duration(seconds(r.Took)), r.Detail)
 }
 
 // try tries one step.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 const (
@@ -47,7 +49,7 @@ func (d *demo) survive(ctx context.Context) (demoFinding, error) {
 		return demoFinding{}, err
 	}
 	return demoFinding{detail: fmt.Sprintf("%s killed, writes went on after %s; %d acknowledged, %d read back; %s caught up in %s",
-		victim.name, formatDuration(resumed), w.count(), w.count(), victim.name, formatDuration(time.Since(restarted)))}, nil
+		victim.name, human.Duration(resumed), w.count(), w.count(), victim.name, human.Duration(time.Since(restarted)))}, nil
 }
 
 // outlive kills the node while w writes to the stream, reads what was acknowledged

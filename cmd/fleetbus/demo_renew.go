@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 const (
@@ -67,8 +69,8 @@ func (d *demo) renew(ctx context.Context) (demoFinding, error) {
 	if err := l.failed(); err != nil {
 		return demoFinding{}, err
 	}
-	return demoFinding{detail: fmt.Sprintf("%s in %s; %s, 0 dropped; %s, 0 lost", count(len(after), "certificate"), formatDuration(took),
-		count(len(l.clients), "connection"), count(l.answered(), "request"))}, nil
+	return demoFinding{detail: fmt.Sprintf("%s in %s; %s, 0 dropped; %s, 0 lost", human.Count(len(after), "certificate"), human.Duration(took),
+		human.Count(len(l.clients), "connection"), human.Count(l.answered(), "request"))}, nil
 }
 
 // serials are the numbers of the certificates that the ports of all nodes show,

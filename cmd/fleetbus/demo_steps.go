@@ -11,6 +11,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // The accounts of the demonstration.
@@ -369,5 +370,5 @@ func (d *demo) deny(ctx context.Context) (demoFinding, error) {
 		}
 	}
 	return demoFinding{took: took, detail: fmt.Sprintf("%d closed on %s in %s by the servers' count; none gets in again",
-		spread.Closed(), nodes(spread), formatDuration(spread.Took))}, nil
+		spread.Closed(), nodes(spread), human.Duration(spread.Took))}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -41,7 +42,7 @@ do about it. The exit code is 1 if there is a problem.`,
 				}
 			}
 			if n > 0 {
-				return fail(exitFailed, "", "checking the fleet: %s to mend", count(n, "finding"))
+				return fail(exitFailed, "", "checking the fleet: %s to mend", human.Count(n, "finding"))
 			}
 			return nil
 		},
@@ -81,5 +82,5 @@ func summary(findings []doctor.Finding) string {
 	for _, f := range findings {
 		n[f.Severity]++
 	}
-	return fmt.Sprintf("%s, %s, %d to know", count(n[doctor.Problem], "problem"), count(n[doctor.Warning], "warning"), n[doctor.Info])
+	return fmt.Sprintf("%s, %s, %d to know", human.Count(n[doctor.Problem], "problem"), human.Count(n[doctor.Warning], "warning"), n[doctor.Info])
 }

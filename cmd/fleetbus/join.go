@@ -19,6 +19,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // joinFlags are those of join beside the configuration's.
@@ -167,7 +168,7 @@ func (f *joinFlags) preflight(ctx context.Context, join enroll.Join) ([]enroll.C
 	if len(failed) == 0 {
 		return nil, fmt.Errorf("joining: %w", err)
 	}
-	return nil, fail(preflightCode(failed[0], err), failed[0].Fix, "joining: %s failed, and nothing was changed: %v", count(len(failed), "check"), err)
+	return nil, fail(preflightCode(failed[0], err), failed[0].Fix, "joining: %s failed, and nothing was changed: %v", human.Count(len(failed), "check"), err)
 }
 
 // preflightCode is the exit code of a preflight whose first failed check is c.
@@ -305,7 +306,7 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 		return fmt.Errorf("joining: %w", err)
 	}
 	return f.a.show(report{value: joined{Changed: true, Name: reply.Name, Creds: f.out}, text: func(p *page) {
-		p.line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), formatTime(reply.Expires))
+		p.line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), human.Time(reply.Expires))
 		fields(p, []field{{"credentials", f.out}, {"authority's certificate", ca}})
 	}})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // membershipTimeout is how long leaving and a rescue may take: streams move, and
@@ -56,7 +57,7 @@ fleetbus node rm NAME.`,
 				a.hint("warning: two voters survive no failure: add a third node")
 			}
 			return a.show(report{value: left, text: func(p *page) {
-				p.line("node %s has left fleet %s; %s moved, %s stay", left.Node, status.Fleet, count(left.Streams, "stream"), count(left.Nodes, "node"))
+				p.line("node %s has left fleet %s; %s moved, %s stay", left.Node, status.Fleet, human.Count(left.Streams, "stream"), human.Count(left.Nodes, "node"))
 			}})
 		},
 	}
@@ -103,7 +104,7 @@ sure that they never come back: they would be a second fleet.`,
 			}
 			return a.show(report{value: rescued, text: func(p *page) {
 				p.line("fleet %s goes on with %s; %s brought back, %s given up", status.Fleet, strings.Join(up, ", "),
-					count(rescued.Streams, "stream"), strings.Join(rescued.Removed, ", "))
+					human.Count(rescued.Streams, "stream"), strings.Join(rescued.Removed, ", "))
 				p.line("next: fleetbus token add node, until there are three nodes again")
 			}})
 		},

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newNodeCommand(a *app) *cobra.Command {
@@ -50,12 +51,12 @@ func nodeTable(p *page, nodes []admin.NodeInfo) {
 		column[admin.NodeInfo]{"BUS", busWords},
 		column[admin.NodeInfo]{"VOTE", vote},
 		column[admin.NodeInfo]{"VERSION", func(n admin.NodeInfo) string { return n.Version }},
-		column[admin.NodeInfo]{"CLIENTS", func(n admin.NodeInfo) string { return formatInt(int64(n.Connections)) }},
+		column[admin.NodeInfo]{"CLIENTS", func(n admin.NodeInfo) string { return human.Int(int64(n.Connections)) }},
 		column[admin.NodeInfo]{"ROUTES", func(n admin.NodeInfo) string { return strings.Join(n.Routes, ",") }},
 		column[admin.NodeInfo]{"APPLIED", func(n admin.NodeInfo) string { return fmt.Sprint(n.Applied) }},
-		column[admin.NodeInfo]{"CERTIFICATES END", func(n admin.NodeInfo) string { return formatTime(n.NotAfter) }},
-		column[admin.NodeInfo]{"CLOCK", func(n admin.NodeInfo) string { return formatDuration(n.Clock) }},
-		column[admin.NodeInfo]{"UPTIME", func(n admin.NodeInfo) string { return formatDuration(n.Uptime) }},
+		column[admin.NodeInfo]{"CERTIFICATES END", func(n admin.NodeInfo) string { return human.Time(n.NotAfter) }},
+		column[admin.NodeInfo]{"CLOCK", func(n admin.NodeInfo) string { return human.Duration(n.Clock) }},
+		column[admin.NodeInfo]{"UPTIME", func(n admin.NodeInfo) string { return human.Duration(n.Uptime) }},
 	)
 }
 
@@ -134,7 +135,7 @@ func newNodeRenew(a *app) *cobra.Command {
 			}
 			if err := a.show(list(renewed,
 				column[admin.Renewed]{"NODE", func(r admin.Renewed) string { return r.Node }},
-				column[admin.Renewed]{"CERTIFICATES END", func(r admin.Renewed) string { return formatTime(r.NotAfter) }},
+				column[admin.Renewed]{"CERTIFICATES END", func(r admin.Renewed) string { return human.Time(r.NotAfter) }},
 				column[admin.Renewed]{"IN", func(r admin.Renewed) string { return until(r.NotAfter) }},
 				column[admin.Renewed]{"ERROR", func(r admin.Renewed) string { return r.Error }},
 			)); err != nil {
@@ -161,5 +162,5 @@ func until(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return formatDuration(time.Until(t).Round(time.Second))
+	return human.Duration(time.Until(t).Round(time.Second))
 }

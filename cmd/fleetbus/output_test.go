@@ -11,6 +11,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"pgregory.net/rapid"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // sample has every sort of value that commands print.
@@ -45,7 +47,7 @@ func TestFormats(t *testing.T) {
 	r := list(rows,
 		column[sample]{"NAME", func(s sample) string { return s.Name }},
 		column[sample]{"LIST", func(s sample) string { return strings.Join(s.List, ",") }},
-		column[sample]{"ON", func(s sample) string { return yesNo(s.On) }})
+		column[sample]{"ON", func(s sample) string { return human.YesNo(s.On) }})
 	if got, want := show(t, formatTable, r), "NAME       LIST  ON\na\\x1b[31m  -     no\ntrue       1,no  no\n"; got != want {
 		t.Errorf("table:\n%s\nwant:\n%s", got, want)
 	}

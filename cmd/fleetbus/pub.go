@@ -7,6 +7,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // published is the result of pub.
@@ -60,7 +62,7 @@ func newPubCommand(a *app) *cobra.Command {
 				return fmt.Errorf("%s: %w", what, violation(nc, err))
 			}
 			return a.show(report{value: done, text: func(p *page) {
-				p.line("published %s to %s%s", count(done.Count, "message"), done.Subject, where(done))
+				p.line("published %s to %s%s", human.Count(done.Count, "message"), done.Subject, where(done))
 			}})
 		},
 	}

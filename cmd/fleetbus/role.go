@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newRoleCommand(a *app) *cobra.Command {
@@ -157,7 +158,7 @@ func newRoleList(a *app) *cobra.Command {
 				column[identity.Role]{"PUBLISH", func(r identity.Role) string { return formatRule(r.Permissions.Publish) }},
 				column[identity.Role]{"SUBSCRIBE", func(r identity.Role) string { return formatRule(r.Permissions.Subscribe) }},
 				column[identity.Role]{"EXPIRES", func(r identity.Role) string { return formatLife(r.Expires) }},
-				column[identity.Role]{"BUILT IN", func(r identity.Role) string { return yesNo(r.Builtin) }},
+				column[identity.Role]{"BUILT IN", func(r identity.Role) string { return human.YesNo(r.Builtin) }},
 			))
 		},
 	})
@@ -176,7 +177,7 @@ func formatLife(d time.Duration) string {
 	if d == 0 {
 		return "never"
 	}
-	return formatDuration(d)
+	return human.Duration(d)
 }
 
 func newRoleInfo(a *app) *cobra.Command {
@@ -195,14 +196,14 @@ func newRoleInfo(a *app) *cobra.Command {
 			return a.show(report{value: r, text: func(p *page) {
 				answers := "no"
 				if q := r.Permissions.Replies; q != nil {
-					answers = fmt.Sprintf("%d within %s", q.Max, formatDuration(q.For))
+					answers = fmt.Sprintf("%d within %s", q.Max, human.Duration(q.For))
 				}
-				fields(p, []field{{"name", r.Name}, {"built in", yesNo(r.Builtin)},
+				fields(p, []field{{"name", r.Name}, {"built in", human.YesNo(r.Builtin)},
 					{"publish", formatRule(r.Permissions.Publish)}, {"subscribe", formatRule(r.Permissions.Subscribe)},
 					{"replies", answers}, {"expires", formatLife(r.Expires)},
 					{"networks", or(strings.Join(r.Networks, ","), "any")}, {"listeners", or(strings.Join(r.Listeners, ","), "any")},
-					{"subscriptions", formatLimit(r.Limits.Subscriptions, formatInt)},
-					{"payload", formatLimit(r.Limits.Payload, formatSize)}, {"data", formatLimit(r.Limits.Data, formatSize)}})
+					{"subscriptions", human.Limit(r.Limits.Subscriptions, human.Int)},
+					{"payload", human.Limit(r.Limits.Payload, human.Size)}, {"data", human.Limit(r.Limits.Data, human.Size)}})
 			}})
 		},
 	})

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // nodes says on how many nodes a change has acted.
@@ -20,7 +21,7 @@ func (a *app) showSpread(value any, s admin.Spread, said string) error {
 		if !s.Changed {
 			same = ", nothing changed"
 		}
-		p.line("%s on %s (%s%s)", said, nodes(s), formatDuration(s.Took), same)
+		p.line("%s on %s (%s%s)", said, nodes(s), human.Duration(s.Took), same)
 	}})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newStatusCommand(a *app) *cobra.Command {
@@ -52,7 +53,7 @@ func statusPage(p *page, s admin.Status) {
 	p.line("")
 	fields(p, []field{{"fleet", s.Fleet}, {"answered by", s.Node}, {"leader", s.Leader},
 		{"ledger", fmt.Sprintf("event %d", s.Sequence)},
-		{"accounts", formatInt(int64(s.Accounts))}, {"users", formatInt(int64(s.Users))}})
+		{"accounts", human.Int(int64(s.Accounts))}, {"users", human.Int(int64(s.Users))}})
 	p.line("")
 	nodeTable(p, s.Nodes)
 	hubTable(p, s.Nodes)
@@ -85,14 +86,14 @@ func verdict(s admin.Status) string {
 	if up < all || s.Leader == "" || problems > 0 {
 		word = "degraded"
 	}
-	line := fmt.Sprintf("%s: %d of %s up", word, up, count(all, "node"))
+	line := fmt.Sprintf("%s: %d of %s up", word, up, human.Count(all, "node"))
 	if s.Leader == "" {
 		line += ", no leader: nothing durable can change"
 	} else {
-		line += ", survives " + count(s.Survives, "failure")
+		line += ", survives " + human.Count(s.Survives, "failure")
 	}
 	if problems > 0 {
-		line += ", " + count(problems, "problem")
+		line += ", " + human.Count(problems, "problem")
 	}
 	return line
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newStreamCommand(a *app) *cobra.Command {
@@ -116,11 +118,11 @@ func newStreamList(a *app) *cobra.Command {
 				column[streamInfo]{"NAME", func(s streamInfo) string { return s.Name }},
 				column[streamInfo]{"SUBJECTS", func(s streamInfo) string { return strings.Join(s.Subjects, ",") }},
 				column[streamInfo]{"STORAGE", func(s streamInfo) string { return s.Storage }},
-				column[streamInfo]{"REPLICAS", func(s streamInfo) string { return formatInt(int64(s.Replicas)) }},
+				column[streamInfo]{"REPLICAS", func(s streamInfo) string { return human.Int(int64(s.Replicas)) }},
 				column[streamInfo]{"LAGGING", func(s streamInfo) string { return strings.Join(s.Lagging, ",") }},
 				column[streamInfo]{"MESSAGES", func(s streamInfo) string { return fmt.Sprint(s.Messages) }},
-				column[streamInfo]{"STORED", func(s streamInfo) string { return formatSize(int64(s.Bytes)) }},
-				column[streamInfo]{"CONSUMERS", func(s streamInfo) string { return formatInt(int64(s.Consumers)) }},
+				column[streamInfo]{"STORED", func(s streamInfo) string { return human.Size(int64(s.Bytes)) }},
+				column[streamInfo]{"CONSUMERS", func(s streamInfo) string { return human.Int(int64(s.Consumers)) }},
 			))
 		},
 	})
@@ -149,11 +151,11 @@ func newStreamInfo(a *app) *cobra.Command {
 			return a.show(report{value: s, text: func(p *page) {
 				fields(p, []field{{"name", s.Name}, {"subjects", strings.Join(s.Subjects, ",")},
 					{"storage", s.Storage}, {"retention", s.Retention},
-					{"replicas", formatInt(int64(s.Replicas))}, {"leader", s.Leader}, {"lagging", strings.Join(s.Lagging, ",")},
-					{"messages", fmt.Sprintf("%d (%d to %d) of %s", s.Messages, s.FirstSeq, s.LastSeq, formatLimit(s.MaxMsgs, formatInt))},
-					{"stored", formatSize(int64(s.Bytes)) + " of " + formatLimit(s.MaxBytes, formatSize)},
+					{"replicas", human.Int(int64(s.Replicas))}, {"leader", s.Leader}, {"lagging", strings.Join(s.Lagging, ",")},
+					{"messages", fmt.Sprintf("%d (%d to %d) of %s", s.Messages, s.FirstSeq, s.LastSeq, human.Limit(s.MaxMsgs, human.Int))},
+					{"stored", human.Size(int64(s.Bytes)) + " of " + human.Limit(s.MaxBytes, human.Size)},
 					{"messages live", formatLife(time.Duration(s.MaxAge * float64(time.Second)))},
-					{"consumers", formatInt(int64(s.Consumers))}, {"created", formatTime(s.Created)}})
+					{"consumers", human.Int(int64(s.Consumers))}, {"created", human.Time(s.Created)}})
 			}})
 		},
 	})
@@ -178,7 +180,7 @@ func newStreamRemove(a *app) *cobra.Command {
 				return err
 			}
 			described := fmt.Sprintf("remove stream %s with %d messages (%s) and %s",
-				name, s.Messages, formatSize(int64(s.Bytes)), count(s.Consumers, "consumer"))
+				name, s.Messages, human.Size(int64(s.Bytes)), human.Count(s.Consumers, "consumer"))
 			if g.dryRun {
 				return a.showPlan("%s", described)
 			}

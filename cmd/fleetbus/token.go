@@ -11,6 +11,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newTokenCommand(a *app) *cobra.Command {
@@ -43,7 +44,7 @@ once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 			case lasts == never:
 				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
 			case g.dryRun:
-				return a.showPlan("make a token for a %s, for %s", args[0], formatDuration(request.Life))
+				return a.showPlan("make a token for a %s, for %s", args[0], human.Duration(request.Life))
 			}
 			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
 				return c.AddToken(ctx, request)
@@ -54,7 +55,7 @@ once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
 				return err
 			}
-			a.hint("token %s is good for one %s until %s", reply.ID, reply.Kind, formatTime(reply.Expires))
+			a.hint("token %s is good for one %s until %s", reply.ID, reply.Kind, human.Time(reply.Expires))
 			if reply.Join != "" {
 				as := ""
 				switch reply.Kind {
@@ -90,7 +91,7 @@ func newTokenList(a *app) *cobra.Command {
 				column[identity.Token]{"KIND", func(t identity.Token) string { return string(t.Kind) }},
 				column[identity.Token]{"FOR", boundTo},
 				column[identity.Token]{"STATE", func(t identity.Token) string { return tokenState(t, now) }},
-				column[identity.Token]{"EXPIRES", func(t identity.Token) string { return formatTime(t.Expires) }},
+				column[identity.Token]{"EXPIRES", func(t identity.Token) string { return human.Time(t.Expires) }},
 				column[identity.Token]{"USED BY", func(t identity.Token) string { return t.UsedBy }},
 			))
 		},

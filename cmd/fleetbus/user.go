@@ -9,6 +9,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 func newUserCommand(a *app) *cobra.Command {
@@ -32,9 +33,9 @@ func newUserList(a *app) *cobra.Command {
 				column[identity.User]{"NAME", identity.User.String},
 				column[identity.User]{"ROLE", func(u identity.User) string { return u.Role }},
 				column[identity.User]{"STATE", userState},
-				column[identity.User]{"CREDS", func(u identity.User) string { return formatInt(int64(len(u.Keys))) }},
-				column[identity.User]{"CERTIFICATES", func(u identity.User) string { return formatInt(int64(len(u.Certificates))) }},
-				column[identity.User]{"CREATED", func(u identity.User) string { return formatTime(u.Created) }},
+				column[identity.User]{"CREDS", func(u identity.User) string { return human.Int(int64(len(u.Keys))) }},
+				column[identity.User]{"CERTIFICATES", func(u identity.User) string { return human.Int(int64(len(u.Certificates))) }},
+				column[identity.User]{"CREATED", func(u identity.User) string { return human.Time(u.Created) }},
 			))
 		},
 	})
@@ -56,32 +57,32 @@ func newUserInfo(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			password := yesNo(u.Password != "")
+			password := human.YesNo(u.Password != "")
 			u.Password = "" // a hash is nobody's business
 			return a.show(report{value: u, text: func(p *page) {
 				state := userState(u.User)
 				if u.Denied {
-					state += " since " + formatTime(u.DeniedAt)
+					state += " since " + human.Time(u.DeniedAt)
 				}
 				bearer := "no"
 				if u.Bearer != nil {
-					bearer = "until " + or(formatTime(u.Bearer.Expires), "it is replaced")
+					bearer = "until " + or(human.Time(u.Bearer.Expires), "it is replaced")
 				}
 				fields(p, []field{{"name", u.String()}, {"kind", string(u.Kind)}, {"role", u.Role}, {"state", state},
-					{"created", formatTime(u.Created)}, {"password", password}, {"bearer token", bearer}})
+					{"created", human.Time(u.Created)}, {"password", password}, {"bearer token", bearer}})
 				if len(u.Keys) > 0 {
 					p.line("")
 					table(p, u.Keys,
 						column[identity.UserKey]{"KEY", func(k identity.UserKey) string { return k.Public }},
-						column[identity.UserKey]{"ISSUED", func(k identity.UserKey) string { return formatTime(k.Issued) }},
-						column[identity.UserKey]{"EXPIRES", func(k identity.UserKey) string { return or(formatTime(k.Expires), "never") }})
+						column[identity.UserKey]{"ISSUED", func(k identity.UserKey) string { return human.Time(k.Issued) }},
+						column[identity.UserKey]{"EXPIRES", func(k identity.UserKey) string { return or(human.Time(k.Expires), "never") }})
 				}
 				if len(u.Certificates) > 0 {
 					p.line("")
 					table(p, u.Certificates,
 						column[identity.UserCertificate]{"CERTIFICATE", func(c identity.UserCertificate) string { return c.Serial }},
-						column[identity.UserCertificate]{"REGISTERED", func(c identity.UserCertificate) string { return yesNo(c.Registered) }},
-						column[identity.UserCertificate]{"EXPIRES", func(c identity.UserCertificate) string { return formatTime(c.NotAfter) }})
+						column[identity.UserCertificate]{"REGISTERED", func(c identity.UserCertificate) string { return human.YesNo(c.Registered) }},
+						column[identity.UserCertificate]{"EXPIRES", func(c identity.UserCertificate) string { return human.Time(c.NotAfter) }})
 				}
 				if len(u.Connections) > 0 {
 					p.line("")
@@ -90,7 +91,7 @@ func newUserInfo(a *app) *cobra.Command {
 						column[admin.Connection]{"CONNECTION", func(c admin.Connection) string { return fmt.Sprint(c.ID) }},
 						column[admin.Connection]{"KIND", func(c admin.Connection) string { return c.Kind }},
 						column[admin.Connection]{"REMOTE", func(c admin.Connection) string { return c.Remote }},
-						column[admin.Connection]{"STARTED", func(c admin.Connection) string { return formatTime(c.Started) }})
+						column[admin.Connection]{"STARTED", func(c admin.Connection) string { return human.Time(c.Started) }})
 				}
 			}})
 		},
@@ -119,7 +120,7 @@ func newUserRemove(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			described := fmt.Sprintf("remove user %s, and close %s", name, count(len(u.Connections), "connection"))
+			described := fmt.Sprintf("remove user %s, and close %s", name, human.Count(len(u.Connections), "connection"))
 			if g.dryRun {
 				return a.showPlan("%s", described)
 			}
@@ -132,7 +133,7 @@ func newUserRemove(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showSpread(s, s, fmt.Sprintf("%s is removed: %s closed", name, count(s.Closed(), "connection")))
+			return a.showSpread(s, s, fmt.Sprintf("%s is removed: %s closed", name, human.Count(s.Closed(), "connection")))
 		},
 	}
 	g.destroying(cmd)
@@ -154,7 +155,7 @@ func newUserDeny(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.showPlan("deny %s, and close %s", name, count(len(u.Connections), "connection"))
+				return a.showPlan("deny %s, and close %s", name, human.Count(len(u.Connections), "connection"))
 			}
 			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) {
 				return c.DenyUser(ctx, name)
@@ -162,7 +163,7 @@ func newUserDeny(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showSpread(s, s, fmt.Sprintf("%s is denied: %s closed", name, count(s.Closed(), "connection")))
+			return a.showSpread(s, s, fmt.Sprintf("%s is denied: %s closed", name, human.Count(s.Closed(), "connection")))
 		},
 	}
 	g.drying(cmd)

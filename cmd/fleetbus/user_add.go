@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // formatCreds is the format of --output that writes a NATS credentials file.
@@ -170,7 +171,7 @@ func (a *app) readPassword(path string) (string, error) {
 	}
 	password := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
 	if utf8.RuneCountInString(password) < minPassword {
-		return "", fail(exitUsage, "choose a longer one", "reading the password: it has less than %s", count(minPassword, "character"))
+		return "", fail(exitUsage, "choose a longer one", "reading the password: it has less than %s", human.Count(minPassword, "character"))
 	}
 	return password, nil
 }
@@ -248,7 +249,7 @@ func (f *userFlags) write(a *app, keys userKeys, reply admin.UserReply) error {
 	}
 	return a.show(report{value: reply, text: func(p *page) {
 		fields(p, []field{{"user", reply.User.String()}, {"role", reply.User.Role}, {"state", userState(reply.User)},
-			{"live on", live}, {"credential expires", or(formatTime(reply.Expires), "never")}})
+			{"live on", live}, {"credential expires", or(human.Time(reply.Expires), "never")}})
 	}})
 }
 

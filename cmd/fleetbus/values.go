@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fleetbus/fleetbus/internal/human"
 )
 
 // choice is a flag that takes one of a few words.
@@ -39,7 +41,7 @@ func (s *size) String() string {
 	if *s == 0 {
 		return ""
 	}
-	return formatSize(int64(*s))
+	return human.Size(int64(*s))
 }
 
 // Set takes a whole number and a unit.
@@ -122,73 +124,6 @@ func parseLife(text string) (time.Duration, error) {
 		return 0, fmt.Errorf("is not a duration like 30m, 24h or 30d")
 	}
 	return d, nil
-}
-
-// formatSize writes bytes for people.
-func formatSize(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
-	f, i := float64(n), 0
-	for ; f >= 1024 && i < len(units)-1; i++ {
-		f /= 1024
-	}
-	return strconv.FormatFloat(math.Round(f*10)/10, 'f', -1, 64) + units[i]
-}
-
-// formatDuration writes a duration for people, to two units at most.
-func formatDuration(d time.Duration) string {
-	const day = 24 * time.Hour
-	if d < 0 {
-		return "-" + formatDuration(-d)
-	}
-	switch {
-	case d == 0:
-		return "0"
-	case d < time.Millisecond:
-		return d.Round(time.Microsecond).String()
-	case d < time.Second:
-		return fmt.Sprintf("%d ms", d.Round(time.Millisecond).Milliseconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
-	case d < day:
-		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
-}
-
-// formatTime writes an instant in UTC, and nothing for the zero one.
-func formatTime(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.UTC().Format(time.RFC3339)
-}
-
-// count writes a number and its noun.
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return strconv.Itoa(n) + " " + noun + "s"
-}
-
-// formatLimit writes a limit of which zero is none.
-func formatLimit(n int64, format func(int64) string) string {
-	if n == 0 {
-		return "unlimited"
-	}
-	return format(n)
-}
-
-func formatInt(n int64) string { return strconv.FormatInt(n, 10) }
-
-// yesNo writes a bool.
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 // or is a, or b if a is empty.
