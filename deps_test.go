@@ -61,6 +61,7 @@ func places() map[string]place {
 		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
+		"internal/demo":      {"shows that the bus holds what it promises, on a fleet of its own", []string{"", "admin", "cert", "cert/proxy", "certmanager", "change", "identity", "internal/human", "internal/pebble"}},
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
@@ -69,7 +70,7 @@ func places() map[string]place {
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/human", "internal/pebble", "internal/portowner", "internal/target", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/portowner", "internal/target", "ledger", "mqtt"}},
 	}
 }
 

@@ -2,20 +2,17 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
+	"github.com/fleetbus/fleetbus/internal/demo"
 	"github.com/fleetbus/fleetbus/internal/human"
 )
-
-// demoStepTimeout bounds one step of the demonstration. A step that holds takes
-// ten seconds at most, an election among them.
-const demoStepTimeout = time.Minute
 
 func newDemoCommand(a *app) *cobra.Command {
 	keep := false
@@ -38,192 +35,112 @@ Nothing is left behind. The exit code is 0 only if every step held.`,
 
 // demonstrate runs the demonstration from the first node to the last file.
 func (a *app) demonstrate(ctx context.Context, keep bool) error {
-	a.fleet.timeout = demoStepTimeout
-	d, err := newDemo(ctx, a)
+	a.fleet.timeout = demo.StepTimeout
+	d, err := demo.New(ctx, demo.Options{
+		Env: a.env, SourceTypes: sourceTypes(), CertManager: openCertManager,
+		Connect: func(ctx context.Context, addr, creds, ca string, more ...nats.Option) (*nats.Conn, error) {
+			return a.connect(ctx, endpoint{servers: []string{"tls://" + addr}, creds: creds, ca: ca}, more...)
+		},
+		Wait: a.progress, Tried: a.showStep,
+	})
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	began := time.Now()
-	result := a.tryAll(d.ctx, d.steps())
-	result.Took = time.Since(began).Seconds()
-	// A failure of the fleet ends d.ctx too, and is no interrupt.
+	defer func() {
+		if err := d.Close(); err != nil {
+			a.hint("warning: %v", err)
+		}
+	}()
+	result := d.Run()
 	if ctx.Err() != nil {
 		return fmt.Errorf("running the demonstration: %w", ctx.Err())
 	}
-	if err := a.show(report{value: result, text: result.conclude(keep)}); err != nil {
+	if err := a.show(report{value: result, text: conclude(result, keep)}); err != nil {
 		return err
 	}
 	if keep {
-		a.showDemo(d)
+		a.showAccess(d.Access())
 		<-ctx.Done()
 	}
-	return result.failure()
+	return brokenPromises(result)
 }
 
-// A demoStep is one promise and the attempt to break it.
-type demoStep struct {
-	name string
-	// waiting says what a long step waits for.
-	waiting string
-	// vital steps are those without which the rest cannot be tried.
-	vital bool
-	try   func(context.Context) (finding demoFinding, err error)
-}
-
-// A demoFinding is what a step that held has measured.
-type demoFinding struct {
-	detail string
-	// took is what was measured, if that is not the whole step.
-	took time.Duration
-}
-
-// demoResult is the outcome of all steps.
-type demoResult struct {
-	Held  bool             `json:"held"`
-	Took  float64          `json:"took_seconds"`
-	Steps []demoStepResult `json:"steps"`
-}
-
-// demoStepResult is the outcome of one step.
-type demoStepResult struct {
-	Name string `json:"name"`
-	Held bool   `json:"held"`
-	// Took is what was measured.
-	Took float64 `json:"took_seconds"`
-	// Detail says what else was measured, or why the step did not hold.
-	Detail string `json:"detail"`
-}
-
-// held counts the steps that held.
-func (r demoResult) held() (n int) {
-	for _, s := range r.Steps {
-		if s.Held {
-			n++
-		}
-	}
-	return n
-}
-
-// failure is what the command ends with: nil if every step held.
-func (r demoResult) failure() error {
+// brokenPromises is what the command ends with: nil if every step held.
+func brokenPromises(r demo.Result) error {
 	if r.Held {
 		return nil
 	}
 	return fail(exitFailed, selfCommand()+" demo --keep leaves the nodes and their logs for a look",
-		"running the demonstration: %d of %s did not hold", len(r.Steps)-r.held(), human.Count(len(r.Steps), "step"))
+		"running the demonstration: %d of %s did not hold", len(r.Steps)-r.HeldSteps(), human.Count(len(r.Steps), "step"))
+}
+
+// showStep prints a step when it is done, for people.
+func (a *app) showStep(r demo.StepResult) {
+	if a.format != formatTable {
+		return
+	}
+	mark := "ok"
+	if !r.Held {
+		mark = "FAIL"
+	}
+	p := &page{a.stdout}
+	p.line("  %-4s %-47s %7s   %s", mark, r.Name, human.Duration(seconds(r.Took)), r.Detail)
 }
 
 // conclude writes the last line of the text.
-func (r demoResult) conclude(keep bool) func(p *page) {
+func conclude(r demo.Result, keep bool) func(p *page) {
 	return func(p *page) {
 		next := "   keep it running: " + selfCommand() + " demo --keep"
 		if keep {
 			next = ""
 		}
-		p.line("%d of %d held in %s.%s", r.held(), len(r.Steps), human.Duration(seconds(r.Took)), next)
+		p.line("%d of %d held in %s.%s", r.HeldSteps(), len(r.Steps), human.Duration(seconds(r.Took)), next)
 	}
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// tryAll tries one step after the other and, for people, prints each when it is
-// done.
-func (a *app) tryAll(ctx context.Context, steps []demoStep) demoResult {
-	result := demoResult{Held: true}
-	missing := ""
-	for _, s := range steps {
-		r := demoStepResult{Name: s.name, Detail: "not tried: it needs " + missing}
-		if missing == "" {
-			r = a.try(ctx, s)
-		}
-		if !r.Held && s.vital {
-			missing = s.name
-		}
-		if errors.Is(context.Cause(ctx), context.Canceled) {
-			break // interrupted
-		}
-		result.Held = result.Held && r.Held
-		result.Steps = append(result.Steps, r)
-		if a.format == formatTable {
-			r.line(&page{a.stdout})
-		}
-	}
-	return result
-}
-
-// line is a step for people.
-func (r demoStepResult) line(p *page) {
-	mark := "ok"
-	if !r.Held {
-		mark = "FAIL"
-	}
-	p.line("  %-4s %-47s %7s   %s", mark, r.Name, human.Duration(seconds(r.Took)), r.Detail)
-}
-
-// try tries one step.
-func (a *app) try(ctx context.Context, s demoStep) demoStepResult {
-	ctx, cancel := context.WithTimeoutCause(ctx, demoStepTimeout, fmt.Errorf("it took more than %v", demoStepTimeout))
-	defer cancel()
-	stop := a.progress(s.waiting)
-	began := time.Now()
-	found, err := s.try(ctx)
-	if found.took == 0 {
-		found.took = time.Since(began)
-	}
-	stop()
-	if err != nil {
-		// A library may know only that its context is done.
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			err = fmt.Errorf("%w: %w", cause, err)
-		}
-		found.detail = err.Error()
-	}
-	return demoStepResult{Name: s.name, Held: err == nil, Took: found.took.Seconds(), Detail: found.detail}
-}
-
-// showDemo says how to use the fleet of the demonstration. Where the data on
+// showAccess says how to use the fleet of the demonstration. Where the data on
 // stdout is for programs, it goes to stderr.
-func (a *app) showDemo(d *demo) {
+func (a *app) showAccess(to demo.Access) {
 	p := &page{a.stdout}
 	if a.format != formatTable {
 		p = &page{a.stderr}
 	}
 	p.line("")
-	if d.eve == "" || d.ctx.Err() != nil {
-		p.line("the fleet is not running; its logs are in %s until you interrupt this", d.dir)
+	if !to.Running {
+		p.line("the fleet is not running; its logs are in %s until you interrupt this", to.Dir)
 		return
 	}
-	n1, n3 := d.nodes[0], d.nodes[2]
-	client := func(n *demoNode) string {
-		return fmt.Sprintf("nats --server tls://%s --creds %s --tlsca %s", n.clients, d.clerk, d.founded.CA)
+	n1, n3 := to.Nodes[0], to.Nodes[2]
+	client := func(n *demo.Node) string {
+		return fmt.Sprintf("nats --server tls://%s --creds %s --tlsca %s", n.Clients, to.Users[0].Creds, to.CA)
 	}
-	p.line("the fleet runs in %s until you interrupt it:", d.dir)
-	table(p, d.nodes,
-		column[*demoNode]{"NODE", func(n *demoNode) string { return n.name }},
-		column[*demoNode]{"CLIENTS", func(n *demoNode) string { return n.clients }},
-		column[*demoNode]{"CLUSTER", func(n *demoNode) string { return n.cluster }},
-		column[*demoNode]{"LOG", func(n *demoNode) string { return n.log() }},
+	p.line("the fleet runs in %s until you interrupt it:", to.Dir)
+	table(p, to.Nodes,
+		column[*demo.Node]{"NODE", func(n *demo.Node) string { return n.Name }},
+		column[*demo.Node]{"CLIENTS", func(n *demo.Node) string { return n.Clients }},
+		column[*demo.Node]{"CLUSTER", func(n *demo.Node) string { return n.Cluster }},
+		column[*demo.Node]{"LOG", func(n *demo.Node) string { return n.Log() }},
 	)
 	p.line("")
-	fields(p, []field{
-		{"authority's certificate", d.founded.CA},
-		{"credentials in account " + demoAccount, d.clerk},
-		{"credentials in account " + demoOtherAccount, d.eve},
-		{"administrator's credentials", d.founded.AdminCreds},
-	})
+	files := []field{{"authority's certificate", to.CA}}
+	for _, u := range to.Users {
+		files = append(files, field{"credentials in account " + u.Account, u.Creds})
+	}
+	fields(p, append(files, field{"administrator's credentials", to.AdminCreds}))
 	p.line("")
-	p.line("listen on node %s, and publish on node %s:", n3.name, n1.name)
+	p.line("listen on node %s, and publish on node %s:", n3.Name, n1.Name)
 	p.line("  %s sub '>'", client(n3))
 	p.line("  %s pub greeting hello", client(n1))
 	p.line("see a node's certificate, and a stranger refused by the cluster:")
-	p.line("  openssl s_client -connect %s </dev/null", n1.cluster)
-	if d.lb != nil && d.lb.process != nil {
+	p.line("  openssl s_client -connect %s </dev/null", n1.Cluster)
+	if to.Served != "" {
 		p.line("see the load balancer serving the certificate that was issued:")
-		p.line("  curl --insecure --verbose --connect-to %s:443:%s https://%s/", demoName, d.lb.serve, demoName)
+		p.line("  curl --insecure --verbose --connect-to %s:443:%s https://%s/", to.Site, to.Served, to.Site)
 	}
 	p.line("ask the fleet:")
-	p.line("  FLEETBUS_DATA_DIR=%s %s status", n1.dir, selfCommand())
+	p.line("  FLEETBUS_DATA_DIR=%s %s status", n1.Dir, selfCommand())
 }
 
 // selfCommand is what to type to run this program again.

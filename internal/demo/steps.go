@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -16,59 +16,26 @@ import (
 
 // The accounts of the demonstration.
 const (
-	demoAccount      = "shop"
-	demoOtherAccount = "press"
+	account      = "shop"
+	otherAccount = "press"
 )
 
-// A demo is a fleet and what the steps do with it, one after the other.
-type demo struct {
-	*demoFleet
-	api *admin.Client
-	// clerk, guest and eve are creds files: two of one account, one of the other.
-	clerk, guest, eve string
-	// told is the message of three steps.
-	told  greeting
-	conns []*nats.Conn
-	// apiConn is the administrator's connection, lb the load balancer; nil before there
-	// is one.
-	apiConn *nats.Conn
-	lb      *balancer
-}
-
-func newDemo(ctx context.Context, a *app) (*demo, error) {
-	f, err := newDemoFleet(ctx, a)
-	if err != nil {
-		return nil, err
-	}
-	return &demo{demoFleet: f}, nil
-}
-
-// close undoes everything.
-func (d *demo) close() {
-	d.fail(context.Canceled)
-	d.lb.close()
-	for _, nc := range d.conns {
-		nc.Close()
-	}
-	d.demoFleet.close()
-}
-
 // steps are what the demonstration shows.
-func (d *demo) steps() []demoStep {
-	steps := []demoStep{
+func (d *Demo) steps() []step {
+	steps := []step{
 		{name: "three nodes ready, linked by mutual TLS", vital: true, try: d.found,
 			waiting: "starting three nodes, which elect a leader (4 to 9 s)"},
-		{name: "node 1 -> node 3 over TLS, account " + demoAccount, try: d.greet,
+		{name: "node 1 -> node 3 over TLS, account " + account, try: d.greet,
 			waiting: "listening on every node"},
 		{name: "the same message in-process, embedded node 2", try: d.greetEmbedded,
 			waiting: "listening inside node 2"},
-		{name: "a client of account " + demoOtherAccount + " hears nothing of it", try: d.greetNobody,
+		{name: "a client of account " + otherAccount + " hears nothing of it", try: d.greetNobody,
 			waiting: "listening in the other account"},
 		{name: "strangers are refused", try: d.refuse,
 			waiting: "knocking at every port"},
 	}
 	steps = append(steps, d.changeSteps()...)
-	return append(steps, []demoStep{
+	return append(steps, []step{
 		{name: "a user is denied, its live connections close", try: d.deny,
 			waiting: "denying a user"},
 		{name: "durable messages survive kill -9 of the leader", try: d.survive,
@@ -83,7 +50,7 @@ func (d *demo) steps() []demoStep {
 }
 
 // dial is connect for a connection that stays until the demonstration ends.
-func (d *demo) dial(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn, error) {
+func (d *Demo) dial(n *Node, creds string, opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := d.connect(n, creds, opts...)
 	if err == nil {
 		d.conns = append(d.conns, nc)
@@ -93,33 +60,33 @@ func (d *demo) dial(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn,
 
 // found makes the fleet, waits until all of it is there, and adds the users of
 // the other steps.
-func (d *demo) found(ctx context.Context) (demoFinding, error) {
+func (d *Demo) found(ctx context.Context) (measured, error) {
 	began := time.Now()
 	if err := d.start(); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	for _, n := range d.nodes {
 		if err := d.ready(ctx, n); err != nil {
-			return demoFinding{}, err
+			return measured{}, err
 		}
 	}
 	// Its connection is to the node that is not killed.
 	nc, err := d.dial(d.nodes[embeddedNode], d.founded.AdminCreds)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	d.api, d.apiConn = admin.New(nc), nc
 	leader, err := d.whole(ctx)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	took := time.Since(began)
-	return demoFinding{took: took, detail: fmt.Sprintf("%s leads, %s is in this process", leader, d.nodes[embeddedNode].name)}, d.addUsers(ctx)
+	return measured{took: took, detail: fmt.Sprintf("%s leads, %s is in this process", leader, d.nodes[embeddedNode].Name)}, d.addUsers(ctx)
 }
 
 // whole returns when every node is up, linked to every other and a voter, and
 // names the one that leads them.
-func (d *demo) whole(ctx context.Context) (leader string, err error) {
+func (d *Demo) whole(ctx context.Context) (leader string, err error) {
 	err = retry(ctx, "waiting for the fleet to be whole", func(ctx context.Context) error {
 		s, err := d.api.Status(ctx)
 		if err != nil {
@@ -226,14 +193,14 @@ func (e *ear) next(ctx context.Context, subject string) (time.Time, error) {
 }
 
 // addUsers makes the accounts and their users.
-func (d *demo) addUsers(ctx context.Context) error {
-	for _, name := range []string{demoAccount, demoOtherAccount} {
+func (d *Demo) addUsers(ctx context.Context) error {
+	for _, name := range []string{account, otherAccount} {
 		if _, err := d.api.AddAccount(ctx, admin.AccountRequest{Name: name}); err != nil {
 			return fmt.Errorf("adding account %q: %w", name, err)
 		}
 	}
 	for name, creds := range map[string]*string{
-		demoAccount + "/clerk": &d.clerk, demoAccount + "/guest": &d.guest, demoOtherAccount + "/eve": &d.eve,
+		account + "/clerk": &d.clerk, account + "/guest": &d.guest, otherAccount + "/eve": &d.eve,
 	} {
 		var err error
 		if *creds, err = d.addUser(ctx, d.api, name); err != nil {
@@ -244,29 +211,29 @@ func (d *demo) addUsers(ctx context.Context) error {
 }
 
 // greet publishes a message on node 1 and waits until it is heard on node 3.
-func (d *demo) greet(ctx context.Context) (demoFinding, error) {
+func (d *Demo) greet(ctx context.Context) (measured, error) {
 	speaker, err := d.dial(d.nodes[0], d.clerk)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	told := greeting{}
 	if err := d.gather(ctx, &told, speaker); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	told.sent = time.Now()
 	if err := speaker.Publish(greetingSubject, []byte("hello")); err != nil {
-		return demoFinding{}, fmt.Errorf("publishing on node 1: %w", err)
+		return measured{}, fmt.Errorf("publishing on node 1: %w", err)
 	}
 	d.told = told
 	at, err := told.node3.next(ctx, greetingSubject)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
-	return demoFinding{took: at.Sub(told.sent), detail: "a client with a creds file on either node"}, nil
+	return measured{took: at.Sub(told.sent), detail: "a client with a creds file on either node"}, nil
 }
 
 // gather makes everybody listen, and waits until speaker would be heard.
-func (d *demo) gather(ctx context.Context, told *greeting, speaker *nats.Conn) error {
+func (d *Demo) gather(ctx context.Context, told *greeting, speaker *nats.Conn) error {
 	nc, err := d.dial(d.nodes[2], d.clerk)
 	if err != nil {
 		return err
@@ -274,7 +241,7 @@ func (d *demo) gather(ctx context.Context, told *greeting, speaker *nats.Conn) e
 	if told.node3, err = listen(nc, "greeting.*"); err != nil {
 		return err
 	}
-	session, err := d.embedded.Session(ctx, identity.Principal{Account: demoAccount, Name: "embedded"})
+	session, err := d.embedded.Session(ctx, identity.Principal{Account: account, Name: "embedded"})
 	if err != nil {
 		return err
 	}
@@ -303,59 +270,59 @@ func (d *demo) gather(ctx context.Context, told *greeting, speaker *nats.Conn) e
 }
 
 // greetEmbedded waits until the message is heard inside node 2.
-func (d *demo) greetEmbedded(ctx context.Context) (demoFinding, error) {
+func (d *Demo) greetEmbedded(ctx context.Context) (measured, error) {
 	if d.told.embedded == nil {
-		return demoFinding{}, errors.New("there was no message")
+		return measured{}, errors.New("there was no message")
 	}
 	at, err := d.told.embedded.next(ctx, greetingSubject)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
-	return demoFinding{took: at.Sub(d.told.sent), detail: "no socket between node and listener"}, nil
+	return measured{took: at.Sub(d.told.sent), detail: "no socket between node and listener"}, nil
 }
 
 // greetNobody checks that whoever listens to everything in another account hears
 // nothing but what is published there: a barrier, after the message has arrived
 // on all nodes.
-func (d *demo) greetNobody(ctx context.Context) (demoFinding, error) {
+func (d *Demo) greetNobody(ctx context.Context) (measured, error) {
 	if d.told.stranger == nil {
-		return demoFinding{}, errors.New("there was no message")
+		return measured{}, errors.New("there was no message")
 	}
 	if err := d.told.stranger.Publish(barrierSubject, nil); err != nil {
-		return demoFinding{}, fmt.Errorf("publishing in account %q: %w", demoOtherAccount, err)
+		return measured{}, fmt.Errorf("publishing in account %q: %w", otherAccount, err)
 	}
 	for i, other := range d.told.others {
 		if _, err := other.next(ctx, barrierSubject); err != nil {
-			return demoFinding{}, fmt.Errorf("on node %s: %w", d.nodes[i].name, err)
+			return measured{}, fmt.Errorf("on node %s: %w", d.nodes[i].Name, err)
 		}
 	}
-	return demoFinding{detail: `">" on three nodes heard only its own account`}, nil
+	return measured{detail: `">" on three nodes heard only its own account`}, nil
 }
 
 // deny denies a user that is connected to every node.
-func (d *demo) deny(ctx context.Context) (demoFinding, error) {
+func (d *Demo) deny(ctx context.Context) (measured, error) {
 	closed := make(chan string, len(d.nodes))
 	for _, n := range d.nodes {
-		nc, err := d.connect(n, d.guest, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- n.name }))
+		nc, err := d.connect(n, d.guest, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- n.Name }))
 		if err != nil {
-			return demoFinding{}, err
+			return measured{}, err
 		}
 		defer nc.Close()
 	}
-	name := demoAccount + "/guest"
+	name := account + "/guest"
 	began := time.Now()
 	spread, err := d.api.DenyUser(ctx, name)
 	if err != nil {
-		return demoFinding{}, fmt.Errorf("denying %q: %w", name, err)
+		return measured{}, fmt.Errorf("denying %q: %w", name, err)
 	}
 	if len(spread.Missing) > 0 || spread.Closed() != len(d.nodes) {
-		return demoFinding{}, fmt.Errorf("denying %q: %d of %d connections closed, no answer from %q", name, spread.Closed(), len(d.nodes), strings.Join(spread.Missing, ", "))
+		return measured{}, fmt.Errorf("denying %q: %d of %d connections closed, no answer from %q", name, spread.Closed(), len(d.nodes), strings.Join(spread.Missing, ", "))
 	}
 	for i := range d.nodes {
 		select {
 		case <-closed:
 		case <-ctx.Done():
-			return demoFinding{}, fmt.Errorf("waiting for connections to close: %d of %d: %w", i, len(d.nodes), context.Cause(ctx))
+			return measured{}, fmt.Errorf("waiting for connections to close: %d of %d: %w", i, len(d.nodes), context.Cause(ctx))
 		}
 	}
 	took := time.Since(began)
@@ -363,12 +330,12 @@ func (d *demo) deny(ctx context.Context) (demoFinding, error) {
 		nc, err := d.connect(n, d.guest, nats.NoReconnect())
 		if err == nil {
 			nc.Close()
-			return demoFinding{}, fmt.Errorf("node %s let %q in again", n.name, name)
+			return measured{}, fmt.Errorf("node %s let %q in again", n.Name, name)
 		}
 		if !errors.Is(err, nats.ErrAuthorization) && !errors.Is(err, nats.ErrAuthRevoked) {
-			return demoFinding{}, fmt.Errorf("node %s did not refuse %q, but: %w", n.name, name, err)
+			return measured{}, fmt.Errorf("node %s did not refuse %q, but: %w", n.Name, name, err)
 		}
 	}
-	return demoFinding{took: took, detail: fmt.Sprintf("%d closed on %s in %s by the servers' count; none gets in again",
-		spread.Closed(), nodes(spread), human.Duration(spread.Took))}, nil
+	return measured{took: took, detail: fmt.Sprintf("%d closed on %d of %d nodes in %s by the servers' count; none gets in again",
+		spread.Closed(), len(spread.Nodes), len(d.nodes), human.Duration(spread.Took))}, nil
 }

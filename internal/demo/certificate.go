@@ -1,6 +1,7 @@
-package main
+package demo
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,8 +23,8 @@ import (
 )
 
 const (
-	demoTarget = "lb-1"
-	demoName   = "shop.fleetbus.test"
+	target = "lb-1"
+	site   = "shop.fleetbus.test"
 )
 
 // A balancer is the load balancer of the demonstration: a process of its own, which
@@ -31,13 +32,13 @@ const (
 type balancer struct {
 	dir               string
 	serve, challenges string // host:port
-	process           *demoProcess
-	authority         *demoAuthority
+	process           *process
+	authority         *authority
 	roots             *x509.CertPool // of the authority
 }
 
-// A demoAuthority is who issues the certificate of the demonstration.
-type demoAuthority struct {
+// A authority is who issues the certificate of the demonstration.
+type authority struct {
 	name     string
 	settings certmanager.IssuerSettings
 	// roots may be had once something was issued.
@@ -62,16 +63,16 @@ func (b *balancer) kill() {
 
 // certify obtains a certificate from an authority, has it delivered to a load balancer
 // that a client sees serving it, and renews it under handshakes.
-func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
+func (d *Demo) certify(ctx context.Context) (finding measured, err error) {
 	addrs, err := freeAddrs(2)
 	if err != nil {
 		return finding, err
 	}
-	d.lb = &balancer{dir: filepath.Join(d.dir, demoTarget), serve: addrs[0], challenges: addrs[1]}
+	d.lb = &balancer{dir: filepath.Join(d.dir, target), serve: addrs[0], challenges: addrs[1]}
 	if d.lb.authority, err = startAuthority(d.lb.challenges); err != nil {
 		return finding, err
 	}
-	managers := certmanager.NewAdminClient(d.apiConn, demoAccount)
+	managers := certmanager.NewAdminClient(d.apiConn, account)
 	config, err := json.Marshal(certmanager.Settings{
 		Issuers:  []certmanager.IssuerSettings{d.lb.authority.settings},
 		Defaults: certmanager.Defaults{Challenge: cert.Method{Type: "http-01"}},
@@ -82,14 +83,14 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 	if _, err := managers.UpdateConfig(ctx, config); err != nil {
 		return finding, fmt.Errorf("configuring the managers: %w", err)
 	}
-	if _, err := managers.AddTarget(ctx, "", demoTarget); err != nil {
+	if _, err := managers.AddTarget(ctx, "", target); err != nil {
 		return finding, fmt.Errorf("inviting the load balancer: %w", err)
 	}
-	token, err := d.api.AddToken(ctx, admin.TokenRequest{Kind: identity.KindTarget, Account: demoAccount, Name: demoTarget})
+	token, err := d.api.AddToken(ctx, admin.TokenRequest{Kind: identity.KindTarget, Account: account, Name: target})
 	if err != nil {
 		return finding, err
 	}
-	join, err := d.command(ctx, "join", d.nodes[0].clients, "--as", "target", "--target-dir", d.lb.dir, "--proxy", "none")
+	join, err := d.command(ctx, "join", d.nodes[0].Clients, "--as", "target", "--target-dir", d.lb.dir, "--proxy", "none")
 	if err != nil {
 		return finding, fmt.Errorf("joining the load balancer: %w", err)
 	}
@@ -111,7 +112,7 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 		return finding, err
 	}
 	began := time.Now()
-	made, err := managers.Make(ctx, certmanager.MakeRequest{Policy: cert.Policy{Names: []string{demoName}}, Wait: true})
+	made, err := managers.Make(ctx, certmanager.MakeRequest{Policy: cert.Policy{Names: []string{site}}, Wait: true})
 	if err != nil {
 		return finding, err
 	}
@@ -126,18 +127,18 @@ func (d *demo) certify(ctx context.Context) (finding demoFinding, err error) {
 	if err != nil {
 		return finding, err
 	}
-	return demoFinding{took: took, detail: fmt.Sprintf("issued by %s, sealed, and seen serving; renewed under %d handshakes, 0 failed", d.lb.authority.name, handshakes)}, nil
+	return measured{took: took, detail: fmt.Sprintf("issued by %s, sealed, and seen serving; renewed under %d handshakes, 0 failed", d.lb.authority.name, handshakes)}, nil
 }
 
 // startBalancer starts the load balancer's process.
-func (d *demo) startBalancer() (err error) {
+func (d *Demo) startBalancer() (err error) {
 	d.lb.process, err = d.spawn("the load balancer", d.lb.dir+".log", "target", "run", d.lb.dir, "--serve", d.lb.serve, "--challenges", d.lb.challenges)
 	return err
 }
 
 // leaf is what the load balancer serves to a stranger who trusts the authority.
 func (b *balancer) leaf(ctx context.Context) (*x509.Certificate, error) {
-	dialer := tls.Dialer{Config: &tls.Config{ServerName: demoName, RootCAs: b.roots, MinVersion: tls.VersionTLS13}}
+	dialer := tls.Dialer{Config: &tls.Config{ServerName: site, RootCAs: b.roots, MinVersion: tls.VersionTLS13}}
 	conn, err := dialer.DialContext(ctx, "tcp", b.serve)
 	if err != nil {
 		return nil, err
@@ -162,8 +163,8 @@ func (b *balancer) serves(ctx context.Context, want *cert.Bundle) error {
 
 // renewServed renews the certificate while clients shake hands, and one stays
 // connected.
-func (d *demo) renewServed(ctx context.Context, managers *certmanager.Client, made *cert.Record) (handshakes int64, err error) {
-	dialer := tls.Dialer{Config: &tls.Config{ServerName: demoName, RootCAs: d.lb.roots, MinVersion: tls.VersionTLS13}}
+func (d *Demo) renewServed(ctx context.Context, managers *certmanager.Client, made *cert.Record) (handshakes int64, err error) {
+	dialer := tls.Dialer{Config: &tls.Config{ServerName: site, RootCAs: d.lb.roots, MinVersion: tls.VersionTLS13}}
 	stays, err := dialer.DialContext(ctx, "tcp", d.lb.serve)
 	if err != nil {
 		return 0, err
@@ -184,7 +185,7 @@ func (d *demo) renewServed(ctx context.Context, managers *certmanager.Client, ma
 	}()
 	renewed, err := managers.Renew(ctx, certmanager.RenewRequest{ID: made.ID, Wait: true})
 	if err == nil {
-		err = d.lb.serves(ctx, latest(renewed))
+		err = d.lb.serves(ctx, cmp.Or(renewed.Next, renewed.Current))
 	}
 	stop()
 	if err := errors.Join(err, <-failed); err != nil {
@@ -198,10 +199,10 @@ func (d *demo) renewServed(ctx context.Context, managers *certmanager.Client, ma
 
 // answers makes a request over a connection.
 func answers(conn net.Conn) error {
-	if err := conn.SetDeadline(time.Now().Add(demoTryTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(tryTimeout)); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", demoName); err != nil {
+	if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", site); err != nil {
 		return err
 	}
 	_, err := conn.Read(make([]byte, 1))
@@ -210,7 +211,7 @@ func answers(conn net.Conn) error {
 
 // without stops every node, restarts the load balancer, sees it serving, and starts
 // the nodes again.
-func (d *demo) without(ctx context.Context) (finding demoFinding, err error) {
+func (d *Demo) without(ctx context.Context) (finding measured, err error) {
 	if d.lb == nil || d.lb.process == nil {
 		return finding, errors.New("there is no load balancer")
 	}
@@ -247,5 +248,5 @@ func (d *demo) without(ctx context.Context) (finding demoFinding, err error) {
 	if _, err := d.whole(ctx); err != nil {
 		return finding, err
 	}
-	return demoFinding{took: took, detail: "from its own snapshot, the bus away; all nodes are back"}, nil
+	return measured{took: took, detail: "from its own snapshot, the bus away; all nodes are back"}, nil
 }

@@ -1,6 +1,6 @@
 //go:build !lean
 
-package main
+package demo
 
 import (
 	"context"
@@ -11,23 +11,25 @@ import (
 	"path/filepath"
 	"time"
 
+	_ "modernc.org/sqlite" // opens the database
+
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
-// demoSource is the name of the database whose changes the demonstration hears of.
-const demoSource = "stock"
+// stock is the name of the database whose changes the demonstration hears of.
+const stock = "stock"
 
 // changeSteps are the steps about changes of a database.
-func (d *demo) changeSteps() []demoStep {
-	return []demoStep{{name: "a SQLite row changes, a server on node 3 acts", try: d.follow,
+func (d *Demo) changeSteps() []step {
+	return []step{{name: "a SQLite row changes, a server on node 3 acts", try: d.follow,
 		waiting: "having node 1 announce the changes of a database"}}
 }
 
 // follow has node 1 announce the changes of a SQLite file, which this process
 // writes, and a server at node 3 hear of a row and read it again.
-func (d *demo) follow(ctx context.Context) (finding demoFinding, err error) {
+func (d *Demo) follow(ctx context.Context) (finding measured, err error) {
 	path := filepath.Join(d.dir, "stock.db")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return finding, fmt.Errorf("making a database: %w", err)
@@ -52,12 +54,12 @@ func (d *demo) follow(ctx context.Context) (finding demoFinding, err error) {
 	if err != nil {
 		return finding, err
 	}
-	w, err := change.NewWatcher(ctx, nc, demoSource, "articles.*", change.WatcherOptions{Jitter: -1})
+	w, err := change.NewWatcher(ctx, nc, stock, "articles.*", change.WatcherOptions{Jitter: -1})
 	if err != nil {
 		return finding, err
 	}
 	defer w.Close()
-	source := admin.Source{Account: demoAccount, Name: demoSource, Type: "sqlite", Secret: secret, Node: d.nodes[0].name}
+	source := admin.Source{Account: account, Name: stock, Type: "sqlite", Secret: secret, Node: d.nodes[0].Name}
 	if _, err := d.api.AddSource(ctx, source); err != nil {
 		return finding, err
 	}
@@ -84,6 +86,6 @@ func (d *demo) follow(ctx context.Context) (finding demoFinding, err error) {
 		if err := db.QueryRowContext(ctx, "SELECT price FROM articles WHERE id = ?", n.Key[1]).Scan(&price); err != nil || price != 12 {
 			return finding, errors.Join(fmt.Errorf("the server at node 3 reads price %d", price), err)
 		}
-		return demoFinding{took: took, detail: fmt.Sprintf("notice %s, version %d; the row was read again", n.Key, n.Version)}, nil
+		return measured{took: took, detail: fmt.Sprintf("notice %s, version %d; the row was read again", n.Key, n.Version)}, nil
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bufio"
@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -28,37 +29,40 @@ type stranger struct {
 	// what it is, and how a node has to refuse it.
 	what, how string
 	// knock is nil if the node refused in that way.
-	knock func(context.Context, *demoNode) error
+	knock func(context.Context, *Node) error
 }
 
 // strangers are all ways to knock that are tried.
-func (d *demo) strangers() ([]stranger, error) {
+func (d *Demo) strangers() ([]stranger, error) {
 	foreign, err := foreignCertificates()
 	if err != nil {
 		return nil, err
 	}
-	t := endpoint{ca: d.founded.CA}
-	trusting, err := t.tls()
+	data, err := os.ReadFile(d.founded.CA)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the authority: %w", err)
 	}
-	withForeign := trusting.Clone()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(data) {
+		return nil, fmt.Errorf("reading the authority %q: it holds no certificate", d.founded.CA)
+	}
+	withForeign := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}
 	withForeign.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &foreign.client, nil }
 	// Whom a stranger trusts is not what is tried here.
 	nobody := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
 	asNode := nobody.Clone()
 	asNode.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &foreign.mesh, nil }
 	return []stranger{
-		{"plain TCP", "closed", func(ctx context.Context, n *demoNode) error {
+		{"plain TCP", "closed", func(ctx context.Context, n *Node) error {
 			return errors.Join(knockPlain(ctx, clientPort(n)), knockPlain(ctx, clusterPort(n)))
 		}},
-		{"foreign certificates", "TLS alert", func(ctx context.Context, n *demoNode) error {
+		{"foreign certificates", "TLS alert", func(ctx context.Context, n *Node) error {
 			return errors.Join(knockTLS(ctx, clientPort(n), withForeign), knockTLS(ctx, clusterPort(n), asNode))
 		}},
-		{"no mesh certificate", "TLS alert", func(ctx context.Context, n *demoNode) error {
+		{"no mesh certificate", "TLS alert", func(ctx context.Context, n *Node) error {
 			return knockTLS(ctx, clusterPort(n), nobody)
 		}},
-		{"no credentials", "not authorized", func(ctx context.Context, n *demoNode) error {
+		{"no credentials", "not authorized", func(ctx context.Context, n *Node) error {
 			nc, err := d.connect(n, "", nats.NoReconnect())
 			if err == nil {
 				nc.Close()
@@ -73,10 +77,10 @@ func (d *demo) strangers() ([]stranger, error) {
 }
 
 // refuse tries every stranger on every node.
-func (d *demo) refuse(ctx context.Context) (demoFinding, error) {
+func (d *Demo) refuse(ctx context.Context) (measured, error) {
 	strangers, err := d.strangers()
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	var told []string
 	for _, s := range strangers {
@@ -85,12 +89,12 @@ func (d *demo) refuse(ctx context.Context) (demoFinding, error) {
 			err := s.knock(ctx, n)
 			cancel()
 			if err != nil {
-				return demoFinding{}, fmt.Errorf("knocking at node %s with %s: %w", n.name, s.what, err)
+				return measured{}, fmt.Errorf("knocking at node %s with %s: %w", n.Name, s.what, err)
 			}
 		}
 		told = append(told, s.what+": "+s.how)
 	}
-	return demoFinding{detail: strings.Join(told, "; ")}, nil
+	return measured{detail: strings.Join(told, "; ")}, nil
 }
 
 var errNotRefused = errors.New("it was not refused")
@@ -102,8 +106,8 @@ type port struct {
 	greeting bool
 }
 
-func clientPort(n *demoNode) port  { return port{n.clients, true} }
-func clusterPort(n *demoNode) port { return port{n.cluster, false} }
+func clientPort(n *Node) port  { return port{n.Clients, true} }
+func clusterPort(n *Node) port { return port{n.Cluster, false} }
 
 // dial connects and takes the greeting, which has to demand TLS. The connection
 // is good until ctx's deadline.
@@ -204,7 +208,7 @@ func foreignCertificates() (f foreign, err error) {
 	if err != nil {
 		return f, err
 	}
-	client, err := authority.SignUser(csr, demoAccount, "clerk", time.Hour, now)
+	client, err := authority.SignUser(csr, account, "clerk", time.Hour, now)
 	if err != nil {
 		return f, err
 	}

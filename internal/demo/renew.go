@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -27,55 +27,55 @@ const (
 
 // renew renews the certificates of all nodes while clients on all of them ask and
 // answer each other, and looks at what a new handshake shows.
-func (d *demo) renew(ctx context.Context) (demoFinding, error) {
+func (d *Demo) renew(ctx context.Context) (measured, error) {
 	l, err := d.newLoad(ctx)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	defer l.close()
 	stop := l.start(ctx)
 	defer stop()
 	if err := l.answeredEach(ctx, 1); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	before, err := d.serials(ctx)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	began := time.Now()
 	renewed, err := d.api.RenewNodes(ctx, "")
 	if err != nil {
-		return demoFinding{}, fmt.Errorf("renewing certificates: %w", err)
+		return measured{}, fmt.Errorf("renewing certificates: %w", err)
 	}
 	took := time.Since(began)
 	for _, r := range renewed {
 		if r.Error != "" {
-			return demoFinding{}, fmt.Errorf("renewing the certificates of node %q: %s", r.Node, r.Error)
+			return measured{}, fmt.Errorf("renewing the certificates of node %q: %s", r.Node, r.Error)
 		}
 	}
 	after, err := d.serials(ctx)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	for addr, serial := range before {
 		if after[addr] == serial {
-			return demoFinding{}, fmt.Errorf("renewing certificates: %s shows the old one", addr)
+			return measured{}, fmt.Errorf("renewing certificates: %s shows the old one", addr)
 		}
 	}
 	if err := l.answeredEach(ctx, loadRequests); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	stop()
 	if err := l.failed(); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
-	return demoFinding{detail: fmt.Sprintf("%s in %s; %s, 0 dropped; %s, 0 lost", human.Count(len(after), "certificate"), human.Duration(took),
+	return measured{detail: fmt.Sprintf("%s in %s; %s, 0 dropped; %s, 0 lost", human.Count(len(after), "certificate"), human.Duration(took),
 		human.Count(len(l.clients), "connection"), human.Count(l.answered(), "request"))}, nil
 }
 
 // serials are the numbers of the certificates that the ports of all nodes show,
 // by address.
-func (d *demo) serials(ctx context.Context) (map[string]string, error) {
+func (d *Demo) serials(ctx context.Context) (map[string]string, error) {
 	all := map[string]string{}
 	for _, n := range d.nodes {
 		for _, p := range []port{clientPort(n), clusterPort(n)} {
@@ -118,7 +118,7 @@ type loadClient struct {
 }
 
 // newLoad connects the clients. None of them connects again.
-func (d *demo) newLoad(ctx context.Context) (_ *load, err error) {
+func (d *Demo) newLoad(ctx context.Context) (_ *load, err error) {
 	l := &load{}
 	defer func() {
 		if err != nil {

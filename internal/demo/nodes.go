@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -25,21 +26,21 @@ import (
 )
 
 const (
-	// demoPoll is how often something is looked at that cannot be waited for.
-	demoPoll = 20 * time.Millisecond
-	// demoTryTimeout bounds one look: whoever was asked may have been killed.
-	demoTryTimeout = 5 * time.Second
+	// poll is how often something is looked at that cannot be waited for.
+	poll = 20 * time.Millisecond
+	// tryTimeout bounds one look: whoever was asked may have been killed.
+	tryTimeout = 5 * time.Second
 )
 
-// demoFleet is a fleet of three nodes on loopback in a temporary directory.
-type demoFleet struct {
-	a   *app
-	dir string
+// fleet is a fleet of three nodes on loopback in a temporary directory.
+type fleet struct {
+	given Options
+	dir   string
 	// ctx ends with the demonstration, or when a node ends by itself.
 	ctx     context.Context
 	fail    context.CancelCauseFunc
 	founded *fleetbus.Founded
-	nodes   []*demoNode
+	nodes   []*Node
 	// embedded is the node inside this process; running waits for its end.
 	embedded     *fleetbus.Server
 	options      fleetbus.Options // of that node
@@ -47,19 +48,21 @@ type demoFleet struct {
 	running      sync.WaitGroup
 }
 
-// A demoNode is a node of the demonstration: a process, or embedded in this one.
-type demoNode struct {
-	name, dir        string
-	clients, cluster string // host:port
+// A Node is a node of the demonstration: a process, or embedded in this one.
+type Node struct {
+	// Dir is its data directory.
+	Name, Dir string
+	// Clients and Cluster are where it listens, host:port.
+	Clients, Cluster string
 	// process is nil for the embedded node.
-	process *demoProcess
+	process *process
 }
 
-// log is the file that the node logs to.
-func (n *demoNode) log() string { return n.dir + ".log" }
+// Log is the file that the node logs to.
+func (n *Node) Log() string { return n.Dir + ".log" }
 
-// A demoProcess is a child process. ended is closed when it is gone.
-type demoProcess struct {
+// A process is a child process. ended is closed when it is gone.
+type process struct {
 	*os.Process
 	expected chan struct{} // closed before it is killed
 	ended    chan struct{}
@@ -68,45 +71,46 @@ type demoProcess struct {
 // embeddedNode is the index of the node inside this process.
 const embeddedNode = 1
 
-func newDemoFleet(ctx context.Context, a *app) (*demoFleet, error) {
+func newFleet(ctx context.Context, o Options) (*fleet, error) {
 	dir, err := os.MkdirTemp("", "fleetbus-demo-")
 	if err != nil {
 		return nil, fmt.Errorf("making a directory for the demonstration: %w", err)
 	}
-	f := &demoFleet{a: a, dir: dir}
+	f := &fleet{given: o, dir: dir}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
 	return f, nil
 }
 
 // close ends every node and removes every file.
-func (f *demoFleet) close() {
+func (f *fleet) close() error {
 	f.fail(context.Canceled)
 	for _, n := range f.nodes {
 		n.kill()
 	}
 	f.running.Wait()
 	if err := os.RemoveAll(f.dir); err != nil {
-		f.a.hint("warning: removing the demonstration's directory: %v", err)
+		return fmt.Errorf("removing the demonstration's directory: %w", err)
 	}
+	return nil
 }
 
 // start makes the authority and starts the nodes.
-func (f *demoFleet) start() error {
+func (f *fleet) start() error {
 	addrs, err := freeAddrs(6)
 	if err != nil {
 		return err
 	}
 	options := make([]fleetbus.Options, 3)
 	for i := range options {
-		n := &demoNode{name: fmt.Sprintf("n%d", i+1), clients: addrs[2*i], cluster: addrs[2*i+1]}
-		n.dir = filepath.Join(f.dir, n.name)
+		n := &Node{Name: fmt.Sprintf("n%d", i+1), Clients: addrs[2*i], Cluster: addrs[2*i+1]}
+		n.Dir = filepath.Join(f.dir, n.Name)
 		f.nodes = append(f.nodes, n)
 		options[i] = fleetbus.Options{
-			Name: n.name, Fleet: "demo", Dir: n.dir, Advertise: "127.0.0.1",
-			Listeners: []fleetbus.Listener{{Name: "nats", Addr: n.clients, Protocol: fleetbus.NATS()}},
-			Cluster:   fleetbus.Cluster{Addr: n.cluster},
+			Name: n.Name, Fleet: "demo", Dir: n.Dir, Advertise: "127.0.0.1",
+			Listeners: []fleetbus.Listener{{Name: "nats", Addr: n.Clients, Protocol: fleetbus.NATS()}},
+			Cluster:   fleetbus.Cluster{Addr: n.Cluster},
 			Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 64 << 20, Reserve: 1 << 20},
-			Mode:      fleetbus.Mesh, Grace: time.Second, SourceTypes: sourceTypes(), CertManager: openCertManager,
+			Mode:      fleetbus.Mesh, Grace: time.Second, SourceTypes: f.given.SourceTypes, CertManager: f.given.CertManager,
 		}
 	}
 	if f.founded, err = fleetbus.InitCluster(options); err != nil {
@@ -145,15 +149,15 @@ func freeAddrs(n int) ([]string, error) {
 }
 
 // embed runs a node inside this process.
-func (f *demoFleet) embed(n *demoNode, o fleetbus.Options) error {
-	log, err := os.OpenFile(n.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+func (f *fleet) embed(n *Node, o fleetbus.Options) error {
+	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("logging node %q: %w", n.name, err)
+		return fmt.Errorf("logging node %q: %w", n.Name, err)
 	}
 	o.Logger = slog.New(slog.NewTextHandler(log, nil))
 	if f.embedded, err = fleetbus.New(o); err != nil {
 		log.Close()
-		return fmt.Errorf("embedding node %q: %w", n.name, err)
+		return fmt.Errorf("embedding node %q: %w", n.Name, err)
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	ended := make(chan struct{})
@@ -166,38 +170,38 @@ func (f *demoFleet) embed(n *demoNode, o fleetbus.Options) error {
 		defer log.Close()
 		defer cancel()
 		if err := f.embedded.Run(ctx); err != nil {
-			f.fail(fmt.Errorf("running node %q: %w", n.name, err))
+			f.fail(fmt.Errorf("running node %q: %w", n.Name, err))
 		}
 	})
 	return nil
 }
 
 // configure writes the file that the node's process reads.
-func (n *demoNode) configure() error {
+func (n *Node) configure() error {
 	file := fmt.Sprintf(`name: %s
 advertise: 127.0.0.1
 grace: 1s
 listeners: {nats: {addr: "%s"}}
 cluster: {addr: "%s"}
 store: {max_file: 1GiB, max_memory: 64MiB, reserve: 1MiB}
-`, n.name, n.clients, n.cluster)
+`, n.Name, n.Clients, n.Cluster)
 	if err := os.WriteFile(n.config(), []byte(file), 0o600); err != nil {
-		return fmt.Errorf("configuring node %q: %w", n.name, err)
+		return fmt.Errorf("configuring node %q: %w", n.Name, err)
 	}
 	return nil
 }
 
-func (n *demoNode) config() string { return filepath.Join(n.dir, "fleetbus.yaml") }
+func (n *Node) config() string { return filepath.Join(n.Dir, "fleetbus.yaml") }
 
 // launch starts the process of a node.
-func (f *demoFleet) launch(n *demoNode) (err error) {
-	n.process, err = f.spawn(fmt.Sprintf("node %q", n.name), n.log(), "serve", "--config", n.config(), "--data-dir", n.dir)
+func (f *fleet) launch(n *Node) (err error) {
+	n.process, err = f.spawn(fmt.Sprintf("node %q", n.Name), n.Log(), "serve", "--config", n.config(), "--data-dir", n.Dir)
 	return err
 }
 
 // spawn starts a process of this program, which logs to a file. If it ends before it is
 // killed, the demonstration fails.
-func (f *demoFleet) spawn(what, path string, args ...string) (*demoProcess, error) {
+func (f *fleet) spawn(what, path string, args ...string) (*process, error) {
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("logging %s: %w", what, err)
@@ -212,7 +216,7 @@ func (f *demoFleet) spawn(what, path string, args ...string) (*demoProcess, erro
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", what, err)
 	}
-	p := &demoProcess{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
+	p := &process{Process: cmd.Process, expected: make(chan struct{}), ended: make(chan struct{})}
 	go func() {
 		defer close(p.ended)
 		err := cmd.Wait()
@@ -227,26 +231,26 @@ func (f *demoFleet) spawn(what, path string, args ...string) (*demoProcess, erro
 
 // command is this program, without the variables of a node of the user's own, which
 // would win over what it is given.
-func (f *demoFleet) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
+func (f *fleet) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
 	cmd.Args[0] = "fleetbus"
-	cmd.Env = slices.DeleteFunc(slices.Clone(f.a.env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
+	cmd.Env = slices.DeleteFunc(slices.Clone(f.given.Env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
 	cmd.SysProcAttr = tied()
 	return cmd, nil
 }
 
 // kill ends the node's process as kill -9 does, and returns when it is gone.
-func (n *demoNode) kill() {
+func (n *Node) kill() {
 	n.process.end()
 	n.process = nil
 }
 
 // end kills a process, if there is one, and returns when it is gone.
-func (p *demoProcess) end() {
+func (p *process) end() {
 	if p == nil {
 		return
 	}
@@ -267,18 +271,18 @@ func lastLine(path string) string {
 }
 
 // ready returns when the node accepts clients.
-func (f *demoFleet) ready(ctx context.Context, n *demoNode) error {
+func (f *fleet) ready(ctx context.Context, n *Node) error {
 	if n.process == nil {
 		select {
 		case <-f.embedded.Ready():
 			return nil
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for node %q: %w", n.name, context.Cause(ctx))
+			return fmt.Errorf("waiting for node %q: %w", n.Name, context.Cause(ctx))
 		}
 	}
 	// A node writes this file when it is ready; one that was killed left it behind.
-	return retry(ctx, fmt.Sprintf("waiting for node %q", n.name), func(context.Context) error {
-		data, err := os.ReadFile(filepath.Join(n.dir, "run.json"))
+	return retry(ctx, fmt.Sprintf("waiting for node %q", n.Name), func(context.Context) error {
+		data, err := os.ReadFile(filepath.Join(n.Dir, "run.json"))
 		if err != nil {
 			return err
 		}
@@ -298,10 +302,10 @@ func (f *demoFleet) ready(ctx context.Context, n *demoNode) error {
 // retry tries again and again until try succeeds or ctx is done; the error then
 // gives the last of try's.
 func retry(ctx context.Context, what string, try func(context.Context) error) error {
-	tick := time.NewTicker(demoPoll)
+	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
-		once, cancel := context.WithTimeout(ctx, demoTryTimeout)
+		once, cancel := context.WithTimeout(ctx, tryTimeout)
 		err := try(once)
 		cancel()
 		if err == nil {
@@ -317,25 +321,35 @@ func retry(ctx context.Context, what string, try func(context.Context) error) er
 
 // connect connects to a node over TLS with a creds file. The connection is closed
 // by the caller.
-func (f *demoFleet) connect(n *demoNode, creds string, opts ...nats.Option) (*nats.Conn, error) {
-	return f.a.connect(f.ctx, endpoint{servers: []string{"tls://" + n.clients}, creds: creds, ca: f.founded.CA}, opts...)
+func (f *fleet) connect(n *Node, creds string, opts ...nats.Option) (*nats.Conn, error) {
+	return f.given.Connect(f.ctx, n.Clients, creds, f.founded.CA, opts...)
 }
 
 // addUser makes account/name and returns the path of its creds file.
-func (f *demoFleet) addUser(ctx context.Context, api *admin.Client, name string) (string, error) {
-	request := admin.UserRequest{Name: name}
-	var keys userKeys
-	if err := keys.makeKey(&request); err != nil {
-		return "", err
+func (f *fleet) addUser(ctx context.Context, api *admin.Client, name string) (string, error) {
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		return "", fmt.Errorf("making a key: %w", err)
 	}
-	reply, err := api.AddUser(ctx, request)
+	public, err := pair.PublicKey()
+	if err != nil {
+		return "", fmt.Errorf("reading a key: %w", err)
+	}
+	seed, err := pair.Seed()
+	if err != nil {
+		return "", fmt.Errorf("reading a key: %w", err)
+	}
+	reply, err := api.AddUser(ctx, admin.UserRequest{Name: name, Key: public})
 	if err != nil {
 		return "", fmt.Errorf("adding user %q: %w", name, err)
 	}
-	creds, err := identity.CreateCreds(reply.JWT, keys.seed)
+	creds, err := identity.CreateCreds(reply.JWT, seed)
 	if err != nil {
 		return "", err
 	}
-	file := secretFile{filepath.Join(f.dir, strings.ReplaceAll(name, "/", "-")+".creds"), creds, 0o600}
-	return file.path, file.write(false)
+	path := filepath.Join(f.dir, strings.ReplaceAll(name, "/", "-")+".creds")
+	if err := os.WriteFile(path, creds, 0o600); err != nil {
+		return "", fmt.Errorf("writing credentials: %w", err)
+	}
+	return path, nil
 }

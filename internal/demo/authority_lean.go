@@ -1,6 +1,6 @@
 //go:build lean
 
-package main
+package demo
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 )
 
 // startAuthority has the managers' own authority issue: the lean program has no other.
-func startAuthority(string) (*demoAuthority, error) {
-	return &demoAuthority{
+func startAuthority(string) (*authority, error) {
+	return &authority{
 		name:     "an authority of the account's own (the lean program has no ACME authority)",
 		settings: certmanager.IssuerSettings{Name: "private", Type: "private"},
 		roots: func(ctx context.Context, managers *certmanager.Client) (*x509.CertPool, error) {

@@ -1,7 +1,7 @@
 //go:build lean
 
-package main
+package demo
 
 // changeSteps are the steps about changes of a database: the lean program has none at
 // hand.
-func (d *demo) changeSteps() []demoStep { return nil }
+func (d *Demo) changeSteps() []step { return nil }

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -24,38 +24,38 @@ const (
 
 // survive kills the node that leads a stream while messages are written to it,
 // reads every acknowledged one, and starts the node again.
-func (d *demo) survive(ctx context.Context) (demoFinding, error) {
+func (d *Demo) survive(ctx context.Context) (measured, error) {
 	nc, err := d.dial(d.nodes[embeddedNode], d.clerk)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return demoFinding{}, fmt.Errorf("opening streams: %w", err)
+		return measured{}, fmt.Errorf("opening streams: %w", err)
 	}
 	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.*"}, Replicas: len(d.nodes)})
 	if err != nil {
-		return demoFinding{}, fmt.Errorf("making a stream: %w", err)
+		return measured{}, fmt.Errorf("making a stream: %w", err)
 	}
 	victim, err := d.lead(ctx, nc, stream)
 	if err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
 	w := &writer{js: js}
 	resumed, err := d.outlive(ctx, w, victim, stream)
 	// The node is for the next step too.
 	restarted := time.Now()
 	if err := errors.Join(err, d.rejoin(ctx, victim, stream)); err != nil {
-		return demoFinding{}, err
+		return measured{}, err
 	}
-	return demoFinding{detail: fmt.Sprintf("%s killed, writes went on after %s; %d acknowledged, %d read back; %s caught up in %s",
-		victim.name, human.Duration(resumed), w.count(), w.count(), victim.name, human.Duration(time.Since(restarted)))}, nil
+	return measured{detail: fmt.Sprintf("%s killed, writes went on after %s; %d acknowledged, %d read back; %s caught up in %s",
+		victim.Name, human.Duration(resumed), w.count(), w.count(), victim.Name, human.Duration(time.Since(restarted)))}, nil
 }
 
 // outlive kills the node while w writes to the stream, reads what was acknowledged
 // before and after, and returns how long nothing was. The node is killed in any
 // case: the caller starts it again.
-func (d *demo) outlive(ctx context.Context, w *writer, victim *demoNode, stream jetstream.Stream) (resumed time.Duration, err error) {
+func (d *Demo) outlive(ctx context.Context, w *writer, victim *Node, stream jetstream.Stream) (resumed time.Duration, err error) {
 	stop := w.start(ctx)
 	defer stop()
 	err = w.acked(ctx, durableMessages)
@@ -78,21 +78,21 @@ func (d *demo) outlive(ctx context.Context, w *writer, victim *demoNode, stream 
 
 // lead returns the node that leads the stream. The embedded one, which cannot be
 // killed, hands over to another first.
-func (d *demo) lead(ctx context.Context, nc *nats.Conn, stream jetstream.Stream) (leader *demoNode, err error) {
+func (d *Demo) lead(ctx context.Context, nc *nats.Conn, stream jetstream.Stream) (leader *Node, err error) {
 	err = retry(ctx, "waiting for a leader that can be killed", func(ctx context.Context) error {
 		info, err := stream.Info(ctx)
 		if err != nil {
 			return err
 		}
 		for _, n := range d.nodes {
-			if info.Cluster == nil || info.Cluster.Leader != n.name {
+			if info.Cluster == nil || info.Cluster.Leader != n.Name {
 				continue
 			}
 			if n.process != nil {
 				leader = n
 				return nil
 			}
-			request := fmt.Sprintf(`{"placement":{"preferred":%q}}`, d.nodes[0].name)
+			request := fmt.Sprintf(`{"placement":{"preferred":%q}}`, d.nodes[0].Name)
 			if _, err := nc.RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN."+info.Config.Name, []byte(request)); err != nil {
 				return err
 			}
@@ -104,7 +104,7 @@ func (d *demo) lead(ctx context.Context, nc *nats.Conn, stream jetstream.Stream)
 
 // rejoin starts the node again, and returns when its copy of the stream and the
 // fleet are as they were.
-func (d *demo) rejoin(ctx context.Context, n *demoNode, stream jetstream.Stream) error {
+func (d *Demo) rejoin(ctx context.Context, n *Node, stream jetstream.Stream) error {
 	if err := d.launch(n); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (d *demo) rejoin(ctx context.Context, n *demoNode, stream jetstream.Stream)
 	if _, err := d.whole(ctx); err != nil {
 		return err
 	}
-	return retry(ctx, fmt.Sprintf("waiting for the copy of node %q", n.name), func(ctx context.Context) error {
+	return retry(ctx, fmt.Sprintf("waiting for the copy of node %q", n.Name), func(ctx context.Context) error {
 		info, err := stream.Info(ctx)
 		if err != nil {
 			return err
