@@ -170,6 +170,13 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The callout let this one in, and is asked again when the streams are opened.
+	paul, err := byPassword(s, "acme/paul", s.Password(admin.UserRequest{Name: "acme/paul", Role: "client"}),
+		nats.ReconnectWait(10*time.Millisecond), nats.MaxReconnects(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer paul.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}})
@@ -214,6 +221,15 @@ func TestFullDisk(t *testing.T) {
 		return write(n)
 	})
 	t.Logf("storing again after %v; %d connections dropped", time.Since(began), dropped.Load())
+	fleetbustest.Eventually(t, "who came by password goes on", func() error {
+		from, err := jetstream.New(paul)
+		if err != nil {
+			return err
+		}
+		_, err = from.Stream(ctx, "ORDERS")
+		return err
+	})
+	t.Logf("who came by password came back %d times", paul.Stats().Reconnects)
 	for seq, text := range acked {
 		m, err := stream.GetMsg(ctx, seq)
 		if err != nil || string(m.Data) != text {
