@@ -2,6 +2,9 @@ package proxy_test
 
 import (
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -83,6 +86,43 @@ func TestEnvoy(t *testing.T) {
 		t.Errorf("the snippet is %q, %v", snippet, err)
 	}
 	wrong(t, p, dir, a)
+}
+
+// TestEnvoyDefinitions has what is written for Envoy read by Envoy's own definitions.
+func TestEnvoyDefinitions(t *testing.T) {
+	program, err := exec.LookPath("envoycheck")
+	if err != nil {
+		t.Skip("there is no envoycheck: go build -C .ci/envoycheck puts it where PATH finds it")
+	}
+	dir := t.TempDir() + "/envoy"
+	p := open(t, proxy.Options{Kind: "envoy", Dir: dir})
+	a, b := proxytest.Pair(t, "a", "a.test"), proxytest.Pair(t, "b", "b.test")
+	install(t, p, a, b)
+	check := func(kind, file string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), program, kind, file).CombinedOutput()
+		if err != nil {
+			t.Errorf("checking a %s: %v: %s", kind, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	if got := check("secret", dir+"/current/a.json"); got != "a" {
+		t.Errorf("the secrets are %q", got)
+	}
+	snippet, err := p.Snippet([]proxy.Pair{a, b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, one := range strings.SplitAfter(snippet, "path: "+dir+"\n")[:2] {
+		file := filepath.Join(t.TempDir(), "snippet.yaml")
+		if err := os.WriteFile(file, []byte(one), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id := []string{"a", "b"}[i]
+		if got, want := check("socket", file), id+" "+dir+"/current/"+id+".json "+dir; got != want {
+			t.Errorf("the filter chain has %q, want %q", got, want)
+		}
+	}
 }
 
 func TestTraefik(t *testing.T) {
