@@ -140,16 +140,13 @@ func TestAway(t *testing.T) {
 		// What it knows of the tables is kept when nothing waits to be recorded.
 		conn := db.Connect()
 		defer conn.Close(within(t))
-		for ctx := within(t); ; {
-			var kept bool
-			err := conn.QueryRow(ctx, `SELECT coalesce(obj_description(oid, 'pg_publication') LIKE '%orders%', false) FROM pg_publication`).Scan(&kept)
+		await(t, "what it knows of the tables", func() (kept bool) {
+			err := conn.QueryRow(within(t), `SELECT coalesce(obj_description(oid, 'pg_publication') LIKE '%orders%', false) FROM pg_publication`).Scan(&kept)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if kept {
-				return
-			}
-		}
+			return kept
+		})
 	}
 	run(nil)
 	for _, c := range [][]string{
@@ -171,24 +168,16 @@ func TestAway(t *testing.T) {
 		w.Forget()
 		running := bus.Run(source(t, stranger))
 		begun(w)
-		for ctx := within(t); !strings.Contains(running.Publisher.Progress().Warning, `OWNER TO "app"`); {
-			if ctx.Err() != nil {
-				t.Fatalf("no warning: %+v", running.Publisher.Progress())
-			}
-		}
+		warned(t, running, `OWNER TO "app"`)
 		running.Stop()
 	}
 	// A slot that is another's is left alone.
 	db.Exec(`SELECT pg_drop_replication_slot('orders')`, `SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
 	running := bus.Run(source(t, o))
-	for ctx := within(t); len(running.Errors()) == 0; {
-		if ctx.Err() != nil {
-			t.Fatal("it reads the slot of another plugin")
-		}
-	}
+	err := failed(t, running)
 	running.Stop()
 	var refused *change.SetupError
-	if err := running.Errors()[0]; !errors.As(err, &refused) || !strings.Contains(refused.Problem, "test_decoding") {
+	if !errors.As(err, &refused) || !strings.Contains(refused.Problem, "test_decoding") {
 		t.Errorf("the slot of another plugin: %v", err)
 	}
 	db.Exec(`SELECT * FROM pg_logical_slot_get_changes('orders', NULL, NULL)`)
@@ -205,13 +194,8 @@ func TestPublicationRefused(t *testing.T) {
 		t.Helper()
 		running := bus.Run(source(t, o))
 		defer running.Stop()
-		for ctx := within(t); len(running.Errors()) == 0; {
-			if ctx.Err() != nil {
-				t.Fatalf("not refused: %+v", o)
-			}
-		}
 		var setup *change.SetupError
-		if err := running.Errors()[0]; !errors.As(err, &setup) || !strings.Contains(setup.Fix, fix) {
+		if err := failed(t, running); !errors.As(err, &setup) || !strings.Contains(setup.Fix, fix) {
 			t.Errorf("%v, which does not say %s", err, fix)
 		}
 	}
@@ -240,9 +224,7 @@ func TestBlocked(t *testing.T) {
 	begun(w)
 	db.Exec(`CREATE TABLE b (id int PRIMARY KEY)`)
 	tx := transaction(t, db, `LOCK TABLE b`)
-	ctx := within(t)
-	for !strings.Contains(running.Publisher.Progress().Warning, "locked") && ctx.Err() == nil {
-	}
+	warned(t, running, "locked")
 	w.Forget()
 	db.Exec(`INSERT INTO a VALUES (1)`)
 	w.Key(change.Insert, "a", "1")
@@ -284,11 +266,10 @@ func TestFailover(t *testing.T) {
 		t.Errorf("a version of another system: %v", err)
 	}
 	only := bus.Run(source(t, Options{DSN: replica.DSN}))
-	for ctx := within(t); len(only.Errors()) == 0 && ctx.Err() == nil; {
+	if err := failed(t, only); !strings.Contains(err.Error(), "target_session_attrs=read-write") {
+		t.Error(err)
 	}
-	if only.Stop(); !strings.Contains(only.Errors()[0].Error(), "target_session_attrs=read-write") {
-		t.Error(only.Errors()[0])
-	}
+	only.Stop()
 	w.Forget()
 	primary.Kill()
 	replica.Exec(`SELECT pg_promote()`, `INSERT INTO a VALUES (100)`)
@@ -313,7 +294,8 @@ func TestFailover(t *testing.T) {
 // nothing to tell. What is kept all the same is said.
 func TestIdle(t *testing.T) {
 	t.Parallel()
-	db := postgrestest.Start(t, "wal_level=logical", "max_slot_wal_keep_size=40MB", "fsync=off")
+	const limit = 64 // MiB
+	db := postgrestest.Start(t, "wal_level=logical", fmt.Sprintf("max_slot_wal_keep_size=%dMB", limit), "fsync=off")
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE DATABASE other`)
 	bus := changetest.Start(t)
 	w := bus.Watch("")
@@ -324,30 +306,39 @@ func TestIdle(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close(within(t))
-	var until string
-	for _, statement := range []string{`CREATE TABLE b (v text)`, `INSERT INTO b SELECT repeat('x', 1000) FROM generate_series(1, 10000)`} {
-		if _, err := other.Exec(within(t), statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := other.QueryRow(within(t), `SELECT pg_current_wal_lsn()::text`).Scan(&until); err != nil {
+	if _, err := other.Exec(within(t), `CREATE TABLE b (v text)`); err != nil {
 		t.Fatal(err)
 	}
-	for ctx, moved := within(t), false; !moved; {
-		if err := other.QueryRow(ctx, `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = 'orders'`, until).Scan(&moved); err != nil {
+	// write has the log grow by so many MiB, and is where it ends.
+	write := func(size int) (end string) {
+		t.Helper()
+		if _, err := other.Exec(within(t), `INSERT INTO b SELECT repeat('x', 1024) FROM generate_series(1, $1)`, size<<10); err != nil {
 			t.Fatal(err)
 		}
+		if err := other.QueryRow(within(t), `SELECT pg_current_wal_lsn()::text`).Scan(&end); err != nil {
+			t.Fatal(err)
+		}
+		return end
 	}
+	end := write(5)
+	await(t, "that nothing is kept", func() (moved bool) {
+		if err := other.QueryRow(within(t), `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = 'orders'`, end).Scan(&moved); err != nil {
+			t.Fatal(err)
+		}
+		return moved
+	})
+	// More than half of what may be kept is, and less than all of it: of a slot that
+	// loses its log nothing is kept.
 	tx := transaction(t, db, `INSERT INTO a VALUES (1)`)
-	for ctx := within(t); !strings.Contains(running.Publisher.Progress().Warning, "MiB of log"); {
-		if _, err := other.Exec(ctx, `INSERT INTO b SELECT repeat('x', 1000) FROM generate_series(1, 1000)`); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if at := running.Publisher.Progress(); at.Retained < 20<<20 {
+	write(limit/2 + 4)
+	warned(t, running, "MiB of log")
+	if at := running.Publisher.Progress(); at.Retained < limit/2<<20 || at.Retained > limit<<20 {
 		t.Errorf("warned of %+v", at)
 	}
 	if err := tx.Rollback(within(t)); err != nil {
 		t.Fatal(err)
+	}
+	if errs := running.Errors(); len(errs) > 0 {
+		t.Error(errs)
 	}
 }

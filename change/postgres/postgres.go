@@ -64,6 +64,7 @@ type Options struct {
 type Source struct {
 	options Options
 	config  *pgconn.Config
+	pace    pace
 }
 
 // New returns a Source of o's database. It connects nothing.
@@ -85,7 +86,7 @@ func New(o Options) (*Source, error) {
 			o.Publication += "_" + hex.EncodeToString(sum[:4])
 		}
 	}
-	return &Source{options: o, config: config}, nil
+	return &Source{options: o, config: config, pace: pace{statusEvery, checkEvery}}, nil
 }
 
 // Run is change.Source's.
@@ -114,7 +115,7 @@ func (s *Source) run(ctx context.Context, p *change.Publisher) error {
 		return set.noSender(ctx, err)
 	}
 	defer closeConn(ctx, replication.Close)
-	r := &reader{options: s.options, setup: set, conn: replication, publisher: p, relations: map[uint32]*relation{}}
+	r := &reader{options: s.options, pace: s.pace, setup: set, conn: replication, publisher: p, relations: map[uint32]*relation{}}
 	return r.run(ctx)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
+	"github.com/fleetbus/fleetbus/fleetbustest"
 )
 
 func within(t testing.TB) context.Context {
@@ -20,13 +21,44 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
+// source is one that looks often, so that nobody has to wait for it.
 func source(t testing.TB, o Options) *Source {
 	t.Helper()
 	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.pace = pace{status: 100 * time.Millisecond, check: 200 * time.Millisecond}
 	return s
+}
+
+// await waits until ask says yes.
+func await(t testing.TB, what string, ask func() bool) {
+	t.Helper()
+	fleetbustest.Eventually(t, what, func() error {
+		if !ask() {
+			return errors.New("no")
+		}
+		return nil
+	})
+}
+
+// warned waits until a source warns of text.
+func warned(t testing.TB, running *changetest.Running, text string) {
+	t.Helper()
+	fleetbustest.Eventually(t, "a warning of "+text, func() error {
+		if at := running.Publisher.Progress(); !strings.Contains(at.Warning, text) {
+			return fmt.Errorf("%+v, after %v", at, running.Errors())
+		}
+		return nil
+	})
+}
+
+// failed waits for the first error of a source.
+func failed(t testing.TB, running *changetest.Running) error {
+	t.Helper()
+	await(t, "an error of the source", func() bool { return len(running.Errors()) > 0 })
+	return running.Errors()[0]
 }
 
 func begun(w *changetest.Watch) {
@@ -198,12 +230,7 @@ func TestPermanent(t *testing.T) {
 		}
 	}
 	second := bus.Run(source(t, o))
-	for len(second.Errors()) == 0 {
-		if within(t).Err() != nil {
-			t.Fatal("the slot has two readers")
-		}
-	}
-	if err := second.Errors()[0]; !strings.Contains(err.Error(), "in use") {
+	if err := failed(t, second); !strings.Contains(err.Error(), "in use") {
 		t.Errorf("the second reader: %v", err)
 	}
 	second.Stop()
@@ -232,10 +259,8 @@ func TestManyRows(t *testing.T) {
 	w.Key(change.Resync, "big")
 	db.Exec(`DELETE FROM big WHERE id = 7`)
 	w.Covered(change.Key{"big", "7"})
-	ctx := within(t)
-	for running.Publisher.Stats().Announced < many && ctx.Err() == nil {
-	}
-	if s := running.Publisher.Stats(); s.Announced < many || s.Sent > many*9/10 {
+	await(t, "all of it", func() bool { return running.Publisher.Stats().Announced >= many })
+	if s := running.Publisher.Stats(); s.Sent > many*9/10 {
 		t.Errorf("of %d changes %d notices were made", s.Announced, s.Sent)
 	}
 }

@@ -21,10 +21,10 @@ import (
 const (
 	// statusEvery is how often the server is told how far the Source has come.
 	statusEvery = time.Second
-	// silent is how long the server may say nothing. It is asked each statusEvery.
-	silent = 30 * time.Second
 	// checkEvery is how often tables and the log kept are looked at.
 	checkEvery = 5 * time.Second
+	// silent is how long the server may say nothing. It is asked with each status.
+	silent = 30 * time.Second
 	// flushTimeout bounds the wait for the bus, so that the server goes on hearing
 	// of the Source.
 	flushTimeout = 5 * time.Second
@@ -44,9 +44,14 @@ type relation struct {
 	key     []int
 }
 
+// pace is how often a reader does what nothing wakes it for: statusEvery and
+// checkEvery, but in tests.
+type pace struct{ status, check time.Duration }
+
 // reader is one Run.
 type reader struct {
 	options   Options
+	pace      pace
 	setup     *setup
 	conn      *pgconn.PgConn
 	publisher *change.Publisher
@@ -186,7 +191,7 @@ func (r *reader) follow(ctx context.Context) error {
 			}
 		default:
 		}
-		if looking == nil && time.Since(began) >= checkEvery {
+		if looking == nil && time.Since(began) >= r.pace.check {
 			began, looking = time.Now(), make(chan looked, 1)
 			go func() { looking <- r.look(ctx) }()
 		}
@@ -196,7 +201,7 @@ func (r *reader) follow(ctx context.Context) error {
 		if time.Since(r.heard) > silent {
 			return fmt.Errorf("the server has been silent for %v", silent)
 		}
-		if err := r.receive(ctx, time.Now().Add(statusEvery)); err != nil {
+		if err := r.receive(ctx, time.Now().Add(r.pace.status)); err != nil {
 			return err
 		}
 	}
