@@ -17,6 +17,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"pgregory.net/rapid"
 )
 
@@ -496,6 +497,78 @@ func TestFollowerFilter(t *testing.T) {
 	}
 	if rows := f.state.rows(); !maps.Equal(rows, want) {
 		t.Errorf("followed on into %v, not %v", rows, want)
+	}
+}
+
+// lagging is a stream whose leader says what it has, and of which another, that is
+// behind, delivers.
+type lagging struct {
+	jetstream.Stream
+	behind  jetstream.Stream
+	started chan struct{} // gets one when it begins to deliver
+}
+
+func (s *lagging) CreateConsumer(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	consumer, err := s.behind.CreateConsumer(ctx, c)
+	if err == nil {
+		s.started <- struct{}{}
+	}
+	return consumer, err
+}
+
+// A follower that reads from a copy which is behind has caught up when it has what the
+// leader had, and not when the copy has no more: who was denied would get in.
+func TestFollowerLagging(t *testing.T) {
+	records := []string{"let in", "denied"}
+	for _, filter := range [][]string{nil, {"role.>", "user.>"}} {
+		for had := range records {
+			t.Run(fmt.Sprintf("it has %d of %d, filter %q", had, len(records), filter), func(t *testing.T) {
+				ctx := within(t, 30*time.Second)
+				l := open(t, startServer(t, server.Options{}).ClientURL(), Options{})
+				behind := open(t, startServer(t, server.Options{}).ClientURL(), Options{})
+				for i, data := range records {
+					mustAppend(t, l, "user.eve", uint64(i), data)
+				}
+				copied := func(i int) { mustAppend(t, behind, "user.eve", uint64(i), records[i]) }
+				for i := range had {
+					copied(i)
+				}
+				stream := &lagging{l.stream, behind.stream, make(chan struct{}, 100)}
+				l.stream = stream
+
+				f := follow(t, l, FollowOptions{Filter: filter})
+				defer func() { f.stop() }()
+				select {
+				case <-stream.started:
+				case <-ctx.Done():
+					t.Fatal("nothing is delivered")
+				}
+				if err := f.Wait(ctx, uint64(had)); err != nil {
+					t.Fatal(err)
+				}
+				if err := f.stop(); err != nil { // then it has thought about all it got
+					t.Fatal(err)
+				}
+				select {
+				case <-f.CaughtUp():
+					t.Errorf("caught up with %v", f.state.rows())
+				default:
+				}
+
+				f = run(f.Follower, f.state, l)
+				for i := had; i < len(records); i++ {
+					copied(i)
+				}
+				select {
+				case <-f.CaughtUp():
+				case <-ctx.Done():
+					t.Fatal("not caught up, although the copy is")
+				}
+				if rows := f.state.rows(); rows["user.eve"].Data != "denied" {
+					t.Errorf("caught up with %v", rows)
+				}
+			})
+		}
 	}
 }
 
