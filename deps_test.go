@@ -58,6 +58,7 @@ func places() map[string]place {
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
+		"internal/await":     {"how tests wait, which is the same everywhere", nil},
 		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
@@ -69,7 +70,7 @@ func places() map[string]place {
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
-		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "ledger"}},
+		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "ledger"}},
 		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/portowner", "internal/target", "ledger", "mqtt"}},
 	}
 }

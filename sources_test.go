@@ -292,14 +292,10 @@ func TestLinks(t *testing.T) {
 // await waits for what is not told by itself.
 func await(t *testing.T, what string, there func() bool) {
 	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(60 * time.Second)
-	for !there() {
-		select {
-		case <-deadline:
-			t.Fatalf("no %s", what)
-		case <-tick.C:
+	fleetbustest.Eventually(t, what, func() error {
+		if !there() {
+			return errors.New("it is not there")
 		}
-	}
+		return nil
+	})
 }

@@ -3,13 +3,9 @@ package cert_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
@@ -21,35 +17,12 @@ import (
 
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/cert/certtest"
+	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	if !eventually(20*time.Second, func() bool { return runtime.NumGoroutine() <= before }) {
-		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n", before, runtime.NumGoroutine())
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// eventually asks until the answer is yes, and tells whether it was in time.
-func eventually(patience time.Duration, ask func() bool) bool {
-	deadline := time.After(patience)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			return false
-		case <-again.C:
-		}
-	}
-	return true
-}
+func TestMain(m *testing.M) { await.Main(m) }
 
 // waitFor ends the test if ask does not say yes in time.
 // Benchmarks, which do more at once, have longer.
@@ -59,7 +32,7 @@ func waitFor(t testing.TB, what string, ask func() bool) {
 	if _, ok := t.(*testing.B); ok {
 		patience = 4 * time.Minute
 	}
-	if !eventually(patience, ask) {
+	if !await.True(patience, ask) {
 		t.Fatalf("in vain for %s", what)
 	}
 }

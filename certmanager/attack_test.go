@@ -18,6 +18,7 @@ import (
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
@@ -148,7 +149,7 @@ func TestRecordsWrittenOver(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "all records are there for who starts anew", func() error {
+	await.Nil(t, "all records are there for who starts anew", func() error {
 		state := cert.NewState([]cert.Signer{w.key.Signer()}, nil)
 		f, err := ledger.NewFollower(state, ledger.FollowOptions{})
 		if err != nil {

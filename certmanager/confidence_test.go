@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // Nobody who hears everything in the account reads a secret on its way.
@@ -42,7 +43,7 @@ func TestConfidence(t *testing.T) {
 	if err != nil || !strings.Contains(string(reply.Settings.DNS[0].Settings), planted) {
 		t.Fatalf("%+v %v", reply, err)
 	}
-	eventually(t, "the spy hears of it", func() error {
+	await.Nil(t, "the spy hears of it", func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if strings.Count(heard.String(), cert.APISubject("conf.display")) == 0 {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestParseSettings(t *testing.T) {
@@ -115,7 +116,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("%+v %v", after, err)
 	}
 	var record *cert.Config
-	eventually(t, "the record is here", func() error {
+	await.Nil(t, "the record is here", func() error {
 		var ok bool
 		if record, ok = w.state.Config(); !ok || len(record.Recovery) == 0 {
 			return errors.New("it is not sealed to who recovers it")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // Three managers, whose clocks are an hour apart, renew thirty certificates.
@@ -232,7 +233,7 @@ func TestRemovedDuringRenewal(t *testing.T) {
 	w.authority.set(func() { w.authority.at = nil })
 	other := w.request("web", "other.example.org")
 	w.record("web", other, "another is obtained", generation(1))
-	eventually(t, "nobody works", func() error {
+	await.Nil(t, "nobody works", func() error {
 		if r, _ := w.state.Record("web", id); !r.Removed || r.Current != nil || r.Next != nil || r.Event != cert.Removed {
 			return fmt.Errorf("the record is %+v", r)
 		}
@@ -483,7 +484,7 @@ func TestTenThousandExpired(t *testing.T) {
 	o.Logger = nil
 	o.Lease = 5 * time.Minute // that none is lost while they are held up
 	m, _ := w.run(o)
-	eventually(t, "all workers work", func() error {
+	await.Nil(t, "all workers work", func() error {
 		if now := now.Load(); now != 16 {
 			return fmt.Errorf("%d do", now)
 		}
@@ -493,7 +494,7 @@ func TestTenThousandExpired(t *testing.T) {
 		t.Errorf("there are %d findings", len(found))
 	}
 	close(hold)
-	eventually(t, "some are renewed", func() error {
+	await.Nil(t, "some are renewed", func() error {
 		if _, issued := w.authority.counts(); issued < 200 {
 			return fmt.Errorf("%d are", issued)
 		}

@@ -29,6 +29,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
@@ -53,25 +54,6 @@ func ours() []string {
 	return slices.DeleteFunc(strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n"), func(g string) bool {
 		return strings.Contains(g, "TestMain") || !strings.Contains(g, "nats-io/") && !strings.Contains(g, "fleetbus/")
 	})
-}
-
-// eventually waits until done returns nil.
-func eventually(t testing.TB, what string, done func() error) {
-	t.Helper()
-	deadline := time.After(60 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := done()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatalf("%s: not yet: %v", what, err)
-		case <-tick.C:
-		}
-	}
 }
 
 func within(t testing.TB) context.Context {
@@ -433,7 +415,7 @@ func (w *world) run(o Options, opts ...nats.Option) (m *Manager, stop func()) {
 	m = w.new(o)
 	nc := dial(w.t, w.url, opts...)
 	stop = w.background(func(ctx context.Context) error { return m.Run(ctx, nc) })
-	eventually(w.t, "the manager runs", func() error {
+	await.Nil(w.t, "the manager runs", func() error {
 		if s := m.session(); s == nil || s.passedAt().IsZero() {
 			return errors.New("it made no pass")
 		}
@@ -500,7 +482,7 @@ func (w *world) client() *Client { return NewClient(w.nc) }
 func (w *world) record(group, id, what string, good func(r *cert.Record) bool) *cert.Record {
 	w.t.Helper()
 	var found *cert.Record
-	eventually(w.t, what, func() error {
+	await.Nil(w.t, what, func() error {
 		r, ok := w.state.Record(group, id)
 		if ok && good(r) {
 			found = r

@@ -11,6 +11,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestFirstCertificate(t *testing.T) {
@@ -39,7 +40,7 @@ func TestFirstCertificate(t *testing.T) {
 			t.Errorf("the steps %q lack %q", steps, step)
 		}
 	}
-	eventually(t, "the target serves it", func() error {
+	await.Nil(t, "the target serves it", func() error {
 		status, err := c.Status(within(t), StatusRequest{ID: r.ID})
 		if err != nil {
 			return err
@@ -112,7 +113,7 @@ func TestRenewalInWaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range targets {
-		eventually(t, "all serve the first", func() error { return wantHistory(g, r.ID, 1) })
+		await.Nil(t, "all serve the first", func() error { return wantHistory(g, r.ID, 1) })
 	}
 	var waves []string
 	js := w.follow(func(now *cert.Record) {
@@ -124,7 +125,7 @@ func TestRenewalInWaves(t *testing.T) {
 	renewed := w.record("web", r.ID, "it is renewed", generation(2))
 	js()
 	for _, g := range targets {
-		eventually(t, "all serve the second", func() error { return wantHistory(g, r.ID, 1, 2) })
+		await.Nil(t, "all serve the second", func() error { return wantHistory(g, r.ID, 1, 2) })
 	}
 	if !slices.Equal(slices.Compact(waves), []string{"1: 1", "2: 2"}) {
 		t.Errorf("the waves were %q", waves)
@@ -153,7 +154,7 @@ func TestRollBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the first serves it", func() error { return wantHistory(first, r.ID, 1) })
+	await.Nil(t, "the first serves it", func() error { return wantHistory(first, r.ID, 1) })
 	first.set(func() {
 		first.refuse = func(_ string, b *cert.Bundle) string {
 			if b.Generation == 2 {
@@ -169,7 +170,7 @@ func TestRollBack(t *testing.T) {
 	if back.Current.Generation != 1 || back.Next != nil || back.Failure.Step != stepDeliver || !strings.Contains(back.Failure.Detail, "lb-1 does not serve generation 2: nginx -t: no such file") {
 		t.Errorf("the record is %+v %+v", back, back.Failure)
 	}
-	eventually(t, "the first serves what it had", func() error { return wantHistory(first, r.ID, 1, 1) })
+	await.Nil(t, "the first serves what it had", func() error { return wantHistory(first, r.ID, 1, 1) })
 	if err := wantHistory(other, r.ID, 1); err != nil {
 		t.Error(err)
 	}
@@ -185,7 +186,7 @@ func TestRollBack(t *testing.T) {
 // wantFinding waits for a finding: the manager may not have seen what the test has.
 func wantFinding(t *testing.T, m *Manager, code, text string) {
 	t.Helper()
-	eventually(t, "a finding", func() error {
+	await.Nil(t, "a finding", func() error {
 		all := m.Check(t.Context())
 		for _, f := range all {
 			if f.Code == code && strings.Contains(f.Text, text) {
@@ -210,10 +211,10 @@ func TestAwayTargetsDoNotBlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.record("web", r.ID, "it is for all", generation(2))
-	eventually(t, "who is there serves it", func() error { return wantHistory(here, r.ID, 1, 2) })
+	await.Nil(t, "who is there serves it", func() error { return wantHistory(here, r.ID, 1, 2) })
 	away.set(func() { away.deaf = false })
 	away.poke <- struct{}{}
-	eventually(t, "who was away catches up", func() error {
+	await.Nil(t, "who was away catches up", func() error {
 		if h := away.history(r.ID); len(h) == 0 || h[len(h)-1] != 2 {
 			return fmt.Errorf("it served %v", h)
 		}
@@ -255,7 +256,7 @@ func TestRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.target(DefaultGroup, "lb-1")
-	eventually(t, "the manager rests", func() error {
+	await.Nil(t, "the manager rests", func() error {
 		before := m.session().passedAt()
 		<-time.After(500 * time.Millisecond)
 		if after := m.session().passedAt(); after != before {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func (w *world) make(group string, p cert.Policy) *cert.Record {
@@ -46,7 +47,7 @@ func TestRemovedTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range []*target{stays, stolen} {
-		eventually(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
+		await.Nil(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
 	}
 	info, err := w.client().RemoveTarget(within(t), "web", "lb-2")
 	if err != nil || info.State != "removed" || info.Rekeyed != 1 || info.Imported != 1 {
@@ -56,7 +57,7 @@ func TestRemovedTarget(t *testing.T) {
 	if again.Current.Reason != cert.ReasonRekey || again.Current.SPKI == r.Current.SPKI || again.Current.KeyGeneration() != 2 {
 		t.Errorf("the bundle is %+v", again.Current)
 	}
-	eventually(t, "it is served", func() error { return wantHistory(stays, r.ID, 1, 2) })
+	await.Nil(t, "it is served", func() error { return wantHistory(stays, r.ID, 1, 2) })
 	if record, _ := w.state.Target("web", "lb-2"); record.Keys[2].Ciphertext != nil {
 		t.Error("the removed target has the new key")
 	}
@@ -70,7 +71,7 @@ func TestRemovedTarget(t *testing.T) {
 	}
 	// Invited again, it comes with another key, and gets what is served now.
 	back := w.target("web", "lb-2")
-	eventually(t, "it serves the new one", func() error { return wantHistory(back, r.ID, 2) })
+	await.Nil(t, "it serves the new one", func() error { return wantHistory(back, r.ID, 2) })
 }
 
 // A manager is stopped right after a target was removed; the next does the rest.
@@ -145,7 +146,7 @@ func TestCompromised(t *testing.T) {
 	first, slow := w.target("web", "lb-1"), w.target("web", "lb-2")
 	r := w.make("web", cert.Policy{Names: []string{"example.org"}, ReuseKey: true})
 	for _, g := range []*target{first, slow} {
-		eventually(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
+		await.Nil(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
 	}
 	slow.set(func() { slow.mute = true })
 	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID, Compromised: true}); err != nil {
@@ -218,7 +219,7 @@ func TestRevocationList(t *testing.T) {
 	signer = w.second // a stranger's list revokes nothing
 	entries = append(entries, entry)
 	mu.Unlock()
-	eventually(t, "the stranger's list is refused", func() error {
+	await.Nil(t, "the stranger's list is refused", func() error {
 		for _, f := range m.Check(t.Context()) {
 			if f.Code == CodeManager && strings.Contains(f.Text, "verifying the revocation list") {
 				return nil
@@ -285,7 +286,7 @@ func TestImport(t *testing.T) {
 	if !slices.Equal(r.Policy.Names, []string{"bought.example.org", "192.0.2.1"}) || strings.Count(r.Current.Chain, "BEGIN") != 2 { // without the root
 		t.Errorf("the record is %+v", r)
 	}
-	eventually(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
+	await.Nil(t, "it is served", func() error { return wantHistory(g, r.ID, 1) })
 	if _, err := w.client().Import(within(t), bought); !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
 		t.Errorf("again: %v", err)
 	}
@@ -303,7 +304,7 @@ func TestImport(t *testing.T) {
 	if r := w.record("default", r.ID, "it is replaced", generation(2)); !slices.Contains(r.Policy.Names, "more.example.org") {
 		t.Errorf("the record is %+v", r)
 	}
-	eventually(t, "it is served", func() error { return wantHistory(g, r.ID, 1, 2) })
+	await.Nil(t, "it is served", func() error { return wantHistory(g, r.ID, 1, 2) })
 	if placed, _ := w.authority.counts(); placed != 0 {
 		t.Errorf("%d orders", placed)
 	}
@@ -341,7 +342,7 @@ func TestChallenge(t *testing.T) {
 	if known.Load() != 2 {
 		t.Errorf("%d targets knew of the challenge", known.Load())
 	}
-	eventually(t, "the challenge is taken back", func() error {
+	await.Nil(t, "the challenge is taken back", func() error {
 		if left := w.state.Challenges(""); len(left) > 0 {
 			return fmt.Errorf("%d are left", len(left))
 		}
@@ -356,7 +357,7 @@ func TestChallenge(t *testing.T) {
 	// What somebody left behind is removed.
 	old := cert.Challenge{Version: 1, Revision: 1, Group: "web", ID: "old", Type: "http-01", Until: w.clock.now().Add(-time.Minute)}
 	w.write(cert.ChallengeSubject("web", "old"), &old)
-	eventually(t, "what is old is removed", func() error {
+	await.Nil(t, "what is old is removed", func() error {
 		if left := w.state.Challenges(""); len(left) > 0 {
 			return fmt.Errorf("%d are left", len(left))
 		}
@@ -387,7 +388,7 @@ func TestRenewalInformation(t *testing.T) {
 	}
 	revision := r.Revision
 	w.clock.add(7 * time.Hour) // it is asked again, and says the same
-	eventually(t, "it is asked again", func() error {
+	await.Nil(t, "it is asked again", func() error {
 		w.authority.mu.Lock()
 		defer w.authority.mu.Unlock()
 		if w.authority.asked < 2 {
@@ -420,7 +421,7 @@ func TestDeadMan(t *testing.T) {
 	o.HTTP = alive.Client()
 	w.run(o)
 	for n := int32(1); n <= 2; n++ {
-		eventually(t, "it is told", func() error {
+		await.Nil(t, "it is told", func() error {
 			if told.Load() != n {
 				return fmt.Errorf("%d times", told.Load())
 			}

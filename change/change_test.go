@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestAnnounceAndHear(t *testing.T) {
@@ -443,7 +445,7 @@ func TestManyWatchers(t *testing.T) {
 	for i := range many {
 		announce(t, p, Update, 1, "k", fmt.Sprint(i))
 	}
-	if !eventually(patience, func() bool { return heard.Load() == many }) {
+	if !await.True(patience, func() bool { return heard.Load() == many }) {
 		t.Errorf("%d of %d heard", heard.Load(), many)
 	}
 }

@@ -2,46 +2,17 @@ package change
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"os"
-	"runtime"
-	"runtime/pprof"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	// A fuzzing engine leaves its own.
-	fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
-	if !fuzzing && !eventually(20*time.Second, func() bool { return runtime.NumGoroutine() <= before }) {
-		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n", before, runtime.NumGoroutine())
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// eventually asks until the answer is yes, and tells whether it was in time.
-func eventually(patience time.Duration, ask func() bool) bool {
-	deadline := time.After(patience)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			return false
-		case <-again.C:
-		}
-	}
-	return true
-}
+func TestMain(m *testing.M) { await.Main(m) }
 
 // patience is what a slow machine may need for anything.
 const patience = 30 * time.Second

@@ -26,6 +26,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // startTimeout bounds the start of a server, stopTimeout its end.
@@ -365,21 +366,8 @@ func (l *logs) errors() []string {
 	})
 }
 
-// Eventually waits until done returns nil, for half a minute at most.
+// Eventually waits until done returns nil, for a minute at most.
 func Eventually(t testing.TB, what string, done func() error) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := done()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatalf("%s: not yet: %v", what, err)
-		case <-tick.C:
-		}
-	}
+	await.Nil(t, what, done)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -163,16 +164,16 @@ func TestRefusedPublish(t *testing.T) {
 	o2.User, o2.PasswordFile = "all", o.PasswordFile
 	n2 := startNode(t, o2)
 	heard := n2.listen("orders.>")
-	eventually(t, "both connect", func() error { return errors.Join(n1.connected(), n2.connected()) })
+	await.Nil(t, "both connect", func() error { return errors.Join(n1.connected(), n2.connected()) })
 	js := n1.jetstream()
 	for i := range 20 {
 		n1.publish(js, "orders.a", fmt.Sprintf("n1 %d", i))
 	}
-	eventually(t, "the refusal is a finding", func() error { return finding(n1, "HUB-REFUSES", `write "fleetbus/acme/#"`) })
+	await.Nil(t, "the refusal is a finding", func() error { return finding(n1, "HUB-REFUSES", `write "fleetbus/acme/#"`) })
 	// Who may read goes on reading.
 	from := n1.listen("orders.>")
 	n2.publish(n2.jetstream(), "orders.b", "n2 0")
-	eventually(t, "the reader reads", func() error {
+	await.Nil(t, "the reader reads", func() error {
 		if !slices.Contains(from.payloads(), "n2 0") {
 			return fmt.Errorf("%q", from.payloads())
 		}
@@ -182,7 +183,7 @@ func TestRefusedPublish(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.hangup()
-	eventually(t, "everything comes", func() error {
+	await.Nil(t, "everything comes", func() error {
 		if missing, _, _ := account(heard.payloads(), 20, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d are missing: %+v", missing, n1.link.Hub())
 		}
@@ -191,7 +192,7 @@ func TestRefusedPublish(t *testing.T) {
 	if _, twice, late := account(heard.payloads(), 20, []string{"n1"}); twice+late > 0 {
 		t.Errorf("%d twice, %d late", twice, late)
 	}
-	eventually(t, "the finding is gone", func() error {
+	await.Nil(t, "the finding is gone", func() error {
 		if found := n1.link.Check(t.Context()); len(found) > 0 {
 			return fmt.Errorf("%+v", found)
 		}
@@ -211,7 +212,7 @@ func finding(n *node, code, fix string) error {
 func TestSameName(t *testing.T) {
 	m := startMosquitto(t, false)
 	n1, again := startNode(t, m.options("n1")), startNode(t, m.options("n1"))
-	eventually(t, "it is a finding", func() error {
+	await.Nil(t, "it is a finding", func() error {
 		return errors.Join(finding(n1, "HUB-CLIENT-ID-TWICE", "a name of its own"), finding(again, "HUB-CLIENT-ID-TWICE", "a name of its own"))
 	})
 }
@@ -227,14 +228,14 @@ func TestTwoHubs(t *testing.T) {
 		o := m2.options(n.name)
 		second := &node{t: t, name: n.name, bus: n.bus, o: o}
 		second.run()
-		eventually(t, "it connects", second.connected)
+		await.Nil(t, "it connects", second.connected)
 	}
 	heard := nodes[1].listen("orders.>")
 	js := nodes[0].jetstream()
 	for i := range 50 {
 		nodes[0].publish(js, "orders.a", fmt.Sprintf("n1 %d", i))
 	}
-	eventually(t, "all come, twice", func() error {
+	await.Nil(t, "all come, twice", func() error {
 		missing, twice, _ := account(heard.payloads(), 50, []string{"n1"})
 		if missing > 0 || twice < 50 {
 			return fmt.Errorf("%d are missing, %d came twice", missing, twice)
@@ -242,7 +243,7 @@ func TestTwoHubs(t *testing.T) {
 		return nil
 	})
 	nodes[0].publish(js, "orders.a", "n1 50")
-	eventually(t, "the end comes", func() error {
+	await.Nil(t, "the end comes", func() error {
 		if missing, _, _ := account(heard.payloads(), 51, []string{"n1"}); missing > 0 {
 			return errors.New("not yet")
 		}
@@ -341,7 +342,7 @@ func TestGarbage(t *testing.T) {
 	o := m.options("n1")
 	o.Servers = append([]string{bad}, o.Servers...)
 	n := startNode(t, o)
-	eventually(t, "it finds the better one", func() error {
+	await.Nil(t, "it finds the better one", func() error {
 		if h := n.link.Hub(); h.State != "connected" || h.Server != m.url {
 			return fmt.Errorf("%+v", h)
 		}

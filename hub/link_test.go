@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // publish stores a message, so that the queue has it.
@@ -53,7 +55,7 @@ func TestMessagesPass(t *testing.T) {
 	}
 	nodes[0].publish(js, "orders.eu.2", "two")
 	for i, l := range heard {
-		eventually(t, "the message comes", func() error {
+		await.Nil(t, "the message comes", func() error {
 			if got := strings.Join(l.payloads(), " "); got != "one two" {
 				return fmt.Errorf("%s heard %q", nodes[i].name, got)
 			}
@@ -66,7 +68,7 @@ func TestMessagesPass(t *testing.T) {
 	// Nothing came back, and nothing goes round.
 	nodes[1].publish(nodes[1].jetstream(), "orders.end", "end")
 	for i, l := range heard {
-		eventually(t, "the end comes", func() error {
+		await.Nil(t, "the end comes", func() error {
 			if got := strings.Join(l.payloads(), " "); got != "one two end" {
 				return fmt.Errorf("%s heard %q", nodes[i].name, got)
 			}

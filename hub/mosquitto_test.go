@@ -25,6 +25,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/change/changetest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // patience is how long a slow machine may need for anything.
@@ -163,7 +164,7 @@ func (m *mosquitto) start() {
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	eventually(m.t, "mosquitto listens", func() error {
+	await.Nil(m.t, "mosquitto listens", func() error {
 		conn, err := net.DialTimeout("tcp", m.addr, time.Second)
 		if err == nil {
 			conn.Close()
@@ -189,23 +190,6 @@ func (m *mosquitto) hangup() {
 	defer m.mu.Unlock()
 	if err := m.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		m.t.Error(err)
-	}
-}
-
-func eventually(t testing.TB, what string, done func() error) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := done()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not yet: %v", what, err)
-		}
-		<-tick.C
 	}
 }
 
@@ -280,7 +264,7 @@ func (n *node) connected() error {
 func met(t testing.TB, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
-		eventually(t, n.name+" hears the others", func() error {
+		await.Nil(t, n.name+" hears the others", func() error {
 			near := 0
 			for _, p := range n.link.Hub().Peers {
 				if p.State == "connected" {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // account says of what one node heard of count messages of each of the others: how
@@ -66,7 +67,7 @@ func TestHubDies(t *testing.T) {
 	}
 	reached := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprint(n, " messages come"), func() error {
+		await.Nil(t, fmt.Sprint(n, " messages come"), func() error {
 			if got := len(heard[0].payloads()); got < n {
 				return fmt.Errorf("%d messages", got)
 			}
@@ -80,7 +81,7 @@ func TestHubDies(t *testing.T) {
 	}
 	publishing.Wait()
 	for i, l := range heard {
-		eventually(t, "everything comes", func() error {
+		await.Nil(t, "everything comes", func() error {
 			if missing, _, _ := account(l.payloads(), count, names); missing > 0 {
 				return fmt.Errorf("%s lacks %d: %+v", names[i], missing, nodes[i].link.Hub())
 			}
@@ -114,14 +115,14 @@ func TestNodeRestarts(t *testing.T) {
 	m.start()
 	nodes[1].halt()
 	nodes[0].run()
-	eventually(t, "the third node has all", func() error {
+	await.Nil(t, "the third node has all", func() error {
 		if missing, _, _ := account(heard[2].payloads(), 200, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d are missing: %+v", missing, nodes[2].link.Hub())
 		}
 		return nil
 	})
 	nodes[1].run()
-	eventually(t, "who was away has all", func() error {
+	await.Nil(t, "who was away has all", func() error {
 		if missing, _, _ := account(heard[1].payloads(), 200, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d are missing: %+v", missing, nodes[1].link.Hub())
 		}
@@ -136,7 +137,7 @@ func TestNodeRestarts(t *testing.T) {
 	nodes[1].publish(nodes[1].jetstream(), "orders.b", "n2 0")
 	for _, n := range nodes {
 		js := n.jetstream()
-		eventually(t, "the queue is empty", func() error {
+		await.Nil(t, "the queue is empty", func() error {
 			s, err := js.Stream(t.Context(), Stream)
 			if err != nil {
 				return err
@@ -202,7 +203,7 @@ func TestChangesPass(t *testing.T) {
 	expect(w2, "delete customers.8")
 	expect(w, "delete customers.8")
 	// The history has it too.
-	eventually(t, "the third node remembers", func() error {
+	await.Nil(t, "the third node remembers", func() error {
 		js := nodes[2].jetstream()
 		s, err := js.Stream(ctx, change.History)
 		if err != nil {
@@ -270,7 +271,7 @@ func TestAwayTooLong(t *testing.T) {
 	n2.halt()
 	announce("second")
 	js := n1.jetstream()
-	eventually(t, "n2 is forgotten", func() error {
+	await.Nil(t, "n2 is forgotten", func() error {
 		s, err := js.Stream(ctx, Stream)
 		if err != nil {
 			return err

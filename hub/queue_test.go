@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/change/changetest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestOtherStreams has another stream keep a subject that passes, before and after
@@ -32,7 +33,7 @@ func TestOtherStreams(t *testing.T) {
 	n1.halt()
 	n1.publish(js, "orders.a", "n1 50")
 	n1.run()
-	eventually(t, "all come", func() error {
+	await.Nil(t, "all come", func() error {
 		if missing, _, _ := account(heard.payloads(), 51, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d are missing: %q", missing, heard.payloads())
 		}
@@ -43,7 +44,7 @@ func TestOtherStreams(t *testing.T) {
 	}
 	// The other way, the other stream has what came.
 	n2.publish(n2.jetstream(), "orders.b", "back")
-	eventually(t, "the stream has it", func() error {
+	await.Nil(t, "the stream has it", func() error {
 		s, err := js.Stream(t.Context(), "ORDERS")
 		if err != nil {
 			return err
@@ -94,15 +95,15 @@ func TestQueueIsBounded(t *testing.T) {
 	if stored < 100 {
 		t.Errorf("only %d messages fit", stored)
 	}
-	eventually(t, "it is a finding", func() error { return finding(n1, "HUB-QUEUE-FULL", "hub.queue") })
+	await.Nil(t, "it is a finding", func() error { return finding(n1, "HUB-QUEUE-FULL", "hub.queue") })
 	m.start()
-	eventually(t, "what was taken comes", func() error {
+	await.Nil(t, "what was taken comes", func() error {
 		if missing, _, _ := account(trimmed(heard.payloads()), stored, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d of %d are missing", missing, stored)
 		}
 		return nil
 	})
-	eventually(t, "there is room again", func() error {
+	await.Nil(t, "there is room again", func() error {
 		_, err := js.Publish(t.Context(), "orders.a", []byte("n1 more"))
 		return err
 	})
@@ -125,7 +126,7 @@ func TestTooLarge(t *testing.T) {
 	n1.publish(js, "orders.a", "n1 0")
 	n1.publish(js, "orders.a", strings.Repeat("x", 3000))
 	n1.publish(js, "orders.a", "n1 1")
-	eventually(t, "the others come", func() error {
+	await.Nil(t, "the others come", func() error {
 		if got := strings.Join(heard.payloads(), " "); got != "n1 0 n1 1" {
 			return fmt.Errorf("%q", got)
 		}
@@ -149,7 +150,7 @@ func TestAtMostOnce(t *testing.T) {
 			m.start()
 		}
 	}
-	eventually(t, "all come", func() error {
+	await.Nil(t, "all come", func() error {
 		if missing, _, _ := account(heard.payloads(), 200, []string{"n1"}); missing > 0 {
 			return fmt.Errorf("%d are missing: %+v", missing, n2.link.Hub())
 		}

@@ -19,6 +19,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"pgregory.net/rapid"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // journal is a log that a test can read.
@@ -123,7 +125,7 @@ func TestFollowerSnapshot(t *testing.T) {
 		one := mustAppend(t, l, "count", 0, "1")
 		two := mustAppend(t, l, "count", one, "2")
 		mustAppend(t, l, "count", two, "3")
-		if !eventually(20*time.Second, savedAt(path, two)) {
+		if !await.True(20*time.Second, savedAt(path, two)) {
 			t.Error("no snapshot after two events in 20 s")
 		}
 	})
@@ -131,7 +133,7 @@ func TestFollowerSnapshot(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "state")
 		f := follow(t, l, FollowOptions{Snapshot: path, Every: 1000, Interval: 10 * time.Millisecond})
 		defer f.stop()
-		if !eventually(20*time.Second, savedAt(path, mustAppend(t, l, "time", 0, "x"))) {
+		if !await.True(20*time.Second, savedAt(path, mustAppend(t, l, "time", 0, "x"))) {
 			t.Error("no snapshot after an event in 20 s")
 		}
 	})
@@ -171,7 +173,7 @@ func TestFollowerSnapshot(t *testing.T) {
 		f := follow(t, l, FollowOptions{Snapshot: path, Interval: time.Millisecond, Logger: log.logger()})
 		defer f.stop()
 		last := mustAppend(t, l, "full", 0, "x")
-		if !eventually(20*time.Second, func() bool { return log.has("snapshot not written") }) {
+		if !await.True(20*time.Second, func() bool { return log.has("snapshot not written") }) {
 			t.Fatal("not logged in 20 s")
 		}
 		if err := f.Wait(ctx, last); err != nil {
@@ -258,7 +260,7 @@ func TestFollowerServerAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	saved := func() bool { at, _, err := ReadSnapshot(path); return err == nil && at == first }
-	if !eventually(20*time.Second, saved) {
+	if !await.True(20*time.Second, saved) {
 		t.Fatal("no snapshot in 20 s")
 	}
 	stopServer(s)

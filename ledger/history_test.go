@@ -14,6 +14,8 @@ import (
 
 	"github.com/anishathalye/porcupine"
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // freePorts finds n ports that nobody listens on.
@@ -240,7 +242,7 @@ func TestLinearizable(t *testing.T) {
 	for _, p := range proxies { // nothing may arrive while the ledger is read
 		p.close()
 	}
-	if !eventually(20*time.Second, func() bool { return s.NumClients() == 1 }) {
+	if !await.True(20*time.Second, func() bool { return s.NumClients() == 1 }) {
 		t.Fatal("the clients were not gone in 20 s")
 	}
 	h.append(ctx, near, 0, 20*time.Second) // stored after whatever the engine still had in hand

@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestAppend(t *testing.T) {
@@ -151,7 +153,7 @@ func TestAppendRequestLost(t *testing.T) {
 		_, err := far.Append(within(t, 30*time.Second), "a", 0, []byte("mine"))
 		done <- err
 	}()
-	if !eventually(10*time.Second, func() bool { return far.js.Conn().Stats().OutMsgs > sent }) {
+	if !await.True(10*time.Second, func() bool { return far.js.Conn().Stats().OutMsgs > sent }) {
 		t.Fatal("nothing was sent")
 	}
 	mustAppend(t, near, "a", 0, "theirs")
@@ -275,7 +277,7 @@ func TestCluster(t *testing.T) {
 		}
 		return true
 	}
-	if !eventually(60*time.Second, current) {
+	if !await.True(60*time.Second, current) {
 		t.Fatal("three replicas were not current in 60 s")
 	}
 
@@ -315,7 +317,7 @@ func TestCluster(t *testing.T) {
 	enough(50)
 	restart(leader)
 	enough(50)
-	if !eventually(60*time.Second, current) {
+	if !await.True(60*time.Second, current) {
 		t.Error("the replicas were not current again in 60 s")
 	}
 	close(stop)

@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"os"
-	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,34 +16,12 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	if !eventually(20*time.Second, func() bool { return runtime.NumGoroutine() <= before }) {
-		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n", before, runtime.NumGoroutine())
-		pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-// eventually asks until the answer is yes, and tells whether it was in time.
-func eventually(patience time.Duration, ask func() bool) bool {
-	deadline := time.After(patience)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			return false
-		case <-again.C:
-		}
-	}
-	return true
-}
+func TestMain(m *testing.M) { await.Main(m) }
 
 // within is a context for what must not take longer than a slow machine needs.
 func within(t testing.TB, patience time.Duration) context.Context {

@@ -13,7 +13,7 @@ import (
 func found(t testing.TB, s *proxytest.Server) (f proxy.Found) {
 	t.Helper()
 	// HAProxy's master begins with running itself anew, and has no arguments meanwhile.
-	await(t, s.Options.Kind, func() bool {
+	waitFor(t, s.Options.Kind, func() bool {
 		all := proxy.Detect(t.Context())
 		i := slices.IndexFunc(all, func(f proxy.Found) bool {
 			return f.Kind == s.Options.Kind && (f.Config == s.Options.Config || f.Kind == "caddy" && slices.Contains(f.Addrs, s.Addr))
@@ -76,7 +76,7 @@ func TestDetectStranger(t *testing.T) {
 	}
 	start(t, path, "600")
 	var f proxy.Found
-	await(t, "the stranger", func() bool {
+	waitFor(t, "the stranger", func() bool {
 		all := proxy.Detect(t.Context())
 		i := slices.IndexFunc(all, func(f proxy.Found) bool { return f.Kind == "traefik" })
 		if i >= 0 {

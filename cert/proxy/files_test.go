@@ -180,10 +180,10 @@ func TestSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	start(t, program)
-	await(t, "the program", func() bool { _, err := os.Stat(dir + "/pid"); return err == nil })
+	waitFor(t, "the program", func() bool { _, err := os.Stat(dir + "/pid"); return err == nil })
 	o := proxy.Options{Kind: "files", Dir: dir + "/files", Reload: proxy.Reload{PIDFile: dir + "/pid"}}
 	install(t, open(t, o), proxytest.Pair(t, "a", "a.test"))
-	await(t, "the reload", func() bool { _, err := os.Stat(marker); return err == nil })
+	waitFor(t, "the reload", func() bool { _, err := os.Stat(marker); return err == nil })
 	for name, text := range map[string]string{"empty": "", "text": "x", "all": "-1", "init": "1"} {
 		if err := os.WriteFile(dir+"/pid", []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -78,7 +78,7 @@ func TestHAProxy(t *testing.T) {
 	// cannot be removed at the socket. There is a reload for it.
 	stop = handshakes(t, s.Addr, "x.b.test", "new.test")
 	install(t, p, b, c)
-	await(t, "the reload", func() bool {
+	waitFor(t, "the reload", func() bool {
 		leaf, err := proxy.Probe(t.Context(), s.Addr, "a.test")
 		return err == nil && proxy.Serial(leaf) == leafSerial(t, b)
 	})

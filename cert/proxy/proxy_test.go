@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/cert/proxy"
 	"github.com/fleetbus/fleetbus/cert/proxy/proxytest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // patience is how long a slow machine may need for a reload.
@@ -110,10 +111,10 @@ func handshakes(t testing.TB, addr string, names ...string) (stop func()) {
 			}
 		})
 	}
-	await(t, "handshakes", func() bool { return done.Load() > 20 })
+	waitFor(t, "handshakes", func() bool { return done.Load() > 20 })
 	return func() {
 		before := done.Load()
-		await(t, "handshakes", func() bool { return done.Load() > before+20 })
+		waitFor(t, "handshakes", func() bool { return done.Load() > before+20 })
 		cancel()
 		group.Wait()
 		if len(failed) > 0 {
@@ -123,12 +124,10 @@ func handshakes(t testing.TB, addr string, names ...string) (stop func()) {
 	}
 }
 
-func await(t testing.TB, what string, ok func() bool) {
+func waitFor(t testing.TB, what string, ask func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s took too long", what)
-		}
+	if !await.True(patience, ask) {
+		t.Fatalf("waiting for %s took too long", what)
 	}
 }
 
@@ -220,7 +219,7 @@ func TestNGINX(t *testing.T) {
 	install(t, p, a, b, c)
 	served(t, s.Addr, a, b, c)
 	install(t, p, a, b)
-	await(t, "the removed one", func() bool {
+	waitFor(t, "the removed one", func() bool {
 		leaf, err := proxy.Probe(t.Context(), s.Addr, "new.test")
 		return err == nil && proxy.Serial(leaf) == leafSerial(t, a)
 	})
@@ -295,7 +294,7 @@ func TestKilled(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		interrupted := make(chan error, 1)
 		go func() { interrupted <- open(t, o).Install(ctx, []proxy.Pair{b}) }()
-		await(t, step, func() bool { _, err := os.Stat(hanging + ".here"); return err == nil })
+		waitFor(t, step, func() bool { _, err := os.Stat(hanging + ".here"); return err == nil })
 		// What is here now is what is there after a kill -9: kept aside.
 		if out, err := exec.Command("cp", "-a", o.Dir, o.Dir+"-killed").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/changetest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestRows(t *testing.T) {
@@ -396,15 +397,8 @@ func TestTLS(t *testing.T) {
 
 func eventually(t testing.TB, what string, ask func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			t.Fatalf("not in time: %s", what)
-		case <-tick.C:
-		}
+	if !await.True(patience, ask) {
+		t.Fatalf("not in time: %s", what)
 	}
 }
 

@@ -9,8 +9,6 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
-	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,36 +23,13 @@ import (
 	_ "modernc.org/sqlite"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	if !eventually(20*time.Second, func() bool { return runtime.NumGoroutine() <= before }) {
-		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n", before, runtime.NumGoroutine())
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { await.Main(m) }
 
 const patience = 60 * time.Second
-
-// eventually asks until the answer is yes, and tells whether it was in time.
-func eventually(patience time.Duration, ask func() bool) bool {
-	deadline := time.After(patience)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			return false
-		case <-again.C:
-		}
-	}
-	return true
-}
 
 func check(t testing.TB, err error) {
 	t.Helper()
@@ -129,7 +104,7 @@ func (s *postgreSQL) start(t testing.TB) {
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	check(t, s.cmd.Start())
 	db := s.open(t)
-	if !eventually(patience, func() bool { return db.PingContext(t.Context()) == nil }) {
+	if !await.True(patience, func() bool { return db.PingContext(t.Context()) == nil }) {
 		s.kill()
 		t.Fatalf("PostgreSQL does not start: %s", &s.log)
 	}
@@ -305,7 +280,7 @@ func (r *running) fails(t testing.TB) error {
 func (h *house) expect(wanted ...string) {
 	h.t.Helper()
 	var heard []string
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		heard = nil
@@ -338,7 +313,7 @@ func (h *house) left() (n int) {
 // quiet waits until all was announced and deleted.
 func (h *house) quiet() {
 	h.t.Helper()
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		var marks int
 		check(h.t, h.db.QueryRowContext(h.t.Context(), "SELECT count(*) FROM "+h.table.name()+" WHERE kind = 'mark'").Scan(&marks))
 		return marks == 1 && h.left() == 0

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestEmit(t *testing.T) {
@@ -42,7 +43,7 @@ func TestEmit(t *testing.T) {
 		h.exec("INSERT INTO fleetbus_outbox (changed_key, kind) VALUES ('no key!', 'update')")
 		h.expect("resync ")
 		h.quiet()
-		if !eventually(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "had no key") }) {
+		if !await.True(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "had no key") }) {
 			t.Errorf("the warning is %q", r.publisher.Progress().Warning)
 		}
 
@@ -181,7 +182,7 @@ func TestBusAway(t *testing.T) {
 	h.bus.Shutdown()
 	h.bus.WaitForShutdown()
 	h.emit(change.Insert, "orders", "1")
-	if !eventually(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "bus") }) {
+	if !await.True(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "bus") }) {
 		t.Fatalf("the warning is %q", r.publisher.Progress().Warning)
 	}
 	if n := h.left(); n != 1 {

@@ -20,7 +20,9 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestFaults writes to a real PostgreSQL while links break, nodes restart, the
@@ -300,10 +302,9 @@ func (w *world) judge() {
 	open := w.open
 	w.open = nil
 	w.mu.Unlock()
-	deadline := time.Now().Add(90 * time.Second)
 	for i, l := range w.listeners {
 		missing := open
-		for {
+		told := await.True(changetest.Patience, func() bool {
 			l.mu.Lock()
 			notices := slices.Clone(l.notices)
 			l.mu.Unlock()
@@ -312,13 +313,10 @@ func (w *world) judge() {
 				index[n.Key.String()] = max(index[n.Key.String()], n.Version)
 			}
 			missing = slices.DeleteFunc(slices.Clone(missing), func(c written) bool { return index[c.key] > c.before || resynced(notices, c, i) })
-			if len(missing) == 0 {
-				break
-			}
-			if time.Now().After(deadline) {
-				w.t.Fatalf("watcher %d was not told of %d of %d changes, %s among them, nor to look again", i, len(missing), len(open), missing[0].key)
-			}
-			time.Sleep(50 * time.Millisecond)
+			return len(missing) == 0
+		})
+		if !told {
+			w.t.Fatalf("watcher %d was not told of %d of %d changes, %s among them, nor to look again", i, len(missing), len(open), missing[0].key)
 		}
 	}
 }
@@ -370,16 +368,10 @@ func startNodes(t *testing.T) []*node {
 		}
 		n.start()
 	}
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		for _, n := range all {
-			if n.server.JetStreamIsLeader() && len(n.server.JetStreamClusterPeers()) == 3 {
-				return all
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the cluster has no leader")
-		}
-	}
+	waitFor(t, "a leader of the cluster", func() bool {
+		return slices.ContainsFunc(all, func(n *node) bool { return n.server.JetStreamIsLeader() && len(n.server.JetStreamClusterPeers()) == 3 })
+	})
+	return all
 }
 
 func (n *node) start() {

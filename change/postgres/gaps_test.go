@@ -140,7 +140,7 @@ func TestAway(t *testing.T) {
 		// What it knows of the tables is kept when nothing waits to be recorded.
 		conn := db.Connect()
 		defer conn.Close(within(t))
-		await(t, "what it knows of the tables", func() (kept bool) {
+		waitFor(t, "what it knows of the tables", func() (kept bool) {
 			err := conn.QueryRow(within(t), `SELECT coalesce(obj_description(oid, 'pg_publication') LIKE '%orders%', false) FROM pg_publication`).Scan(&kept)
 			if err != nil {
 				t.Fatal(err)
@@ -321,7 +321,7 @@ func TestIdle(t *testing.T) {
 		return end
 	}
 	end := write(5)
-	await(t, "that nothing is kept", func() (moved bool) {
+	waitFor(t, "that nothing is kept", func() (moved bool) {
 		if err := other.QueryRow(within(t), `SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = 'orders'`, end).Scan(&moved); err != nil {
 			t.Fatal(err)
 		}

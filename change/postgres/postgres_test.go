@@ -12,7 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
-	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func within(t testing.TB) context.Context {
@@ -32,21 +32,18 @@ func source(t testing.TB, o Options) *Source {
 	return s
 }
 
-// await waits until ask says yes.
-func await(t testing.TB, what string, ask func() bool) {
+// waitFor waits until ask says yes.
+func waitFor(t testing.TB, what string, ask func() bool) {
 	t.Helper()
-	fleetbustest.Eventually(t, what, func() error {
-		if !ask() {
-			return errors.New("no")
-		}
-		return nil
-	})
+	if !await.True(changetest.Patience, ask) {
+		t.Fatalf("waited in vain for %s", what)
+	}
 }
 
 // warned waits until a source warns of text.
 func warned(t testing.TB, running *changetest.Running, text string) {
 	t.Helper()
-	fleetbustest.Eventually(t, "a warning of "+text, func() error {
+	await.Nil(t, "a warning of "+text, func() error {
 		if at := running.Publisher.Progress(); !strings.Contains(at.Warning, text) {
 			return fmt.Errorf("%+v, after %v", at, running.Errors())
 		}
@@ -57,7 +54,7 @@ func warned(t testing.TB, running *changetest.Running, text string) {
 // failed waits for the first error of a source.
 func failed(t testing.TB, running *changetest.Running) error {
 	t.Helper()
-	await(t, "an error of the source", func() bool { return len(running.Errors()) > 0 })
+	waitFor(t, "an error of the source", func() bool { return len(running.Errors()) > 0 })
 	return running.Errors()[0]
 }
 
@@ -259,7 +256,7 @@ func TestManyRows(t *testing.T) {
 	w.Key(change.Resync, "big")
 	db.Exec(`DELETE FROM big WHERE id = 7`)
 	w.Covered(change.Key{"big", "7"})
-	await(t, "all of it", func() bool { return running.Publisher.Stats().Announced >= many })
+	waitFor(t, "all of it", func() bool { return running.Publisher.Stats().Announced >= many })
 	if s := running.Publisher.Stats(); s.Sent > many*9/10 {
 		t.Errorf("of %d changes %d notices were made", s.Announced, s.Sent)
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestBadFiles(t *testing.T) {
@@ -149,13 +150,13 @@ func TestBusy(t *testing.T) {
 				write(`COMMIT; BEGIN IMMEDIATE;`)
 				h.expect("insert orders.1")
 			}
-			if !eventually(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "locked the database") }) {
+			if !await.True(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "locked the database") }) {
 				t.Fatalf("the warning is %q", r.publisher.Progress().Warning)
 			}
 			write(`INSERT INTO orders VALUES (2); COMMIT;`)
 			h.expect("insert orders.2")
 			h.quiet()
-			if !eventually(patience, func() bool { return r.publisher.Progress().Warning == "" }) {
+			if !await.True(patience, func() bool { return r.publisher.Progress().Warning == "" }) {
 				t.Errorf("the warning is %q", r.publisher.Progress().Warning)
 			}
 			end()
@@ -271,7 +272,7 @@ func TestKilledSource(t *testing.T) {
 func (h *house) covered(table string, rows int) {
 	h.t.Helper()
 	var missing int
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		told := map[string]bool{}
@@ -327,12 +328,12 @@ func TestManyRows(t *testing.T) {
 		}
 	}()
 	h.shell(fmt.Sprintf(`PRAGMA synchronous = OFF; WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < %d) INSERT INTO orders SELECT i, 'secret' FROM n;`, rows-1))
-	if !eventually(3*time.Minute, func() bool { return r.publisher.Progress().Version == rows }) {
+	if !await.True(3*time.Minute, func() bool { return r.publisher.Progress().Version == rows }) {
 		t.Fatalf("the progress is %+v", r.publisher.Progress())
 	}
 	h.covered("orders", rows)
 	// All of it takes minutes under the race detector.
-	if !eventually(3*time.Minute, func() bool { return h.left() <= rows-10_000 }) {
+	if !await.True(3*time.Minute, func() bool { return h.left() <= rows-10_000 }) {
 		t.Errorf("%d changes stay", h.left())
 	}
 	close(stop)

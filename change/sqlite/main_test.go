@@ -5,15 +5,11 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
@@ -23,37 +19,13 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	// The engine that fuzzes leaves one.
-	if flag.Lookup("test.fuzz").Value.String() == "" && !eventually(20*time.Second, func() bool { return runtime.NumGoroutine() <= before }) {
-		fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after:\n", before, runtime.NumGoroutine())
-		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { await.Main(m) }
 
 const patience = 60 * time.Second
-
-// eventually asks until the answer is yes, and tells whether it was in time.
-func eventually(patience time.Duration, ask func() bool) bool {
-	deadline := time.After(patience)
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for !ask() {
-		select {
-		case <-deadline:
-			return false
-		case <-again.C:
-		}
-	}
-	return true
-}
 
 // house is a database, a bus, and what went over it.
 type house struct {
@@ -239,7 +211,7 @@ func (r *running) fails(t testing.TB) error {
 func (h *house) expect(wanted ...string) {
 	h.t.Helper()
 	var heard []string
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		heard = nil
@@ -285,7 +257,7 @@ func (h *house) left() (n int) {
 // quiet waits until all was announced and deleted.
 func (h *house) quiet() {
 	h.t.Helper()
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		var seq int
 		err := h.db.QueryRowContext(h.t.Context(), "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'fleetbus_changes'), -1)").Scan(&seq)
 		var files int

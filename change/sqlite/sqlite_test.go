@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus/change"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 func TestRowChanges(t *testing.T) {
@@ -109,7 +110,7 @@ func TestReplace(t *testing.T) {
 func TestOddIndex(t *testing.T) {
 	h := newHouse(t, `CREATE TABLE users (id INTEGER PRIMARY KEY, mail TEXT)`, `CREATE UNIQUE INDEX by_mail ON users (lower(mail))`)
 	r := h.run(Options{})
-	if !eventually(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "by_mail") }) {
+	if !await.True(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "by_mail") }) {
 		t.Fatalf("the warning is %q", r.publisher.Progress().Warning)
 	}
 }
@@ -184,7 +185,7 @@ func TestBusAway(t *testing.T) {
 	h.bus.Shutdown()
 	h.bus.WaitForShutdown()
 	h.exec(`INSERT INTO orders VALUES (1)`)
-	if !eventually(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "bus") }) {
+	if !await.True(patience, func() bool { return strings.Contains(r.publisher.Progress().Warning, "bus") }) {
 		t.Fatalf("the warning is %q", r.publisher.Progress().Warning)
 	}
 	if n := h.left(); n != 1 {
@@ -286,7 +287,7 @@ func TestTables(t *testing.T) {
 	h.watch()
 	r := h.run(Options{Tables: []string{"a", "v", "words", "missing"}})
 	h.expect("resync ")
-	if !eventually(patience, func() bool {
+	if !await.True(patience, func() bool {
 		w := r.publisher.Progress().Warning
 		return strings.Contains(w, `"v" is a view`) && strings.Contains(w, `"words" is a virtual`) && strings.Contains(w, `no table "missing"`)
 	}) {
