@@ -295,7 +295,7 @@ func TestFailover(t *testing.T) {
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	const limit = 64 // MiB
-	db := postgrestest.Start(t, "wal_level=logical", fmt.Sprintf("max_slot_wal_keep_size=%dMB", limit), "fsync=off")
+	db := postgrestest.Start(t, "wal_level=logical", fmt.Sprintf("max_slot_wal_keep_size=%dMB", limit))
 	db.Exec(`CREATE TABLE a (id int PRIMARY KEY)`, `CREATE DATABASE other`)
 	bus := changetest.Start(t)
 	w := bus.Watch("")

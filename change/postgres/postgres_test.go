@@ -244,7 +244,7 @@ func TestPermanent(t *testing.T) {
 
 // TestManyRows has a transaction of very many rows, of which few notices are made.
 func TestManyRows(t *testing.T) {
-	db := postgrestest.Start(t, "wal_level=logical", "fsync=off")
+	db := postgrestest.Start(t, "wal_level=logical")
 	db.Exec(`CREATE TABLE big (id int PRIMARY KEY)`)
 	bus := changetest.Start(t)
 	w := bus.Watch("")

@@ -54,6 +54,10 @@ func (s *Server) Replica() *Server {
 func start(t testing.TB, settings []string, program string, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, bin: find(t), settings: slices.Clone(settings)}
+	// The machine stays on, and writes in its own time. Benchmarks have what users have.
+	if _, bench := t.(*testing.B); !bench {
+		s.settings = append(s.settings, "fsync=off")
+	}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "pg-"); err != nil {
 		t.Fatal(err)
