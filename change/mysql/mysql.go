@@ -82,8 +82,9 @@ type Options struct {
 // A Source tells of the changes of one server. New makes one. Its Run must not be
 // called twice at a time.
 type Source struct {
-	options Options
-	config  *driver.Config
+	options   Options
+	config    *driver.Config
+	heartbeat time.Duration // heartbeatEvery, but in tests
 }
 
 // New returns a Source of o's database. It connects nothing.
@@ -115,7 +116,7 @@ func New(o Options) (*Source, error) {
 	if o.ServerID == 0 {
 		o.ServerID = 1<<31 + rand.Uint32N(1<<31-1)
 	}
-	return &Source{options: o, config: config}, nil
+	return &Source{options: o, config: config, heartbeat: heartbeatEvery}, nil
 }
 
 // Run is change.Source's.

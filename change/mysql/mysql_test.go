@@ -519,13 +519,22 @@ func TestManyRows(t *testing.T) {
 	}
 }
 
+// impatient is a source that hears of its server every half second, or gives it up
+// after three.
+func impatient(t *testing.T, o Options) *Source {
+	t.Helper()
+	s := source(t, o)
+	s.heartbeat, s.config.ReadTimeout = 500*time.Millisecond, 3*time.Second
+	return s
+}
+
 // TestSilent has a server that hangs, and does not close its connections.
 func TestSilent(t *testing.T) {
 	db := startMariaDB(t)
 	db.exec(`CREATE TABLE a (id int PRIMARY KEY)`)
 	bus := changetest.Start(t)
 	w := bus.Watch("")
-	running := bus.Run(source(t, Options{DSN: db.dsn}))
+	running := bus.Run(impatient(t, Options{DSN: db.dsn}))
 	begun(w)
 	if err := db.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -541,16 +550,14 @@ func TestSilent(t *testing.T) {
 
 // TestIdle has a source live on heartbeats.
 func TestIdle(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it waits")
-	}
 	db := startMariaDB(t)
 	bus := changetest.Start(t)
 	w := bus.Watch("")
-	running := bus.Run(source(t, Options{DSN: db.dsn}))
+	s := impatient(t, Options{DSN: db.dsn})
+	running := bus.Run(s)
 	begun(w)
 	first := time.Now()
-	eventually(t, "it hears of the server", func() bool { return running.Publisher.Progress().Seen.Sub(first) > silent+heartbeat })
+	eventually(t, "it hears of the server", func() bool { return running.Publisher.Progress().Seen.Sub(first) > s.config.ReadTimeout+s.heartbeat })
 	if errs := running.Errors(); len(errs) > 0 {
 		t.Error(errs)
 	}

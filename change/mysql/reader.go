@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// heartbeat is how often the server says that it has nothing to say, and silent
-	// how long it may say nothing.
-	heartbeat, silent = 2 * time.Second, 10 * time.Second
+	// heartbeatEvery is how often the server says that it has nothing to say, and
+	// silent how long it may say nothing.
+	heartbeatEvery, silent = 2 * time.Second, 10 * time.Second
 	// tidyEvery is how often progress is reported and the position kept.
 	tidyEvery = time.Second
 	// flushTimeout bounds the wait for the bus, so that the log goes on being read.
@@ -127,15 +127,20 @@ func (r *reader) end(ctx context.Context) error {
 // line is the connection over which the log comes. The library sets no deadline
 // of its own then, and cannot call the server again after it was closed.
 type line struct {
+	silent time.Duration // how long it may be
+
 	mu     sync.Mutex
 	conn   net.Conn
 	closed bool
 }
 
-type lineConn struct{ net.Conn }
+type lineConn struct {
+	net.Conn
+	silent time.Duration
+}
 
 func (c lineConn) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(silent)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(c.silent)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(b)
@@ -153,7 +158,7 @@ func (l *line) dial(ctx context.Context, network, address string) (net.Conn, err
 		return nil, net.ErrClosed
 	}
 	l.conn = conn
-	return lineConn{conn}, nil
+	return lineConn{conn, l.silent}, nil
 }
 
 // close ends what is read, and what is dialed later.
@@ -181,10 +186,10 @@ func decode(e *replication.RowsEvent, data []byte) error {
 
 // follow reads the log from the position until ctx is done.
 func (r *reader) follow(ctx context.Context, fresh bool) error {
-	l, c := &line{}, r.source.config
+	l, c := &line{silent: r.source.config.ReadTimeout}, r.source.config
 	config := replication.BinlogSyncerConfig{
 		ServerID: r.source.options.ServerID, Flavor: library.MySQLFlavor, Host: c.Addr, User: c.User, Password: c.Passwd, Localhost: "fleetbus",
-		TLSConfig: c.TLS, HeartbeatPeriod: heartbeat, DisableRetrySync: true, DiscardGTIDSet: true, EventCacheCount: buffered,
+		TLSConfig: c.TLS, HeartbeatPeriod: r.source.heartbeat, DisableRetrySync: true, DiscardGTIDSet: true, EventCacheCount: buffered,
 		TimestampStringLocation: time.UTC, RowsEventDecodeFunc: decode, Logger: slog.New(slog.DiscardHandler),
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) { return l.dial(ctx, c.Net, c.Addr) },
 	}
