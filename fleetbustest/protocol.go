@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -397,30 +398,32 @@ func (p *protocolTest) denial(t *testing.T) {
 	}
 }
 
-// strangers complete the handshake and then do nothing, or nothing sensible.
+// strangers complete the handshake and then do nothing, or nothing sensible, all at
+// once: what they wait for is the protocol's patience.
 func (p *protocolTest) strangers(t *testing.T) {
 	s := p.nodes[0]
+	var waiting sync.WaitGroup
 	for name, opening := range map[string]string{
 		"silent": "", "zeros": strings.Repeat("\x00", 256), "ones": strings.Repeat("\xff", 256),
 		"endless": strings.Repeat("A", 1<<20), "lines": strings.Repeat("\r\n", 4096),
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			conn, err := (&tls.Dialer{Config: s.TLS()}).DialContext(soon(t), "tcp", s.Addr(protocolListener).String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			if err := conn.SetDeadline(time.Now().Add(strangerTimeout)); err != nil {
-				t.Fatal(err)
-			}
+		conn, err := (&tls.Dialer{Config: s.TLS()}).DialContext(soon(t), "tcp", s.Addr(protocolListener).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(strangerTimeout)); err != nil {
+			t.Fatal(err)
+		}
+		waiting.Go(func() {
 			// The server may close before it has read all.
 			_, _ = io.WriteString(conn, opening)
 			if _, err := io.Copy(io.Discard, conn); errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
-				t.Errorf("the connection was still there after %v", strangerTimeout)
+				t.Errorf("%s: the connection was still there after %v", name, strangerTimeout)
 			}
 		})
 	}
+	waiting.Wait()
 }
 
 // stop stops a node with clients. That nothing is left behind is StartCluster's
