@@ -227,7 +227,7 @@ func recordSize(t *testing.T, h *house) int {
 
 // TestPings has a client ask without end and read nothing.
 func TestPings(t *testing.T) {
-	h := start(t)
+	h := start(t, func(o *fleetbus.Options) { protocol(o).Pending = 1 << 10 })
 	c := h.dial(t, packet.V5)
 	if err := c.Conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(16 << 10); err != nil {
 		t.Fatal(err)
@@ -252,14 +252,18 @@ func TestPings(t *testing.T) {
 	other.well()
 }
 
-// small leaves 16 MiB for an account's waiting messages.
-func small(o *fleetbus.Options) {
+// protocol is that of the listener for MQTT.
+func protocol(o *fleetbus.Options) *mqtt.Protocol {
 	for _, l := range o.Listeners {
 		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
-			p.MaxStored = 16 << 20
+			return p
 		}
 	}
+	panic("there is no listener for MQTT")
 }
+
+// small leaves 16 MiB for an account's waiting messages.
+func small(o *fleetbus.Options) { protocol(o).MaxStored = 16 << 20 }
 
 // TestFull fills what an account may have waiting: the publisher is told, nobody who
 // is slow or away loses what was acknowledged, and when it is consumed there is room.

@@ -59,13 +59,21 @@ func (o *outbox) sendWire(wire []byte) bool {
 func (o *outbox) put(b []byte) {
 	before := len(o.wait)
 	o.wait = b
-	if len(b) > 2*o.most+slack { // it asks and does not read
+	if len(b) > 2*o.most+slack { // it asks and does not read, and would not take a good-bye
 		o.ended, o.wait = true, nil
-		_ = o.conn.SetWriteDeadline(time.Now())
+		_ = beneath(o.conn).Close()
 	}
 	if before == 0 || o.ended { // else whoever writes was told, and looks again
 		o.signal()
 	}
+}
+
+// beneath is the connection that conn is a layer on, or conn.
+func beneath(conn net.Conn) net.Conn {
+	if layer, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		return beneath(layer.NetConn())
+	}
+	return conn
 }
 
 // full reports whether nothing should be added that can be dropped.

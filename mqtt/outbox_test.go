@@ -16,7 +16,7 @@ func TestOutbox(t *testing.T) {
 	o := newOutbox(to, 1<<20)
 	o.v = packet.V311
 	go o.write()
-	const many = 3_000_000
+	const many = 500_000
 	go func() {
 		for i := range many {
 			o.send(&packet.Ack{Kind: packet.PUBACK, ID: uint16(i%0xFFFF + 1)})

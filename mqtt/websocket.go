@@ -51,6 +51,9 @@ type begun struct {
 	first []byte
 }
 
+// NetConn is what it is on.
+func (b *begun) NetConn() net.Conn { return b.Conn }
+
 func (b *begun) Read(into []byte) (int, error) {
 	if len(b.first) > 0 && len(into) > 0 {
 		n := copy(into, b.first)
@@ -96,6 +99,9 @@ type framed struct {
 	net.Conn
 	under net.Conn
 }
+
+// NetConn is what it is on.
+func (f *framed) NetConn() net.Conn { return f.under }
 
 func (f *framed) RemoteAddr() net.Addr { return f.under.RemoteAddr() }
 func (f *framed) LocalAddr() net.Addr  { return f.under.LocalAddr() }
