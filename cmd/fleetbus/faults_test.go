@@ -62,17 +62,15 @@ func (m *host) must(args ...string) string {
 	return output
 }
 
-// killed runs the program, kills it within d, and reports whether that was
-// before its end.
-func (m *host) killed(d time.Duration, args ...string) bool {
+// killed runs the program, and kills it after d.
+func (m *host) killed(d time.Duration, args ...string) {
 	m.t.Helper()
 	p := m.start(args...)
 	select {
 	case <-p.ended:
-	case <-time.After(rand.N(d)):
+	case <-time.After(d):
 		p.kill()
 	}
-	return p.cmd.ProcessState.ExitCode() < 0
 }
 
 // serve starts the node in that directory and waits until it is ready.
@@ -115,12 +113,19 @@ func (m *host) holds(dir string) bool {
 // secret finds the text of a token.
 func secret(output string) string { return regexp.MustCompile(`fb1\.\S+`).FindString(output) }
 
-// rounds is how often something is killed: n times, or less if time is short.
-func rounds(n int) int {
+// instants are when to kill what takes d: one at random in each of n equal parts of d.
+// With FLEETBUS_ROUNDS there are so many times as many.
+func instants(t *testing.T, n int, d time.Duration) (all []time.Duration) {
+	t.Helper()
 	if testing.Short() {
-		return n / 4
+		n /= 2
 	}
-	return n
+	n *= fromEnv(t, "FLEETBUS_ROUNDS", 1)
+	part := d/time.Duration(n) + 1
+	for i := range n {
+		all = append(all, time.Duration(i)*part+rand.N(part))
+	}
+	return all
 }
 
 // once fails unless each name begins one line of a list.
@@ -147,10 +152,10 @@ func TestKilledInit(t *testing.T) {
 	m := newHost(t)
 	d := pace(func() { m.must(m.node("first", "init")...) })
 	whole, cut := 0, 0
-	for i := range rounds(20) {
+	for i, at := range instants(t, 8, d) {
 		name := fmt.Sprintf("n%d", i)
 		init := m.node(name, "init")
-		m.killed(d, init...)
+		m.killed(at, init...)
 		code, output := m.run(init...)
 		switch {
 		case code == 0:
@@ -160,7 +165,7 @@ func TestKilledInit(t *testing.T) {
 		default:
 			t.Fatalf("init after init was killed: exit code %d\n%s", code, output)
 		}
-		if i%5 == 0 {
+		if i%4 == 0 {
 			p := m.serve(name)
 			if !strings.Contains(p.log.String(), init[2]) || !strings.Contains(p.log.String(), init[4]) {
 				t.Errorf("the settings %q are gone:\n%s", init, p.log)
@@ -186,11 +191,11 @@ func TestKilledJoin(t *testing.T) {
 	d := pace(func() { m.must(first...) })
 	cut := 0
 	var names []string
-	for i := range rounds(12) {
+	for i, at := range instants(t, 6, d) {
 		name := fmt.Sprintf("m%d", i)
 		names = append(names, name)
 		args := join(name, token("node"))
-		m.killed(d, args...)
+		m.killed(at, args...)
 		if !m.holds(name) {
 			cut++
 		}
@@ -234,10 +239,10 @@ func TestKilledJoin(t *testing.T) {
 	// A user's join is repeated in the same way.
 	first = []string{"join", addr, "--token", token("user", "--for", "acme/first"), "--as", "user", "--out", "first.creds"}
 	d = pace(func() { m.must(first...) })
-	for i := range rounds(8) {
+	for i, at := range instants(t, 4, d) {
 		name := fmt.Sprintf("u%d", i)
 		args := []string{"join", addr, "--token", token("user", "--for", "acme/"+name), "--as", "user", "--out", name + ".creds"}
-		m.killed(d, args...)
+		m.killed(at, args...)
 		if _, err := os.Stat(filepath.Join(m.dir, name+".creds")); err != nil {
 			m.must(args...)
 		}
@@ -254,19 +259,19 @@ func TestKilledAccountAdd(t *testing.T) {
 	add := func(name string) []string { return []string{"account", "add", name, "--data-dir", "n1"} }
 	var names []string
 	d := pace(func() { m.must(add("first")...) })
-	for i := range rounds(12) {
+	for i, at := range instants(t, 6, d) {
 		name := fmt.Sprintf("a%d", i)
 		names = append(names, name)
-		m.killed(d, add(name)...)
+		m.killed(at, add(name)...)
 		m.must(add(name)...)
 	}
-	for i := range rounds(4) {
+	for i, at := range instants(t, 2, d) {
 		name := fmt.Sprintf("b%d", i)
 		names = append(names, name)
 		adding := m.start(add(name)...)
 		select {
 		case <-adding.ended:
-		case <-time.After(rand.N(d)):
+		case <-time.After(at):
 		}
 		node.kill()
 		adding.kill()

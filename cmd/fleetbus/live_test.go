@@ -164,12 +164,11 @@ func modeCommand(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // eventuallyCommand: eventually REGEXP COMMAND... repeats the command until it
-// succeeds and its output matches.
+// succeeds and its output matches. In between it rests: to start a program takes from
+// those that are waited for what they need.
 func eventuallyCommand(ts *testscript.TestScript, _ bool, args []string) {
 	want := regexp.MustCompile("(?m)" + args[0])
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(allowance); ; <-tick.C {
+	for deadline := time.Now().Add(allowance); ; <-time.After(200 * time.Millisecond) {
 		err := ts.Exec(args[1], args[2:]...)
 		if err == nil && want.MatchString(ts.ReadFile("stdout")+ts.ReadFile("stderr")) {
 			return

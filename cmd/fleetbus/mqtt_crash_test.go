@@ -24,8 +24,9 @@ import (
 )
 
 const (
-	// sourcePause is how long a source waits between publications, on average.
-	sourcePause = 60 * time.Millisecond
+	// sourcePause is how long a source waits between publications, on average; less
+	// if there is time for what takes long.
+	sourcePause, longPause = 150 * time.Millisecond, 60 * time.Millisecond
 	// crashPatience is how long what goes wrong by a kill may take to be right again.
 	crashPatience = 2 * time.Minute
 )
@@ -262,6 +263,7 @@ type source struct {
 	qos    packet.QoS
 	retain bool
 	window int
+	pause  time.Duration // the longest between two publications
 
 	mu      sync.Mutex
 	numbers []byte // what became of each
@@ -286,6 +288,9 @@ func (c *crash) load(ctx context.Context) (sources []*source) {
 			kind = "keep"
 		}
 		s.topic = fmt.Sprintf("%s/%d/q%d", kind, i, s.qos)
+		if s.pause = 2 * sourcePause; c.long {
+			s.pause = 2 * longPause
+		}
 		s.device = c.device(fmt.Sprintf("source-%d", i), 3600)
 		s.slots, s.settled = make(chan struct{}, s.window), s.settle
 		s.will = &packet.Will{Delay: 600, Message: packet.Message{Topic: []byte("will/never/" + s.id), QoS: 2}}
@@ -301,7 +306,7 @@ func (s *source) send(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(rand.N(2 * sourcePause)):
+		case <-time.After(rand.N(s.pause)):
 		}
 		s.mu.Lock()
 		s.numbers = append(s.numbers, wasSent)
