@@ -67,10 +67,11 @@ func places() map[string]place {
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
 		"internal/target":    {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
+		"internal/loopback":  {"addresses for tests, each for one", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
-		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "ledger"}},
+		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
 		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/portowner", "internal/target", "ledger", "mqtt"}},
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -27,6 +25,7 @@ import (
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // startTimeout bounds the start of a server, stopTimeout its end.
@@ -86,8 +85,8 @@ func Options(t testing.TB, name string) fleetbus.Options {
 	t.Helper()
 	return fleetbus.Options{
 		Mode: fleetbus.Mesh, Name: name, Dir: filepath.Join(t.TempDir(), "data"), Advertise: "127.0.0.1",
-		Listeners: []fleetbus.Listener{{Name: "nats", Addr: freePort(t), Protocol: fleetbus.NATS()}},
-		Cluster:   fleetbus.Cluster{Addr: freePort(t)},
+		Listeners: []fleetbus.Listener{{Name: "nats", Addr: loopback.Addr(t), Protocol: fleetbus.NATS()}},
+		Cluster:   fleetbus.Cluster{Addr: loopback.Addr(t)},
 		Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 256 << 20, Reserve: 1 << 20},
 		Grace:     time.Second,
 	}
@@ -260,21 +259,6 @@ func (s *Server) Problems() []doctor.Finding {
 	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
 	defer cancel()
 	return slices.DeleteFunc(s.Check(ctx), func(f doctor.Finding) bool { return f.Severity != doctor.Problem })
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	// Below the range that port 0 is from: nobody who asks for any gets this one.
-	var err error
-	for range 100 {
-		var ln net.Listener
-		if ln, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000))); err == nil {
-			defer ln.Close()
-			return ln.Addr().String()
-		}
-	}
-	t.Fatal(err)
-	return ""
 }
 
 // audit fails the test if it ends with more goroutines of this module or the

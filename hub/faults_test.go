@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -107,7 +108,7 @@ func TestProbeTLS(t *testing.T) {
 		"a stranger's":           {func(o *Options) { o.Cert, o.Key = other.clientCert, other.clientKey }, StepTLS, "cert, key"},
 		"no TLS":                 {func(o *Options) { o.Servers = []string{"mqtt://" + m.addr} }, StepVersion, "log"},
 		"no such file":           {func(o *Options) { o.CA = "/nowhere" }, StepSettings, "name files"},
-		"nobody":                 {func(o *Options) { o.Servers = []string{"mqtts://" + freeAddr(t)} }, StepReach, "start the hub"},
+		"nobody":                 {func(o *Options) { o.Servers = []string{"mqtts://" + loopback.Addr(t)} }, StepReach, "start the hub"},
 		"no such host":           {func(o *Options) { o.Servers = []string{"mqtts://hub.invalid"} }, StepReach, "host's name"},
 	} {
 		t.Run(what, func(t *testing.T) {

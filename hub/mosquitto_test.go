@@ -26,6 +26,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // patience is how long a slow machine may need for anything.
@@ -104,24 +105,11 @@ type mosquitto struct {
 	cmd *exec.Cmd
 }
 
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+mrand.IntN(20_000)))
-		if err == nil {
-			ln.Close()
-			return ln.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
 // startMosquitto starts a broker with mutual TLS, or without TLS, and more settings.
 func startMosquitto(t testing.TB, tls bool, settings ...string) *mosquitto {
 	t.Helper()
 	mosquittoPath(t)
-	m := &mosquitto{t: t, addr: freeAddr(t), conf: filepath.Join(t.TempDir(), "mosquitto.conf")}
+	m := &mosquitto{t: t, addr: loopback.Addr(t), conf: filepath.Join(t.TempDir(), "mosquitto.conf")}
 	_, port, _ := net.SplitHostPort(m.addr)
 	lines := []string{"listener " + port + " 127.0.0.1", "log_dest stderr", "log_type error", "log_type warning", "log_type notice"}
 	m.url = "mqtt://" + m.addr

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 func TestAppend(t *testing.T) {
@@ -234,20 +236,31 @@ func startCluster(t *testing.T) (servers []*server.Server, restart func(int)) {
 	t.Helper()
 	var options []server.Options
 	var routes []*url.URL
-	for i, port := range freePorts(t, 3) {
-		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
+	for i := range 3 {
+		addr := loopback.Addr(t)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: addr})
 		options = append(options, server.Options{
 			ServerName: fmt.Sprintf("n%d", i),
 			StoreDir:   t.TempDir(),
-			Cluster:    server.ClusterOpts{Name: "fleet", Host: "127.0.0.1", Port: port},
+			Port:       portIn(t, loopback.Addr(t)),
+			Cluster:    server.ClusterOpts{Name: "fleet", Host: "127.0.0.1", Port: portIn(t, addr)},
 		})
 	}
 	for i := range options {
 		options[i].Routes = routes
 		servers = append(servers, startServer(t, options[i]))
-		options[i].Port = portOf(servers[i])
 	}
 	return servers, func(i int) { servers[i] = startServer(t, options[i]) }
+}
+
+// portIn is the port of addr.
+func portIn(t *testing.T, addr string) int {
+	t.Helper()
+	parsed, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(parsed.Port())
 }
 
 func TestCluster(t *testing.T) {

@@ -19,16 +19,16 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // A host is a directory in which the program runs as its users run it.
 type host struct {
-	t     *testing.T
-	dir   string
-	ports *ports
+	t   *testing.T
+	dir string
 }
 
-func newHost(t *testing.T) *host { return &host{t, t.TempDir(), new(ports)} }
+func newHost(t *testing.T) *host { return &host{t, t.TempDir()} }
 
 // start runs the program in the background, until the test ends at the latest.
 func (m *host) start(args ...string) *process {
@@ -87,11 +87,7 @@ func (m *host) serve(dir string) *process {
 func (m *host) node(name string, args ...string) []string {
 	m.t.Helper()
 	for _, flag := range []string{"--listeners-nats-addr", "--cluster-addr"} {
-		addr, err := m.ports.next()
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		args = append(args, flag, addr)
+		args = append(args, flag, loopback.Addr(m.t))
 	}
 	return append(args, "--data-dir", name, "--name", name, "--advertise", "127.0.0.1")
 }

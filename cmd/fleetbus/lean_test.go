@@ -50,7 +50,7 @@ func TestLean(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("LEAN", lean)
 			env.Setenv("HOME", env.WorkDir)
-			env.Values[portsKey{}], env.Values[childrenKey{}] = new(ports), map[string]*process{}
+			env.Values[testKey{}], env.Values[childrenKey{}] = t, map[string]*process{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "port": portCommand, "run": runCommand},

@@ -2,10 +2,8 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // allowance is how long anything that happens by itself may take.
@@ -31,7 +31,6 @@ const noDelay = "GORACE=atexit_sleep_ms=0"
 // TestLive runs testdata/live: whole fleets of real processes, seen from outside,
 // by this program and by those of others.
 func TestLive(t *testing.T) {
-	ports := new(ports)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/live",
 		Setup: func(env *testscript.Env) error {
@@ -44,7 +43,7 @@ func TestLive(t *testing.T) {
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir)
 			env.Setenv("LONG", strings.Repeat("n", 300))
 			env.Setenv("BELL", "a\ab")
-			env.Values[portsKey{}], env.Values[childrenKey{}], env.Values[clientsKey{}] = ports, map[string]*process{}, map[string]*handshakes{}
+			env.Values[testKey{}], env.Values[childrenKey{}], env.Values[clientsKey{}] = t, map[string]*process{}, map[string]*handshakes{}
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -103,43 +102,14 @@ func pass(client net.Conn, server string) {
 }
 
 type (
-	portsKey    struct{}
+	testKey     struct{}
 	childrenKey struct{}
 )
-
-// ports hands out loopback addresses, each once, from below the range that
-// outgoing connections take theirs from.
-type ports struct {
-	mu   sync.Mutex
-	used map[int]bool
-}
-
-func (p *ports) next() (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.used == nil {
-		p.used = map[int]bool{}
-	}
-	for range 1000 {
-		port := 12000 + rand.IntN(20000)
-		if p.used[port] {
-			continue
-		}
-		p.used[port] = true
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		if ln, err := net.Listen("tcp", addr); err == nil {
-			return addr, ln.Close()
-		}
-	}
-	return "", errors.New("there is no free port")
-}
 
 // portCommand: port VARIABLE... sets each to a free loopback address.
 func portCommand(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
-		addr, err := ts.Value(portsKey{}).(*ports).next()
-		ts.Check(err)
-		ts.Setenv(name, addr)
+		ts.Setenv(name, loopback.Addr(ts.Value(testKey{}).(testing.TB)))
 	}
 }
 

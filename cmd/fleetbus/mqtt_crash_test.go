@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/internal/loopback"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -142,7 +143,7 @@ func newCrash(t *testing.T, seed uint64) *crash {
 	c := &crash{t: t, m: newHost(t), rng: rand.New(rand.NewPCG(seed, 0))}
 	var addrs []string
 	for i := range 3 {
-		n := &crashNode{name: fmt.Sprintf("n%d", i+1), mqtt: must[string](t)(c.m.ports.next())}
+		n := &crashNode{name: fmt.Sprintf("n%d", i+1), mqtt: loopback.Addr(t)}
 		args := []string{"init"}
 		if i > 0 {
 			args = []string{"join", addrs[0], "--token", secret(c.m.must("token", "add", "node", "--data-dir", "n1"))}
