@@ -18,6 +18,7 @@ import (
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/cert/certtest"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
@@ -80,7 +81,7 @@ func startServer(t testing.TB, o server.Options) *server.Server {
 	o.Host, o.JetStream, o.NoLog, o.NoSigs = "127.0.0.1", true, true, true
 	o.JetStreamLimits.DefaultMaxConsumers = -1 // as a node of a fleet has it
 	if o.Port == 0 {
-		o.Port = server.RANDOM_PORT
+		o.Port = loopback.Port(t)
 	}
 	if o.StoreDir == "" {
 		o.StoreDir = t.TempDir()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -237,30 +236,20 @@ func startCluster(t *testing.T) (servers []*server.Server, restart func(int)) {
 	var options []server.Options
 	var routes []*url.URL
 	for i := range 3 {
-		addr := loopback.Addr(t)
-		routes = append(routes, &url.URL{Scheme: "nats", Host: addr})
+		port := loopback.Port(t)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", port)})
 		options = append(options, server.Options{
 			ServerName: fmt.Sprintf("n%d", i),
 			StoreDir:   t.TempDir(),
-			Port:       portIn(t, loopback.Addr(t)),
-			Cluster:    server.ClusterOpts{Name: "fleet", Host: "127.0.0.1", Port: portIn(t, addr)},
+			Cluster:    server.ClusterOpts{Name: "fleet", Host: "127.0.0.1", Port: port},
 		})
 	}
 	for i := range options {
 		options[i].Routes = routes
+		options[i].Port = loopback.Port(t)
 		servers = append(servers, startServer(t, options[i]))
 	}
 	return servers, func(i int) { servers[i] = startServer(t, options[i]) }
-}
-
-// portIn is the port of addr.
-func portIn(t *testing.T, addr string) int {
-	t.Helper()
-	parsed, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int(parsed.Port())
 }
 
 func TestCluster(t *testing.T) {

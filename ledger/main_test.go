@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // TestMain fails if the tests leave a goroutine behind.
@@ -35,7 +36,7 @@ func startServer(t testing.TB, o server.Options) *server.Server {
 	t.Helper()
 	o.Host, o.JetStream, o.NoLog, o.NoSigs = "127.0.0.1", true, true, true
 	if o.Port == 0 {
-		o.Port = server.RANDOM_PORT
+		o.Port = loopback.Port(t)
 	}
 	if o.StoreDir == "" {
 		o.StoreDir = t.TempDir()

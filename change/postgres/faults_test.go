@@ -23,6 +23,7 @@ import (
 	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // TestFaults writes to a real PostgreSQL while links break, nodes restart, the
@@ -354,8 +355,8 @@ func startNodes(t *testing.T) []*node {
 			t.Fatal(err)
 		}
 		n := &node{t: t, relay: ln}
-		n.options = server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true}
-		n.options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: server.RANDOM_PORT, Advertise: ln.Addr().String()}
+		n.options = server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: loopback.Port(t), JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true}
+		n.options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: loopback.Port(t), Advertise: ln.Addr().String()}
 		all = append(all, n)
 		go n.serve()
 		t.Cleanup(func() { ln.Close(); n.cut(true) })
@@ -386,8 +387,6 @@ func (n *node) start() {
 		n.t.Fatal("a server is not ready")
 	}
 	n.server = s
-	// The same ports after a restart.
-	n.options.Port, n.options.Cluster.Port = s.Addr().(*net.TCPAddr).Port, s.ClusterAddr().Port
 	n.mu.Lock()
 	n.target = s.ClusterAddr().String()
 	n.mu.Unlock()
