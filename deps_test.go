@@ -66,6 +66,7 @@ func places() map[string]place {
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
+		"internal/smalldisk": {"a disk that is full, for all tests that need one", []string{"internal/await"}},
 		"internal/target":    {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
 		"internal/loopback":  {"addresses for tests, each for one", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},

@@ -16,37 +16,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus"
+
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/internal/smalldisk"
 )
-
-// smallDisk mounts a disk of that size for the data of a node.
-func smallDisk(t *testing.T, size string) (dir string) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small disk takes root")
-	}
-	dir = t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Skipf("mounting a small disk: %v", err)
-	}
-	t.Cleanup(func() {
-		// The engine closes its last files a moment after it has stopped.
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			err := syscall.Unmount(dir, 0)
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-				t.Fatal(err)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	})
-	return dir
-}
 
 // occupy leaves no more than so many bytes of a disk, until free is called.
 func occupy(t *testing.T, dir string, left int64) (free func()) {
@@ -90,7 +65,7 @@ func isRefused(err error) bool {
 // TestShortDisk has somebody else take the disk until less than the reserve is
 // left, and give it back.
 func TestShortDisk(t *testing.T) {
-	disk := smallDisk(t, "96m")
+	disk := smalldisk.Mount(t, "96m")
 	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
 		o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 16<<20
 	})
@@ -155,7 +130,7 @@ func TestShortDisk(t *testing.T) {
 // TestFullDisk fills the disk faster than any guard looks, under a client that
 // writes all the time.
 func TestFullDisk(t *testing.T) {
-	disk := smallDisk(t, "64m")
+	disk := smalldisk.Mount(t, "64m")
 	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
 		o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 64<<10
 	})

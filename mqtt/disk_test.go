@@ -4,39 +4,19 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/fleetbus/fleetbus"
+
 	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/internal/smalldisk"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
 // TestShortDisk has a node whose disk is short: a publisher is told, QoS 0 goes on,
 // and when there is room the node takes messages again.
 func TestShortDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small disk takes root")
-	}
-	disk := t.TempDir()
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=96m"); err != nil {
-		t.Skipf("mounting a small disk: %v", err)
-	}
-	t.Cleanup(func() {
-		// The engine closes its last files a moment after it has stopped.
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			err := syscall.Unmount(disk, 0)
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-				t.Fatal(err)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	})
+	disk := smalldisk.Mount(t, "96m")
 	h := start(t, func(o *fleetbus.Options) { o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 16<<20 })
 	sub, _ := h.connect(t, &packet.Connect{ClientID: "sub", SessionExpiry: 600})
 	sub.subscribe(1, "a")

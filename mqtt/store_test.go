@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // outcome is what a writer said of a message.
@@ -141,18 +142,13 @@ func TestWriterGivesUp(t *testing.T) {
 // waits until what with the writer's lock held says so.
 func waits(t *testing.T, w *writer, what func() bool) {
 	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+	happens := await.True(10*time.Second, func() bool {
 		w.mu.Lock()
-		ok := what()
-		w.mu.Unlock()
-		if ok {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("it does not happen")
-		}
+		defer w.mu.Unlock()
+		return what()
+	})
+	if !happens {
+		t.Fatal("it does not happen")
 	}
 }
 

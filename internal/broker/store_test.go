@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/internal/smalldisk"
 )
 
 // noResources is the code by which a server refuses what it would have to store.
@@ -140,33 +142,6 @@ func TestHoldOfThree(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a disk of that size.
-func smallDisk(t *testing.T, size string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting a small disk takes root")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-		t.Skipf("mounting a small disk: %v", err)
-	}
-	t.Cleanup(func() {
-		// The engine closes its last files a moment after it has stopped.
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			err := syscall.Unmount(dir, 0)
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
-				t.Fatal(err)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	})
-	return dir
-}
-
 // fill takes all that is left of a disk, and gives it back when free is called.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
@@ -192,7 +167,7 @@ func TestFullDisk(t *testing.T) {
 	for name, replicas := range map[string]int{"to itself": 1, "a cluster of one": 1, "three": 3} {
 		t.Run(name, func(t *testing.T) {
 			r := newRealm(t)
-			dir := smallDisk(t, "48m")
+			dir := smalldisk.Mount(t, "48m")
 			var n1, other *Broker
 			if replicas == 1 {
 				o := r.options(t, "n1", dir)
