@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // realm is the least identity an engine needs: an operator, the system account
@@ -110,22 +112,11 @@ func (r *realm) js(t testing.TB, b *Broker) jetstream.JetStream {
 // eventually waits until done returns nil. Each try has two seconds.
 func eventually(t testing.TB, what string, done func(context.Context) error) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	await.Nil(t, what, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		err := done(ctx)
-		cancel()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatalf("%s: not yet: %v", what, err)
-		case <-tick.C:
-		}
-	}
+		defer cancel()
+		return done(ctx)
+	})
 }
 
 func (r *realm) sys(t testing.TB, b *Broker) *nats.Conn {
