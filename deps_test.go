@@ -69,9 +69,10 @@ func places() map[string]place {
 		"internal/smalldisk": {"a disk that is full, for all tests that need one", []string{"internal/await"}},
 		"internal/target":    {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
 		"internal/loopback":  {"addresses for tests, each for one", nil},
+		"internal/wire":      {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
-		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
+		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
 		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/portowner", "internal/target", "ledger", "mqtt"}},
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/wire"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -121,7 +122,8 @@ func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*accoun
 		return nil, err
 	}
 	a := &account{p: p, name: s.Principal.Account, conn: conn}
-	if a.live.conn, err = s.Account("mqtt", identity.Permissions{Publish: every, Subscribe: every}, nats.NoEcho()); err != nil {
+	a.live.wire = wire.NewListener(liveQueue)
+	if a.live.conn, err = s.Account("mqtt", identity.Permissions{Publish: every, Subscribe: every}, nats.NoEcho(), a.live.wire.Option()); err != nil {
 		conn.Close()
 		return nil, err
 	}

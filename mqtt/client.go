@@ -28,6 +28,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	defer stop()
 	r := packet.NewReader(conn, packet.Client, readBuffer)
 	r.Maximum = connectMax
+	r.Burst = readBurst
 	if conn.SetReadDeadline(time.Now().Add(connectTimeout)) != nil || ctx.Err() != nil {
 		return
 	}
@@ -38,7 +39,7 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 		return
 	}
 	s := &session{
-		p: p, conn: conn, r: r, v: c.Version, id: c.ClientID, done: make(chan struct{}), out: newOutbox(conn, p.pending()),
+		p: p, conn: conn, r: r, v: c.Version, id: c.ClientID, done: make(chan struct{}), out: newOutbox(conn, p.pending(), &p.buffers),
 		room: make(chan struct{}, 1), space: make(chan struct{}, 1), flights: map[uint16]*flight{}, in: map[uint16]*arrival{},
 		aliases: map[uint16]string{}, quota: 0xFFFF,
 	}
@@ -221,15 +222,19 @@ func (s *session) read(c *packet.Connect, answer *packet.Connack) error {
 	}
 	patience += patience / 2 // [MQTT-3.1.2-22]
 	s.r.Maximum = s.p.maxPacket()
+	defer s.flush()
 	if patience == 0 {
 		if err := s.conn.SetReadDeadline(time.Time{}); err != nil {
 			return err
 		}
 	}
 	for {
-		if patience > 0 && s.r.Buffered() == 0 {
-			if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-				return err
+		if s.r.Buffered() == 0 {
+			s.flush()
+			if patience > 0 {
+				if err := s.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+					return err
+				}
 			}
 		}
 		got, err := s.r.Next()

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/internal/wire"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -26,23 +27,18 @@ func (s *session) published(p *packet.Publish) error {
 	if err := s.unalias(p); err != nil {
 		return err
 	}
-	topic := string(p.Topic)
-	subject := subjectOf(topic)
-	refusal := packet.Success
-	switch {
-	case len(subject) > maxSubject:
-		refusal = packet.TopicNameInvalid
-	case !s.mayPublish(topic, subject) && !s.takeOwed(topic):
-		refusal = packet.NotAuthorized
+	to := s.address(p.Topic)
+	refusal := to.refusal
+	if refusal == packet.NotAuthorized && s.takeOwed(to.topic) {
+		refusal = packet.Success
 	}
 	if refusal != packet.Success && (p.QoS == 0 || s.v == packet.V311) {
 		// There is no packet that says so. [MQTT311-3.3.5-2]
-		s.log("MQTT client may not publish", "subject", clip(subject), "code", refusal.String())
+		s.log("MQTT client may not publish", "subject", clip(to.subject), "code", refusal.String())
 	}
 	if refusal == packet.Success {
-		// A client that only listens has no connection of its own to the engine.
-		if err := s.login.Open(); err != nil {
-			return fmt.Errorf("opening a session: %w", err)
+		if err := s.speak(); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -52,9 +48,9 @@ func (s *session) published(p *packet.Publish) error {
 		// It is not for want of a right: to acknowledge it would be to lose it.
 		return fault(refusal, "MQTT311-4.8.0-2", "PUBLISH with a topic that is too long") // [MQTT311-4.8.0-2]
 	case p.QoS == 0:
-		s.publishLive(subject, p)
+		s.publishLive(to, p)
 		if p.Retain {
-			s.a.retain(subject, s.mark(true), s.keeps(p), s, func(err error) {
+			s.a.retain(to.subject, s.mark(true), s.keeps(p), s, func(err error) {
 				if err != nil {
 					s.log("a message was not retained", "error", err)
 				}
@@ -62,7 +58,60 @@ func (s *session) published(p *packet.Publish) error {
 		}
 		return nil
 	}
-	return s.take12(subject, p, refusal)
+	return s.take12(to, p, refusal)
+}
+
+// speak connects to the engine, as whom the client is: one that only listens has no
+// connection of its own.
+func (s *session) speak() error {
+	if s.wire != nil {
+		return nil
+	}
+	w := wire.New()
+	if err := s.login.Open(w.Option()); err != nil {
+		return fmt.Errorf("opening a session: %w", err)
+	}
+	s.wire, s.largest = w, int(s.login.MaxPayload())
+	return nil
+}
+
+// address is what a topic is to the client that publishes to it.
+type address struct {
+	topic, subject string
+	allowed        bool // by the permissions
+	refusal        packet.Code
+}
+
+// maxKnown is how many topics a client's addresses are remembered of, of longKnown bytes
+// at most.
+const maxKnown, longKnown = 64, 256
+
+// address is that of a topic.
+func (s *session) address(topic []byte) address {
+	to, ok := s.known[string(topic)]
+	if ok {
+		return to
+	}
+	to.topic = string(topic)
+	to.subject = subjectOf(to.topic)
+	to.allowed = s.login.Principal.Permissions.Publish.Allows(to.subject)
+	switch {
+	case len(to.subject) > maxSubject:
+		to.refusal = packet.TopicNameInvalid
+	case !s.mayPublish(to.topic, to.subject):
+		to.refusal = packet.NotAuthorized
+	}
+	if len(topic) > longKnown {
+		return to
+	}
+	if s.known == nil {
+		s.known = map[string]address{}
+	}
+	if len(s.known) >= maxKnown {
+		clear(s.known)
+	}
+	s.known[to.topic] = to
+	return to
 }
 
 // maxSubject is the longest subject that the engine takes with room for the rest
@@ -121,21 +170,51 @@ func (s *session) mark(stored bool) string {
 }
 
 // publishLive publishes p to those who are there.
-func (s *session) publishLive(subject string, p *packet.Publish) {
-	msg := encode(subject, s.mark(p.QoS > 0), &p.Message)
+func (s *session) publishLive(to address, p *packet.Publish) {
+	reply := ""
 	if p.ResponseTopic != nil {
-		s.expectReply(msg, p)
+		reply = s.expectReply(to.subject, p)
 	}
-	conn := s.login
-	if p.QoS < 2 {
-		conn = s.way(string(p.Topic), p)
+	header := headers(s.mark(p.QoS > 0), &p.Message)
+	var err error
+	switch {
+	case !to.allowed: // it owes it as an answer, of which the engine does not know
+		err = s.a.conn.PublishMsg(&nats.Msg{Subject: to.subject, Reply: reply, Header: header, Data: p.Payload})
+	case p.QoS == 2: // it was stored, and this is not the goroutine that reads
+		err = s.login.PublishMsg(&nats.Msg{Subject: to.subject, Reply: reply, Header: header, Data: p.Payload})
+	default:
+		err = s.put(to, reply, header, p)
 	}
-	if !s.login.Principal.Permissions.Publish.Allows(subject) {
-		conn = s.a.conn // it owes it as an answer, of which the engine does not know
-	}
-	if err := conn.PublishMsg(msg); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
 		s.log("a message was not published", "error", err)
 	}
+}
+
+// put publishes p with the next flush. It is of the goroutine that reads.
+func (s *session) put(to address, reply string, header nats.Header, p *packet.Publish) error {
+	head := wire.Header(header)
+	if len(head)+len(p.Payload) > s.largest {
+		return nats.ErrMaxPayload
+	}
+	s.route(to.topic, p)
+	if s.lines == nil {
+		s.lines = s.p.buffers.get()
+	}
+	if s.lines = wire.AppendPublish(s.lines, to.subject, reply, head, p.Payload); len(s.lines) >= bufferSize-readBuffer {
+		s.flush()
+	}
+	return nil
+}
+
+// flush gives the engine what the client published. It is of the goroutine that reads,
+// and done before it waits for more.
+func (s *session) flush() {
+	if len(s.lines) == 0 {
+		return
+	}
+	_ = s.over.Send(s.lines) // what it was for is over, and who that concerns was told
+	s.p.buffers.put(s.lines)
+	s.lines = nil
 }
 
 // arrival is a message of QoS 2 that the client has not released.
@@ -149,8 +228,8 @@ type arrival struct {
 
 // take12 takes a PUBLISH of QoS 1 or 2: it is the engine's before it is
 // acknowledged. [MQTT-4.3.2-4] [MQTT-4.3.3-8]
-func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code) error {
-	keep, err := s.accept(subject, p, refusal)
+func (s *session) take12(to address, p *packet.Publish, refusal packet.Code) error {
+	keep, err := s.accept(to, p, refusal)
 	if keep != nil {
 		keep()
 	}
@@ -159,7 +238,7 @@ func (s *session) take12(subject string, p *packet.Publish, refusal packet.Code)
 
 // accept notes that a PUBLISH is to be answered. keep, unless it is nil, stores the
 // message.
-func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code) (keep func(), err error) {
+func (s *session) accept(to address, p *packet.Publish, refusal packet.Code) (keep func(), err error) {
 	reply := &answer{Ack: packet.Ack{Kind: packet.PUBACK, ID: p.ID}} // [MQTT-3.3.4-1] [MQTT-4.3.2-5]
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,6 +253,7 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 	// A client of 3.1.1 is not told how many may be under way: it waits.
 	for len(s.pending) >= int(s.p.receiveMaximum()) && !s.closed {
 		s.mu.Unlock()
+		s.flush()
 		select {
 		case <-s.space:
 		case <-s.ctx.Done():
@@ -205,16 +285,16 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 	if packable(p) {
 		reply.waits = 1
 		return func() {
-			s.publishLive(subject, p)
-			s.gather(subject, p, reply)
+			s.publishLive(to, p)
+			s.gather(to.subject, p, reply)
 		}, nil
 	}
 	m := s.keeps(p)
 	if p.QoS == 1 {
 		s.storePack() // it is after it [MQTT-4.6.0-6]
 		return func() {
-			s.publishLive(subject, p)
-			s.keep12(subject, m, reply, "")
+			s.publishLive(to, p)
+			s.keep12(to, m, reply, "")
 		}, nil
 	}
 	known := arrived != nil
@@ -226,11 +306,11 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 	arrived.busy = true
 	id := fmt.Sprintf("%s.%s.%d", s.key, s.rec.Born, arrived.number)
 	if known {
-		return func() { s.keep12(subject, m, reply, id) }, nil
+		return func() { s.keep12(to, m, reply, id) }, nil
 	}
 	s.persist(func() {
 		if !s.closed { // otherwise its client publishes it again, elsewhere
-			s.keep12(subject, m, reply, id)
+			s.keep12(to, m, reply, id)
 		}
 	})
 	return nil, nil
@@ -238,8 +318,8 @@ func (s *session) accept(subject string, p *packet.Publish, refusal packet.Code)
 
 // keep12 stores m. id tells the stream that it has it already; without one, those
 // who hear at QoS 0 have heard it.
-func (s *session) keep12(subject string, m *packet.Message, reply *answer, id string) {
-	msg := encode(messagePrefix+subject, s.mark(true), m)
+func (s *session) keep12(to address, m *packet.Message, reply *answer, id string) {
+	msg := encode(messagePrefix+to.subject, s.mark(true), m)
 	if id != "" {
 		msg.Header.Set(jetstream.MsgIDHeader, id)
 	}
@@ -254,12 +334,12 @@ func (s *session) keep12(subject string, m *packet.Message, reply *answer, id st
 	}
 	s.a.storeMore(&s.a.messages, msg, s, func(_ uint64, again bool, err error) {
 		if err == nil && !again && id != "" {
-			s.publishLive(subject, &packet.Publish{Message: *m})
+			s.publishLive(to, &packet.Publish{Message: *m})
 		}
 		done(err)
 	})
 	if m.Retain {
-		s.a.retain(subject, s.key, m, s, done)
+		s.a.retain(to.subject, s.key, m, s, done)
 	}
 }
 

@@ -9,12 +9,18 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/internal/wire"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// liveQueue is how many messages of the engine wait until a node has handed them
-// to its clients. What is more is dropped, as QoS 0 may be.
-const liveQueue = 64 << 10
+const (
+	// liveQueue is how many bytes of the engine's messages wait until a node has handed
+	// them to its clients. What is more is dropped, as QoS 0 may be.
+	liveQueue = 16 << 20
+	// maxNamed is how many subjects have their topics remembered, of longNamed bytes at
+	// most.
+	maxNamed, longNamed = 1024, 256
+)
 
 // live hands what the engine delivers to the account's connection to the sessions
 // on this node. The engine is asked once for each filter, however many clients
@@ -22,27 +28,39 @@ const liveQueue = 64 << 10
 type live struct {
 	// conn hears for all of them. It does not hear what it publishes.
 	conn *fleetbus.Session
-	msgs chan *nats.Msg
+	wire *wire.Conn // over which it does
+
+	// Of the goroutine that hands messages on.
+	named map[string]named // by subject
+	batch batch
+	m     message
+	p     packet.Publish
 
 	mu        sync.Mutex
 	low       tree[*session] // who hears at QoS 0, and that is also what is stored
 	interests map[string]*interest
-	subs      map[*nats.Subscription]*interest
+	subs      map[uint64]*interest
+}
+
+// named is what a subject is to MQTT clients.
+type named struct {
+	subject, topic string
+	wire           []byte // the topic
+	hidden         bool   // it is no topic, or not for them
 }
 
 // interest is that of the sessions on this node in what one filter takes, or, of a
 // shared subscription, that of one session.
 type interest struct {
 	filter   string
-	key      string // what the sessions call it
-	subs     []*nats.Subscription
+	key      string     // what the sessions call it
+	subs     []uint64   // the engine's
 	known    bool       // to the engine
 	sessions []*session // replaced, never changed
 }
 
 func (l *live) init() {
-	l.msgs = make(chan *nats.Msg, liveQueue)
-	l.interests, l.subs = map[string]*interest{}, map[*nats.Subscription]*interest{}
+	l.interests, l.subs, l.named = map[string]*interest{}, map[uint64]*interest{}, map[string]named{}
 }
 
 // place is where an interest is found: a shared subscription is each session's own,
@@ -69,14 +87,12 @@ func (a *account) want(s *session, key, filter string, wanted *subscription) err
 	i := l.interests[place]
 	if i == nil {
 		i = &interest{filter: filter, key: key}
+		queue := ""
+		if group != "" {
+			queue = "mqtt." + digest(group, filter)
+		}
 		for _, subject := range subjectsOf(filter) {
-			var sub *nats.Subscription
-			var err error
-			if group == "" {
-				sub, err = l.conn.ChanSubscribe(subject, l.msgs)
-			} else {
-				sub, err = l.conn.ChanQueueSubscribe(subject, "mqtt."+digest(group, filter), l.msgs)
-			}
+			sub, err := l.wire.Subscribe(subject, queue)
 			if err != nil {
 				l.end(i)
 				return err
@@ -96,7 +112,7 @@ func (a *account) want(s *session, key, filter string, wanted *subscription) err
 func (l *live) end(i *interest) {
 	for _, sub := range i.subs {
 		delete(l.subs, sub)
-		_ = sub.Unsubscribe()
+		_ = l.wire.Unsubscribe(sub)
 	}
 }
 
@@ -122,28 +138,28 @@ func (a *account) leave(s *session, key string) {
 // take the shorter way.
 const calm = 16
 
-// way is the connection that p is published over for those who are there. As long as
-// a client publishes at QoS 1 only, and nobody on this node hears that at QoS 0, it
-// is the one that hears for its clients: what it publishes itself does not come to it,
+// route sets over what p is published for those who are there. As long as a client
+// publishes at QoS 1 only, and nobody on this node hears that at QoS 0, it is the
+// connection that hears for its clients: what it publishes itself does not come to it,
 // who would hear it for nothing. It is of the goroutine that reads.
-func (s *session) way(topic string, p *packet.Publish) *fleetbus.Session {
+func (s *session) route(topic string, p *packet.Publish) {
 	l, before := &s.a.live, s.calm
 	if p.QoS == 1 && !l.atZero(topic) {
 		s.calm = min(s.calm+1, calm)
 	} else {
 		s.calm = 0
 	}
-	from, to := s.login, s.login
-	if before == calm {
-		from = l.conn
-	}
-	if s.calm == calm {
-		to = l.conn
-	}
-	if from != to { // the order is kept
+	if from := s.login; (before == calm) != (s.calm == calm) { // the order is kept
+		if before == calm {
+			from = l.conn
+		}
+		s.flush()
 		_ = from.Flush()
 	}
-	return to
+	s.over = s.wire
+	if s.calm == calm {
+		s.over = l.wire
+	}
 }
 
 // atZero reports whether somebody hears topic at QoS 0.
@@ -179,28 +195,51 @@ func (a *account) listen(ctx context.Context, s *session, keys ...string) error 
 	return nil
 }
 
-// hand hands messages on until the account is closed.
+// hand hands messages on until the account is closed. Who is sent some is told when
+// all are handed on that there are.
 func (a *account) hand() {
+	l := &a.live
 	for {
-		select {
-		case <-a.ctx.Done():
+		messages, dropped, ok := l.wire.Receive()
+		if !ok {
 			return
-		case msg := <-a.live.msgs:
-			a.deliver(msg)
 		}
-		// Nobody else takes from it: what is there need not be selected.
-		for range len(a.live.msgs) {
-			a.deliver(<-a.live.msgs)
+		a.p.dropped.Add(uint64(dropped))
+		for len(messages) > 0 {
+			var w wire.Message
+			w, messages = wire.Next(messages)
+			a.deliver(&w)
 		}
+		l.batch.tell()
 	}
 }
 
+// name is what subject is to MQTT clients.
+func (l *live) name(subject []byte) named {
+	n, ok := l.named[string(subject)]
+	if ok {
+		return n
+	}
+	n.subject = string(subject)
+	if n.topic, ok = topicOf(n.subject); !ok || !isName(n.topic) || reserved(n.topic) {
+		n.hidden = true
+	}
+	n.wire = []byte(n.topic)
+	if len(l.named) >= maxNamed {
+		clear(l.named)
+	}
+	if len(subject) <= longNamed {
+		l.named[n.subject] = n
+	}
+	return n
+}
+
 // deliver hands one message to those who want it.
-func (a *account) deliver(msg *nats.Msg) {
+func (a *account) deliver(w *wire.Message) {
 	l := &a.live
 	l.mu.Lock()
 	var sessions []*session
-	i := l.subs[msg.Sub]
+	i := l.subs[w.ID]
 	if i != nil {
 		sessions = i.sessions
 	}
@@ -208,20 +247,32 @@ func (a *account) deliver(msg *nats.Msg) {
 	if len(sessions) == 0 {
 		return
 	}
-	m, ok := decode(msg.Subject, msg)
-	if !ok || reserved(m.topic) || hidden(i.filter, m.topic) || m.expired() {
+	n := l.name(w.Subject)
+	if n.hidden || hidden(i.filter, n.topic) {
 		return
+	}
+	m := &l.m
+	*m = message{topic: n.topic, subject: n.subject, name: n.wire, payload: w.Payload, batch: &l.batch}
+	if len(w.Header)+len(w.Reply) > 0 {
+		var header nats.Header
+		if len(w.Header) > 0 {
+			header, _ = nats.DecodeHeadersMsg(w.Header) // a broken one is none
+		}
+		m.read(string(w.Reply), header)
+		if m.expired() {
+			return
+		}
 	}
 	if len(sessions) > 1 {
 		m.wires = wires{}
 	}
 	for _, s := range sessions {
-		s.hear(i.key, &m)
+		s.hear(i.key, m, &l.p)
 	}
 }
 
-// hear takes a message of the engine because of its subscription key.
-func (s *session) hear(key string, m *message) {
+// hear takes a message of the engine because of its subscription key. It may use p.
+func (s *session) hear(key string, m *message, p *packet.Publish) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sub, ok := s.rec.Subs[key]
@@ -243,7 +294,8 @@ func (s *session) hear(key string, m *message) {
 	if !g.any || m.noted && g.qos > 0 {
 		return
 	}
-	s.send(m, &packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}})
+	*p = packet.Publish{SubscriptionIDs: g.ids, Message: packet.Message{Retain: g.retain}}
+	s.send(m, p)
 }
 
 // mayHear reports whether the client's permissions allow m, of which they allowed

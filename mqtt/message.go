@@ -25,8 +25,10 @@ const (
 // A message is one on its way to MQTT clients. Its texts are in the NATS message
 // that it came in.
 type message struct {
-	wires    wires // of one that many clients are sent
+	wires    wires  // of one that many clients are sent
+	batch    *batch // that it is one of; nil: none
 	topic    string
+	name     []byte // topic, unless it is nil
 	subject  string // of topic
 	payload  []byte
 	qos      packet.QoS
@@ -69,16 +71,21 @@ func (m *message) finished() {
 // encode is p as it travels on subject. client is a digest of the publisher's
 // identifier, or empty if nobody needs it.
 func encode(subject, client string, p *packet.Message) *nats.Msg {
+	return &nats.Msg{Subject: subject, Data: p.Payload, Header: headers(client, p)}
+}
+
+// headers are those of encode, nil if there are none.
+func headers(client string, p *packet.Message) nats.Header {
 	var now time.Time
 	if p.Expires {
 		now = time.Now()
 	}
-	msg := &nats.Msg{Subject: subject, Data: p.Payload, Header: mapping.Headers(p, now)}
+	header := mapping.Headers(p, now)
 	set := func(name, value string) {
-		if msg.Header == nil {
-			msg.Header = nats.Header{}
+		if header == nil {
+			header = nats.Header{}
 		}
-		msg.Header[name] = []string{value}
+		header[name] = []string{value}
 	}
 	if p.QoS > 0 || p.Retain {
 		flags := strconv.Itoa(int(p.QoS))
@@ -90,27 +97,33 @@ func encode(subject, client string, p *packet.Message) *nats.Msg {
 	if client != "" {
 		set(headerClient, client)
 	}
-	return msg
+	return header
 }
 
 // decode is what an MQTT client sees of msg, which came on subject; ok is false if
 // no topic has that subject.
 func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 	m.payload, m.subject = msg.Data, subject
-	if m.topic, ok = topicOf(subject); !ok || !isText(m.topic) || strings.ContainsAny(m.topic, "+#") {
+	if m.topic, ok = topicOf(subject); !ok || !isName(m.topic) {
 		return m, false
 	}
-	if msg.Reply != "" {
-		if topic, ok := topicOf(msg.Reply); ok {
+	m.read(msg.Reply, msg.Header)
+	return m, true
+}
+
+// read takes what is beside the payload.
+func (m *message) read(reply string, header nats.Header) {
+	if reply != "" {
+		if topic, ok := topicOf(reply); ok {
 			m.response = topic
 		}
 	}
-	if len(msg.Header) == 0 {
-		return m, true
+	if len(header) == 0 {
+		return
 	}
 	own := false
 	get := func(name string) string {
-		if values := msg.Header[name]; len(values) > 0 {
+		if values := header[name]; len(values) > 0 {
 			own = true
 			return values[0]
 		}
@@ -124,13 +137,15 @@ func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 	}
 	m.client = get(headerClient)
 	_ = get(headerPack)
-	p := mapping.Read(msg.Header, own)
+	p := mapping.Read(header, own)
 	m.expires, m.format, m.content, m.corr, m.user = p.Expires, p.Format, p.Content, p.Correlation, p.User
 	if p.Response != "" {
 		m.response = p.Response
 	}
-	return m, true
 }
+
+// isName reports whether a topic can be a topic name.
+func isName(topic string) bool { return isText(topic) && !strings.ContainsAny(topic, "+#") }
 
 func isText(s string) bool { return mapping.IsText(s) }
 
@@ -140,7 +155,10 @@ func (m *message) expired() bool { return !m.expires.IsZero() && !time.Now().Bef
 // publish is m as a client is sent it.
 func (m *message) publish(p *packet.Publish) {
 	// [MQTT-3.3.2-4] [MQTT-3.3.2-17]
-	p.Topic, p.Payload, p.Format, p.UserProperties = []byte(m.topic), m.payload, m.format, m.user
+	p.Topic, p.Payload, p.Format, p.UserProperties = m.name, m.payload, m.format, m.user
+	if m.name == nil {
+		p.Topic = []byte(m.topic)
+	}
 	if !m.expires.IsZero() { // [MQTT-3.3.2-6]
 		p.Expires, p.Expiry = true, uint32(max(1, time.Until(m.expires).Round(time.Second)/time.Second))
 	}
@@ -155,16 +173,16 @@ func (m *message) publish(p *packet.Publish) {
 
 // wires are the packets of a message of QoS 0 as they go out, by version and RETAIN:
 // encoded once for all who are sent the same.
-type wires map[wire][]byte
+type wires map[form][]byte
 
-type wire struct {
+type form struct {
 	v      packet.Version
 	retain bool
 }
 
 // of is the packet p of m; nil if it cannot be one.
 func (w wires) of(m *message, v packet.Version, p *packet.Publish) []byte {
-	key := wire{v, p.Retain}
+	key := form{v, p.Retain}
 	b, ok := w[key]
 	if !ok {
 		m.publish(p)

@@ -13,7 +13,7 @@ import (
 func TestOutbox(t *testing.T) {
 	to, from := connected(t)
 	defer from.Close()
-	o := newOutbox(to, 1<<20)
+	o := newOutbox(to, 1<<20, new(buffers))
 	o.v = packet.V311
 	go o.write()
 	const many = 500_000

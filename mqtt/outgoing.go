@@ -193,13 +193,13 @@ func (s *session) send(m *message, p *packet.Publish) bool {
 		s.owe(m.response)
 	}
 	if m.wires != nil && s.aliasMax == 0 && s.out.max == 0 && p.QoS == 0 && len(p.SubscriptionIDs) == 0 {
-		return s.out.sendWire(m.wires.of(m, s.v, p))
+		return s.out.sendWire(m.batch, m.wires.of(m, s.v, p))
 	}
 	m.publish(p)
 	if s.v == packet.V5 && s.aliasMax > 0 {
 		s.alias(p)
 	}
-	return s.out.send(p)
+	return s.out.sendIn(m.batch, p)
 }
 
 // alias puts an alias for a topic that the client has been told. [MQTT-3.3.2-11]

@@ -34,6 +34,7 @@ type Protocol struct {
 
 	once     sync.Once
 	dropped  atomic.Uint64
+	buffers  buffers
 	name     string
 	mu       sync.Mutex
 	accounts map[string]*opening
@@ -51,8 +52,9 @@ const (
 	connectTimeout, connectMax = 10 * time.Second, 128 << 10
 	// writeTimeout is how long a client may take to read something.
 	writeTimeout = 30 * time.Second
-	// readBuffer is the size of the buffer of a connection, in bytes.
-	readBuffer = 2 << 10
+	// readBuffer is the size of the buffer of a connection, in bytes, and readBurst that
+	// of one whose client sends much: what TLS encrypts at once, and then some.
+	readBuffer, readBurst = 2 << 10, 20 << 10
 )
 
 func (p *Protocol) log() *slog.Logger {

@@ -34,17 +34,16 @@ const (
 	replyTimeout = time.Minute
 )
 
-// expectReply has the answer to msg go to the response topic of p, with its
-// correlation data.
-func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
+// expectReply is where the answer to p, which is published to subject, is to go so that
+// it comes to the response topic of p, with its correlation data; empty: nowhere.
+func (s *session) expectReply(subject string, p *packet.Publish) string {
 	topic := string(p.ResponseTopic)
 	reply := subjectOf(topic)
-	if reserved(topic) || len(msg.Subject)+len(reply) > maxSubject+headRoom {
-		return // the engine does not take it: it is for MQTT clients only
+	if reserved(topic) || len(subject)+len(reply) > maxSubject+headRoom {
+		return "" // the engine does not take it: it is for MQTT clients only
 	}
 	if p.CorrelationData == nil {
-		msg.Reply = reply
-		return
+		return reply
 	}
 	x := &s.replies
 	x.mu.Lock()
@@ -53,20 +52,20 @@ func (s *session) expectReply(msg *nats.Msg, p *packet.Publish) {
 	if x.sub == nil {
 		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
 		sub, err := s.login.Subscribe(x.inbox+"*", s.replied)
-		if err != nil {
-			return
+		if err != nil || s.login.Flush() != nil { // what goes past the library does not wait for it
+			return ""
 		}
 		x.sub = sub
 	}
 	if len(x.waiting) >= maxReplies {
 		maps.DeleteFunc(x.waiting, func(_ string, e expected) bool { return now.After(e.until) })
 		if len(x.waiting) >= maxReplies {
-			return
+			return ""
 		}
 	}
 	token := rand.Text()[:12]
 	x.waiting[token] = expected{topic, append([]byte(nil), p.CorrelationData...), now.Add(replyTimeout)}
-	msg.Reply = x.inbox + token
+	return x.inbox + token
 }
 
 // replied takes an answer.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/internal/wire"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -43,8 +44,13 @@ type session struct {
 
 	// Of the goroutine that reads.
 	aliases map[uint16]string
-	normal  bool // the client said good-bye
-	calm    int  // messages of QoS 1 since one of QoS 0
+	normal  bool               // the client said good-bye
+	calm    int                // messages of QoS 1 since one of QoS 0
+	known   map[string]address // by topic
+	lines   []byte             // what it published, for over, until flush
+	over    *wire.Conn
+	wire    *wire.Conn // that of login, when it is open
+	largest int        // message that the engine takes, in bytes
 
 	here bool // other nodes may ask for it; the feed's lock is held
 

@@ -19,12 +19,16 @@ type Reader struct {
 	// Maximum is the size of the largest packet, in bytes; 0 is DefaultMaximum. A
 	// larger one is refused before there is memory for it.
 	Maximum int
+	// Burst is the size of the buffer while the peer sends more at once than fits the
+	// one that NewReader made, in bytes; 0: there is no other.
+	Burst int
 	// Limits bound what is in a packet.
 	Limits Limits
 
 	source     io.Reader
 	small      []byte // the buffer of most packets
-	buf        []byte // small, or one that a packet in it has grown
+	buf        []byte // small, or one that a burst or a packet in it has grown
+	busy       int    // there is a burst until so many reads brought little
 	start, end int    // what is read and not taken
 	late       error  // of the source, after what it read with it
 	broken     *Error
@@ -135,9 +139,12 @@ func (r *Reader) fill(size int) error {
 		r.late = nil
 		return ended(err, have)
 	}
-	if have == 0 || r.start+size > len(r.buf) && r.start > 0 || r.end == len(r.buf) && r.start > 0 {
+	if have == 0 || r.start > 0 && (r.busy > 0 || r.start+size > len(r.buf) || r.end == len(r.buf)) {
 		to := r.buf
-		if have <= len(r.small) && size <= len(r.small) {
+		switch {
+		case r.busy > 0 && have <= r.Burst && (len(r.buf) < r.Burst || len(r.buf) > r.Burst && size <= r.Burst):
+			to = make([]byte, r.Burst)
+		case r.busy == 0 && have <= len(r.small) && size <= len(r.small):
 			to = r.small
 			if len(r.buf) > len(to) {
 				r.forget()
@@ -152,17 +159,32 @@ func (r *Reader) fill(size int) error {
 		r.buf = grown
 	}
 	for range maxEmpty {
+		room := len(r.buf) - r.end
 		n, err := r.source.Read(r.buf[r.end:])
 		r.end += n
 		switch {
 		case n > 0:
 			r.late = err
+			r.weigh(n, room)
 			return nil
 		case err != nil:
 			return ended(err, have)
 		}
 	}
 	return io.ErrNoProgress
+}
+
+// weigh judges by what a read brought whether there is a burst: not by the rest of a
+// packet that the buffer was grown for.
+func (r *Reader) weigh(n, room int) {
+	const patience = 2
+	switch {
+	case r.Burst == 0:
+	case n == room && room >= len(r.small) || r.busy > 0 && n >= r.Burst/4:
+		r.busy = patience
+	case r.busy > 0:
+		r.busy--
+	}
 }
 
 // forget drops what the last packet has of a grown buffer, so that a connection which

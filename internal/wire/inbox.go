@@ -1,0 +1,164 @@
+package wire
+
+import (
+	"io"
+	"sync"
+)
+
+const (
+	// readBuffer is the size of the buffer before the library's, in bytes. It grows for
+	// a message that does not fit, for a while.
+	readBuffer = 32 << 10
+	// busyBuffer and idleBuffer are the sizes of the largest buffers of messages that are
+	// kept while more come, and when none do, in bytes.
+	busyBuffer, idleBuffer = 1 << 20, 32 << 10
+)
+
+// An inbox parts what the engine sends: messages for the Conn's own subscriptions wait
+// in it, and all else is the library's.
+type inbox struct {
+	// Of the goroutine that reads, which is the library's.
+	buf        []byte
+	start, end int // what is read and not parted
+	foreign    int // bytes that are the library's, whatever they are
+
+	most  int
+	mu    sync.Mutex
+	wait  []byte // whole messages
+	spare []byte
+	lost  int
+	ended bool
+	wake  chan struct{}
+}
+
+func newInbox(most int) *inbox {
+	return &inbox{buf: make([]byte, readBuffer), most: most, wake: make(chan struct{}, 1)}
+}
+
+// read reads from source until there is something for the library.
+func (i *inbox) read(source io.Reader, p []byte) (int, error) {
+	for {
+		n, size := i.part(p)
+		if n > 0 || len(p) == 0 {
+			return n, nil
+		}
+		i.room(size)
+		got, err := source.Read(i.buf[i.end:])
+		i.end += got
+		if err != nil && got == 0 {
+			i.close()
+			return 0, err
+		}
+	}
+}
+
+// part copies to p what is the library's, and keeps what is not, as far as it is all
+// there. size is that of a message that is not; 0: it is not known.
+func (i *inbox) part(p []byte) (n, size int) {
+	from := i.start // of messages that are not kept yet
+	keep := func() {
+		if from < i.start {
+			i.keep(i.buf[from:i.start])
+		}
+	}
+	for {
+		if i.foreign > 0 {
+			copied := copy(p[n:], i.buf[i.start:min(i.end, i.start+i.foreign)])
+			n, i.foreign, i.start = n+copied, i.foreign-copied, i.start+copied
+			from = i.start
+			if i.foreign > 0 {
+				return n, 0
+			}
+		}
+		o, ok := first(i.buf[i.start:i.end])
+		switch {
+		case !ok:
+			keep()
+			return n, 0
+		case !o.own():
+			keep()
+			i.foreign = o.size
+		case i.start+o.size > i.end:
+			keep()
+			return n, o.size
+		default:
+			i.start += o.size
+		}
+	}
+}
+
+// room makes some in the buffer, for a message of that size.
+func (i *inbox) room(size int) {
+	have := i.end - i.start
+	to := i.buf
+	switch {
+	case size > len(to):
+		to = make([]byte, size)
+	case len(to) > readBuffer && size <= readBuffer && have < readBuffer:
+		to = make([]byte, readBuffer)
+	case have == len(to):
+		to = make([]byte, 2*len(to))
+	}
+	copy(to, i.buf[i.start:i.end])
+	i.buf, i.start, i.end = to, 0, have
+}
+
+// keep has messages wait, or drops them.
+func (i *inbox) keep(messages []byte) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended {
+		return
+	}
+	before := len(i.wait)
+	if before > i.most {
+		for len(messages) > 0 {
+			_, messages = Next(messages)
+			i.lost++
+		}
+		return
+	}
+	i.wait = append(i.wait, messages...)
+	if before == 0 {
+		i.signal()
+	}
+}
+
+func (i *inbox) signal() {
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (i *inbox) close() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.ended, i.wait = true, nil
+	i.signal()
+}
+
+// take is Conn.Receive.
+func (i *inbox) take() (messages []byte, dropped int, ok bool) {
+	for {
+		i.mu.Lock()
+		if len(i.wait) > 0 || i.ended {
+			messages, dropped, ok = i.wait, i.lost, !i.ended
+			// The caller is done with what it was given before.
+			i.wait, i.spare, i.lost = kept(i.spare, busyBuffer), messages, 0
+			i.mu.Unlock()
+			return messages, dropped, ok
+		}
+		i.wait, i.spare = kept(i.wait, idleBuffer), kept(i.spare, idleBuffer)
+		i.mu.Unlock()
+		<-i.wake
+	}
+}
+
+// kept is b to be filled again, unless it has more than most bytes.
+func kept(b []byte, most int) []byte {
+	if cap(b) > most {
+		return nil
+	}
+	return b[:0]
+}
