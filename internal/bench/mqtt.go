@@ -42,6 +42,7 @@ func MQTT(ctx context.Context, o Options) (Report, error) {
 		Condition{"ours", "fleetbus serve, release build; clients show a certificate; it writes and syncs each message before it is acknowledged, unless it says lazy"},
 		Condition{"nats-server", "its MQTT, built alike, not syncing each message unless it says synced"},
 		Condition{"mosquitto", "Debian's, persistence on, which writes at intervals"},
+		Condition{"mochi", "the library's newest release that can be had, in a program that does nothing else; for memory only"},
 		Condition{"rounds", fmt.Sprintf("%d, each load on all in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
 	return h.measure(ctx, []part{
 		{"measuring one node against its peers", h.measureOneMQTT},
@@ -164,19 +165,11 @@ func (h *house) mosquitto(ctx context.Context) (*mqttBroker, error) {
 			return nil, errMissing
 		}
 	}
-	dir, addrs, err := h.place(1)
+	b, node, err := h.foreign("mosquitto")
 	if err != nil {
 		return nil, err
 	}
-	authority, _, err := identity.NewAuthority(benchAccount, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	node := filepath.Join(dir, "n1")
-	if err := writeCertificates(authority, node, time.Now()); err != nil {
-		return nil, err
-	}
-	_, port, err := net.SplitHostPort(addrs[0])
+	_, port, err := net.SplitHostPort(b.Addrs[0])
 	if err != nil {
 		return nil, err
 	}
@@ -188,22 +181,65 @@ persistence true
 persistence_location %s/
 max_queued_messages 0
 max_inflight_messages 0
-`, port, node+"-server.pem", node+".key", dir)
+`, port, node+"-server.pem", node+".key", b.dir)
 	if os.Geteuid() == 0 {
 		config += "user root\n" // or it gives up the right to read its key
 	}
 	if err := os.WriteFile(node+".conf", []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("writing settings: %w", err)
 	}
-	b := &mqttBroker{
-		&system{name: "mosquitto", dir: dir, env: slices.Clone(h.env), lines: [][]string{{program, "-c", node + ".conf"}}},
-		mqttload.Broker{Addrs: addrs, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}},
+	return b, b.serve(ctx, program, "-c", node+".conf")
+}
+
+// mochi runs the broker of that name. Its program is a module of its own: nobody else
+// links it.
+func (h *house) mochi(ctx context.Context) (*mqttBroker, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/fleetbus/fleetbus")
+	cmd.Env = slices.Clone(h.env)
+	root, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("looking for the source tree: %w", err)
 	}
-	if err := b.start(ctx); err != nil {
-		b.stop()
+	program := filepath.Join(h.dir, "mochi")
+	if err := h.compile(ctx, filepath.Join(strings.TrimSpace(string(root)), ".ci", "mochi"), program, "."); err != nil {
 		return nil, err
 	}
-	return b, b.await(ctx)
+	b, node, err := h.foreign("mochi")
+	if err != nil {
+		return nil, err
+	}
+	return b, b.serve(ctx, program, "-addr", b.Addrs[0], "-cert", node+"-server.pem", "-key", node+".key")
+}
+
+// foreign makes a home for one node of a broker that is no part of the engine. Its files
+// begin with node.
+func (h *house) foreign(name string) (b *mqttBroker, node string, err error) {
+	dir, addrs, err := h.place(1)
+	if err != nil {
+		return nil, "", err
+	}
+	authority, _, err := identity.NewAuthority(benchAccount, time.Now())
+	if err != nil {
+		return nil, "", err
+	}
+	node = filepath.Join(dir, "n1")
+	if err := writeCertificates(authority, node, time.Now()); err != nil {
+		return nil, "", err
+	}
+	return &mqttBroker{
+		&system{name: name, dir: dir, env: slices.Clone(h.env)},
+		mqttload.Broker{Addrs: addrs, TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}},
+	}, node, nil
+}
+
+// serve starts the broker's one node. On error nothing is left of it.
+func (b *mqttBroker) serve(ctx context.Context, line ...string) error {
+	b.lines = [][]string{line}
+	if err := b.start(ctx); err != nil {
+		b.stop()
+		return err
+	}
+	return b.await(ctx)
 }
 
 func exists(path string) bool {
@@ -360,29 +396,33 @@ func (h *house) measureThreeMQTT(ctx context.Context) error {
 
 // measureIdleMQTT takes the memory of idle clients with one subscription.
 func (h *house) measureIdleMQTT(ctx context.Context) error {
-	var kib []float64
-	names := []string{"ours", "nats-server", "mosquitto"}
-	for _, start := range []func(context.Context) (*mqttBroker, error){
-		func(ctx context.Context) (*mqttBroker, error) { return h.mqttFleet(ctx, 1) },
-		func(ctx context.Context) (*mqttBroker, error) { return h.mqttPeers(ctx, 1, "") },
-		h.mosquitto,
+	var ours float64
+	for _, broker := range []struct {
+		name  string
+		start func(context.Context) (*mqttBroker, error)
+	}{
+		{"ours", func(ctx context.Context) (*mqttBroker, error) { return h.mqttFleet(ctx, 1) }},
+		{"nats-server", func(ctx context.Context) (*mqttBroker, error) { return h.mqttPeers(ctx, 1, "") }},
+		{"mosquitto", h.mosquitto},
+		{"mochi", h.mochi},
 	} {
-		b, err := start(ctx)
+		b, err := broker.start(ctx)
 		if errors.Is(err, errMissing) {
 			continue
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("starting %s: %w", broker.name, err)
 		}
-		got, err := h.idleMQTT(ctx, b)
+		kib, err := h.idleMQTT(ctx, b)
 		b.stop()
 		if err != nil {
-			return err
+			return fmt.Errorf("measuring %s: %w", broker.name, err)
 		}
-		kib = append(kib, got)
-	}
-	for i, peer := range kib[1:] {
-		f := Figure{Name: "idle client with one subscription, memory of the node, ours / " + names[i+1], Unit: "KiB", Ours: kib[0], Peer: peer, Ratio: kib[0] / peer}
+		if broker.name == "ours" {
+			ours = kib
+			continue
+		}
+		f := Figure{Name: "idle client with one subscription, memory of the node, ours / " + broker.name, Unit: "KiB", Ours: ours, Peer: kib, Ratio: ours / kib}
 		h.Figures = append(h.Figures, f.atMost(60))
 	}
 	h.Conditions = append(h.Conditions, Condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})

@@ -47,12 +47,19 @@ func (h *house) build(ctx context.Context) error {
 		sources[h.peer] = "github.com/nats-io/nats-server/v2"
 	}
 	for binary, source := range sources {
-		// As "make build" does.
-		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "lean", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
-		cmd.Env = append(slices.Clone(h.env), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %q: %w\n%s", ErrNotBuilt, source, err, bytes.TrimSpace(out))
+		if err := h.compile(ctx, "", binary, source); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// compile builds source, as the module in dir has it, and as "make build" does.
+func (h *house) compile(ctx context.Context, dir, binary, source string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags", "lean", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
+	cmd.Dir, cmd.Env = dir, append(slices.Clone(h.env), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %q: %w\n%s", ErrNotBuilt, source, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
