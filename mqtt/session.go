@@ -32,6 +32,7 @@ const (
 type session struct {
 	p     *Protocol
 	a     *account
+	said  said
 	conn  net.Conn
 	login *fleetbus.Session
 	r     *packet.Reader
@@ -338,19 +339,6 @@ func (s *session) detach() {
 	for _, share := range shares {
 		share.giveBack(flights)
 	}
-}
-
-func (s *session) log(what string, args ...any) {
-	s.p.log().Warn(what, append([]any{"principal", s.login.Principal, "client", clip(s.id), "remote", s.conn.RemoteAddr().String()}, args...)...)
-}
-
-// clip keeps a text from strangers short in a log.
-func clip(s string) string {
-	const most = 64
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }
 
 // kick ends the connection from this side, for a reason that a client of 5.0 is
