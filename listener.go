@@ -47,11 +47,13 @@ type listener struct {
 	config  *tls.Config
 	timeout time.Duration
 	log     *slog.Logger
-	ready   chan net.Conn
-	busy    chan struct{}
-	ctx     context.Context
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	// advertised is the host:port that clients are told; empty: there is none.
+	advertised string
+	ready      chan net.Conn
+	busy       chan struct{}
+	ctx        context.Context
+	stop       context.CancelFunc
+	running    sync.WaitGroup
 }
 
 // acceptPause is how long a listener rests when it could not accept: most likely
@@ -133,6 +135,9 @@ func (w *listener) Accept() (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 }
+
+// Advertised is the host:port at which clients reach the listener.
+func (w *listener) Advertised() string { return w.advertised }
 
 // Close stops accepting and waits until no handshake is under way.
 func (w *listener) Close() error {

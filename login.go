@@ -17,7 +17,8 @@ import (
 // A Protocol speaks a foreign protocol to the clients that connect to ln. The
 // server owns ln and its TLS, so that a Protocol never opens a socket; the
 // connections it accepts are TLS connections whose handshake is done, unless the
-// listener is in plain text. Serve returns when ctx is done and its sessions are
+// listener is in plain text. If ln is of TLS, it has a method Advertised, which is the
+// host:port that clients are told, and may be empty. Serve returns when ctx is done and its sessions are
 // closed; an error before that stops the server.
 type Protocol interface {
 	Serve(ctx context.Context, ln net.Listener, login Login) error

@@ -499,7 +499,12 @@ func (s *Server) openListener(ctx context.Context, l Listener) (*listener, error
 	if l.Plaintext {
 		return listen(ctx, l, nil, s.opts.Limits, s.log)
 	}
-	return listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.log)
+	w, err := listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.log)
+	if err != nil {
+		return nil, err
+	}
+	w.advertised = reachable(l.Advertise, w.Addr().String(), s.opts.Advertise)
+	return w, nil
 }
 
 func (s *Server) bound(name string, addr net.Addr) {

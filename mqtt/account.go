@@ -384,10 +384,17 @@ func (a *account) ask(ctx context.Context, key string) {
 	asked.Wait()
 }
 
+// headerServer is where clients reach the node whose beat it is.
+const headerServer = "Mqtt-Server"
+
 // beat tells the other nodes that this one is there, and what its sessions need
 // that have no record.
 func (a *account) beat() error {
-	return a.conn.Publish(alivePrefix+a.p.run(), strconv.AppendUint(nil, a.floor(), 10))
+	msg := &nats.Msg{Subject: alivePrefix + a.p.run(), Data: strconv.AppendUint(nil, a.floor(), 10)}
+	if a.p.addr != "" {
+		msg.Header = nats.Header{headerServer: []string{a.p.addr}}
+	}
+	return a.conn.PublishMsg(msg)
 }
 
 // give gives up sessions that other nodes ask for.

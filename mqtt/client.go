@@ -69,14 +69,16 @@ func (p *Protocol) serve(ctx context.Context, conn net.Conn, state *tls.Connecti
 	// [MQTT-3.1.4-5] [MQTT-3.2.0-1] [MQTT-3.2.0-2]
 	s.out.send(answer)
 	s.again()
-	farewell := context.AfterFunc(ctx, func() { s.kick(packet.ServerShuttingDown, "the node stops") })
+	farewell := context.AfterFunc(ctx, s.redirect)
 	defer farewell()
 	err = s.read(c, answer)
 	switch fault, ok := errors.AsType[*packet.Error](err); {
 	case ok:
 		s.log("MQTT client made an error", "code", fault.Code.String(), "error", err)
 		s.kick(fault.Code, fault.What)
-	case errors.Is(err, errQuiet) && ctx.Err() == nil:
+	case ctx.Err() != nil:
+		s.redirect() // it may be sooner than farewell
+	case errors.Is(err, errQuiet):
 		s.kick(packet.KeepAliveTimeout, "nothing came in one and a half times the keep alive")
 	default:
 		s.out.end()

@@ -36,6 +36,7 @@ type Protocol struct {
 	dropped  atomic.Uint64
 	buffers  buffers
 	name     string
+	addr     string // at which clients reach this node; empty: they are not told
 	mu       sync.Mutex
 	accounts map[string]*opening
 }
@@ -106,6 +107,9 @@ func (p *Protocol) account(ctx context.Context, s *fleetbus.Session) (*account, 
 // Serve serves the clients of ln, which is of TLS on TCP, until ctx is done, and
 // tells them then. [MQTT-4.2-1] [MQTT311-7.0.0-2]
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
+	if l, ok := ln.(interface{ Advertised() string }); ok {
+		p.addr = l.Advertised()
+	}
 	var clients sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()

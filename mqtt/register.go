@@ -171,6 +171,7 @@ func (x *register) adopt(key string) {
 type beat struct {
 	at    time.Time
 	floor uint64 // of its sessions
+	addr  string // at which clients reach it; may be empty
 }
 
 // gone is the last word of a node.
@@ -190,7 +191,7 @@ func (x *register) beat(msg *nats.Msg) {
 	x.mu.Lock()
 	_, known := x.beats[run]
 	if floor, err := strconv.ParseUint(string(msg.Data), 10, 64); err == nil {
-		x.beats[run] = beat{time.Now(), floor}
+		x.beats[run] = beat{time.Now(), floor, msg.Header.Get(headerServer)}
 	} else {
 		delete(x.beats, run)
 		known = true
@@ -214,6 +215,22 @@ func (x *register) others(now time.Time, own string) (runs []string) {
 		}
 	}
 	return runs
+}
+
+// maxServers bounds what a client is told where else it may go.
+const maxServers = 8
+
+// servers are where clients reach the other nodes that are there, some of them, in any
+// order.
+func (x *register) servers(now time.Time, own string) (addrs []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for run, b := range x.beats {
+		if run != own && b.addr != "" && now.Sub(b.at) <= deadAfter && len(addrs) < maxServers {
+			addrs = append(addrs, b.addr)
+		}
+	}
+	return addrs
 }
 
 func (x *register) hear(msg jetstream.Msg) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -351,14 +353,37 @@ func (s *session) kick(code packet.Code, why string) {
 
 // expel is kick, with mu held.
 func (s *session) expel(code packet.Code, why string) {
+	s.dismiss(&packet.Disconnect{Code: code, ReasonString: why})
+}
+
+// dismiss ends the connection with the first of some packets that fits the client; mu is
+// held.
+func (s *session) dismiss(last ...*packet.Disconnect) {
 	if s.closed {
 		return
 	}
 	s.closed = true
-	if s.v == packet.V5 {
-		s.out.send(&packet.Disconnect{Code: code, ReasonString: why})
+	for _, d := range last {
+		if s.v != packet.V5 || s.out.send(d) {
+			break
+		}
 	}
 	s.out.end() // [MQTT-3.14.4-1] [MQTT-3.14.4-2]
+}
+
+// redirect ends the connection because the node stops, and says where else the client
+// may go, if there is another node. [MQTT 4.11]
+func (s *session) redirect() {
+	last := []*packet.Disconnect{{Code: packet.ServerShuttingDown, ReasonString: "the node stops"}}
+	if s.p.addr != "" { // others are of its kind
+		if others := s.a.index.servers(time.Now(), s.p.run()); len(others) > 0 {
+			other := &packet.Disconnect{Code: packet.UseAnotherServer, ReasonString: "the node stops", ServerReference: strings.Join(others, " ")}
+			last = slices.Insert(last, 0, other)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dismiss(last...)
 }
 
 // snapshot is the record as it is now; mu is held.
