@@ -35,7 +35,8 @@ func newInbox(most int) *inbox {
 	return &inbox{buf: make([]byte, readBuffer), most: most, wake: make(chan struct{}, 1)}
 }
 
-// read reads from source until there is something for the library.
+// read reads from source until there is something for the library. A source that ends has
+// nothing more in it.
 func (i *inbox) read(source io.Reader, p []byte) (int, error) {
 	for {
 		n, size := i.part(p)
@@ -87,17 +88,16 @@ func (i *inbox) part(p []byte) (n, size int) {
 	}
 }
 
-// room makes some in the buffer, for a message of that size.
+// room makes some in the buffer, for a message of that size, of which there may be less
+// than it says.
 func (i *inbox) room(size int) {
 	have := i.end - i.start
 	to := i.buf
 	switch {
-	case size > len(to):
-		to = make([]byte, size)
-	case len(to) > readBuffer && size <= readBuffer && have < readBuffer:
-		to = make([]byte, readBuffer)
 	case have == len(to):
 		to = make([]byte, 2*len(to))
+	case len(to) > readBuffer && size <= readBuffer && have < readBuffer:
+		to = make([]byte, readBuffer)
 	}
 	copy(to, i.buf[i.start:i.end])
 	i.buf, i.start, i.end = to, 0, have
@@ -107,9 +107,6 @@ func (i *inbox) room(size int) {
 func (i *inbox) keep(messages []byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.ended {
-		return
-	}
 	before := len(i.wait)
 	if before > i.most {
 		for len(messages) > 0 {
@@ -134,7 +131,7 @@ func (i *inbox) signal() {
 func (i *inbox) close() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.ended, i.wait = true, nil
+	i.ended = true
 	i.signal()
 }
 
@@ -143,7 +140,7 @@ func (i *inbox) take() (messages []byte, dropped int, ok bool) {
 	for {
 		i.mu.Lock()
 		if len(i.wait) > 0 || i.ended {
-			messages, dropped, ok = i.wait, i.lost, !i.ended
+			messages, dropped, ok = i.wait, i.lost, len(i.wait) > 0
 			// The caller is done with what it was given before.
 			i.wait, i.spare, i.lost = kept(i.spare, busyBuffer), messages, 0
 			i.mu.Unlock()
