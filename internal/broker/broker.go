@@ -98,6 +98,7 @@ type Broker struct {
 	srv      *server.Server
 	resolver *server.DirAccResolver
 	log      *logger
+	inside   *inside
 	// background lasts until stop is called; running is done when what runs in it
 	// is gone.
 	background context.Context
@@ -164,7 +165,7 @@ func launch(o Options) (*Broker, error) {
 		resolver.Close()
 		return nil, fmt.Errorf("configuring the engine: %w", err)
 	}
-	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}}
+	b := &Broker{opts: o, srv: srv, resolver: resolver, log: &logger{slog: o.Logger}, inside: &inside{srv: srv}}
 	if sentinel, err := jwt.DecodeUserClaims(o.Sentinel); err == nil {
 		b.log.sentinel = sentinel.Subject
 	}
@@ -362,7 +363,7 @@ func (b *Broker) ID() string { return b.srv.ID() }
 // Connect opens a connection inside the process. It needs credentials as any
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(inside{b.srv})}, opts...)...)
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside)}, opts...)...)
 }
 
 // StoreAccount makes token the JWT of the account with that public key, on this

@@ -1,72 +1,215 @@
 package broker
 
 import (
-	"bytes"
+	"errors"
+	"io"
 	"net"
-	"sync/atomic"
+	"os"
+	"sync"
+	"time"
+	"unsafe"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// inside makes connections within the process.
-type inside struct{ srv *server.Server }
+// inside makes connections within the process. It is safe for concurrent use.
+type inside struct {
+	srv     *server.Server
+	buffers sync.Pool // of *pipeBuffer
+}
 
-func (i inside) InProcessConn() (net.Conn, error) {
-	conn, err := i.srv.InProcessConn()
-	if err != nil {
-		return nil, err
+// pipeSize is how much is under way each way of a connection, in bytes.
+const pipeSize = 64 << 10
+
+type pipeBuffer [pipeSize]byte
+
+// errNotRunning says that there is nobody to connect to.
+var errNotRunning = errors.New("the engine is not running")
+
+// InProcessConn is what the client library calls. The engine's own hands its end of an
+// unbuffered pipe from one goroutine to the other for every 512 bytes: a message waits
+// several times for a processor, and an engine that refuses a client waits for it to
+// have read why.
+func (i *inside) InProcessConn() (net.Conn, error) {
+	if !i.srv.Running() {
+		return nil, errNotRunning
 	}
-	return &pipe{Conn: conn}, nil
+	a, b := newPipe(&i.buffers)
+	go createClient(i.srv, b) // it may wait for what the client says first
+	return a, nil
 }
 
-// A pipe is the client's end of a connection within the process. It has no
-// buffer: an engine that refuses a client says why, and reads no further, while
-// the client is still writing. So what the client writes until it has its first
-// answer waits for nobody.
-type pipe struct {
-	net.Conn
-	answered atomic.Bool
-	// greeting is done when all that was written before is; err says why not.
-	greeting atomic.Pointer[greeting]
+// newPipe makes the two ends of a connection.
+func newPipe(buffers *sync.Pool) (a, b *pipe) {
+	there, back := newFlow(buffers), newFlow(buffers)
+	return &pipe{in: back, out: there}, &pipe{in: there, out: back}
 }
 
-type greeting struct {
-	done chan struct{}
-	err  error
+// A pipe is one end of a connection within the process. It has a buffer each way, as a
+// socket has, while there is something in it.
+type pipe struct{ in, out *flow }
+
+func (p *pipe) Read(b []byte) (int, error)  { return p.in.read(b) }
+func (p *pipe) Write(b []byte) (int, error) { return p.out.write(b) }
+
+// Close lets the other end read what is there.
+func (p *pipe) Close() error {
+	p.in.abandon()
+	p.out.finish()
+	return nil
 }
 
-func (p *pipe) Read(data []byte) (int, error) {
-	n, err := p.Conn.Read(data)
-	if p.greeting.Load() != nil {
-		p.answered.Store(true)
-	}
-	return n, err
+// SetReadDeadline and SetWriteDeadline bound the waiting: what can be done at once is
+// done.
+func (p *pipe) SetReadDeadline(t time.Time) error  { return p.in.set(&p.in.readBy, t) }
+func (p *pipe) SetWriteDeadline(t time.Time) error { return p.out.set(&p.out.writeBy, t) }
+
+func (p *pipe) SetDeadline(t time.Time) error {
+	return errors.Join(p.SetReadDeadline(t), p.SetWriteDeadline(t))
 }
 
-func (p *pipe) Write(data []byte) (int, error) {
-	before := p.greeting.Load()
-	if p.answered.Load() {
-		if err := before.wait(); err != nil {
-			return 0, err
+func (*pipe) LocalAddr() net.Addr  { return pipeAddr{} }
+func (*pipe) RemoteAddr() net.Addr { return pipeAddr{} }
+
+// pipeAddr is the address of both ends, as the engine knows it of its own.
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "pipe" }
+
+// A flow is one way of a connection.
+type flow struct {
+	buffers *sync.Pool
+
+	mu              sync.Mutex
+	changed         sync.Cond
+	buffer          *pipeBuffer // nil if there is nothing in it
+	start, end      int
+	ended           bool      // who writes has closed
+	abandoned       bool      // who reads has
+	readBy, writeBy time.Time // zero: there is time
+	waiting         int       // of the two
+}
+
+func newFlow(buffers *sync.Pool) *flow {
+	f := &flow{buffers: buffers}
+	f.changed.L = &f.mu
+	return f
+}
+
+func (f *flow) read(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.abandoned:
+			return 0, io.ErrClosedPipe
+		case f.start < f.end:
+			n := copy(b, f.buffer[f.start:f.end])
+			if f.start += n; f.start == f.end {
+				f.buffers.Put(f.buffer)
+				f.buffer, f.start, f.end = nil, 0, 0
+			}
+			f.tell()
+			return n, nil
+		case f.ended:
+			return 0, io.EOF
+		case len(b) == 0:
+			return 0, nil
 		}
-		return p.Conn.Write(data)
-	}
-	next := &greeting{done: make(chan struct{})}
-	p.greeting.Store(next)
-	data = bytes.Clone(data)
-	go func() {
-		defer close(next.done)
-		if next.err = before.wait(); next.err == nil {
-			_, next.err = p.Conn.Write(data)
+		if !f.wait(&f.readBy) {
+			return 0, os.ErrDeadlineExceeded
 		}
-	}()
-	return len(data), nil
+	}
 }
 
-func (g *greeting) wait() error {
-	if g == nil {
-		return nil
+func (f *flow) write(b []byte) (n int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.ended || f.abandoned:
+			return n, io.ErrClosedPipe
+		case len(b) == 0:
+			return n, nil
+		case f.buffer == nil:
+			f.buffer, _ = f.buffers.Get().(*pipeBuffer)
+			if f.buffer == nil {
+				f.buffer = new(pipeBuffer)
+			}
+		case f.end == pipeSize && f.start > 0:
+			f.end = copy(f.buffer[:], f.buffer[f.start:f.end])
+			f.start = 0
+		}
+		if copied := copy(f.buffer[f.end:], b); copied > 0 {
+			f.end, n, b = f.end+copied, n+copied, b[copied:]
+			f.tell()
+			continue
+		}
+		if !f.wait(&f.writeBy) {
+			return n, os.ErrDeadlineExceeded
+		}
 	}
-	<-g.done
-	return g.err
 }
+
+// finish has the flow end after what is there.
+func (f *flow) finish() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = true
+	f.tell()
+}
+
+// abandon has nobody read any more.
+func (f *flow) abandon() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.abandoned = true
+	if f.buffer != nil {
+		f.buffers.Put(f.buffer)
+		f.buffer, f.start, f.end = nil, 0, 0
+	}
+	f.tell()
+}
+
+// wait waits for a change, and reports whether there was time to; mu is held.
+func (f *flow) wait(until *time.Time) bool {
+	if !until.IsZero() {
+		left := time.Until(*until)
+		if left <= 0 {
+			return false
+		}
+		timer := time.AfterFunc(left, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.tell()
+		})
+		defer timer.Stop()
+	}
+	f.waiting++
+	f.changed.Wait()
+	f.waiting--
+	return true
+}
+
+// tell tells who waits of a change; mu is held.
+func (f *flow) tell() {
+	if f.waiting > 0 {
+		f.changed.Broadcast()
+	}
+}
+
+// set changes one of the deadlines.
+func (f *flow) set(until *time.Time, to time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	*until = to
+	f.tell()
+	return nil
+}
+
+// createClient is how the engine takes a connection within the process. Without it, or
+// with another signature, this package does not link, or its tests fail.
+//
+//go:linkname createClient github.com/nats-io/nats-server/v2/server.(*Server).createClientInProcess
+func createClient(*server.Server, net.Conn) unsafe.Pointer

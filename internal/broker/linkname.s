@@ -1,0 +1,1 @@
+// Lets pipe.go declare a function that another package has.
