@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -154,7 +155,7 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 	}
 	if w := c.Will; w != nil {
 		topic := string(w.Topic)
-		subject := subjectOf(topic)
+		subject := mapping.Subject(topic)
 		if len(subject) > maxSubject {
 			return failed(packet.TopicNameInvalid, "the topic of its will is too long", nil)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/internal/wire"
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -93,7 +94,7 @@ func (s *session) address(topic []byte) address {
 		return to
 	}
 	to.topic = string(topic)
-	to.subject = subjectOf(to.topic)
+	to.subject = mapping.Subject(to.topic)
 	to.allowed = s.login.Principal.Permissions.Publish.Allows(to.subject)
 	switch {
 	case len(to.subject) > maxSubject:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/internal/wire"
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -91,7 +92,7 @@ func (a *account) want(s *session, key, filter string, wanted *subscription) err
 		if group != "" {
 			queue = "mqtt." + digest(group, filter)
 		}
-		for _, subject := range subjectsOf(filter) {
+		for _, subject := range mapping.Subjects(filter) {
 			sub, err := l.wire.Subscribe(subject, queue)
 			if err != nil {
 				l.end(i)
@@ -221,7 +222,7 @@ func (l *live) name(subject []byte) named {
 		return n
 	}
 	n.subject = string(subject)
-	if n.topic, ok = topicOf(n.subject); !ok || !isName(n.topic) || reserved(n.topic) {
+	if n.topic, ok = mapping.Topic(n.subject); !ok || !isName(n.topic) || reserved(n.topic) {
 		n.hidden = true
 	}
 	n.wire = []byte(n.topic)

@@ -104,7 +104,7 @@ func headers(client string, p *packet.Message) nats.Header {
 // no topic has that subject.
 func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 	m.payload, m.subject = msg.Data, subject
-	if m.topic, ok = topicOf(subject); !ok || !isName(m.topic) {
+	if m.topic, ok = mapping.Topic(subject); !ok || !isName(m.topic) {
 		return m, false
 	}
 	m.read(msg.Reply, msg.Header)
@@ -114,7 +114,7 @@ func decode(subject string, msg *nats.Msg) (m message, ok bool) {
 // read takes what is beside the payload.
 func (m *message) read(reply string, header nats.Header) {
 	if reply != "" {
-		if topic, ok := topicOf(reply); ok {
+		if topic, ok := mapping.Topic(reply); ok {
 			m.response = topic
 		}
 	}
@@ -145,9 +145,7 @@ func (m *message) read(reply string, header nats.Header) {
 }
 
 // isName reports whether a topic can be a topic name.
-func isName(topic string) bool { return isText(topic) && !strings.ContainsAny(topic, "+#") }
-
-func isText(s string) bool { return mapping.IsText(s) }
+func isName(topic string) bool { return mapping.IsText(topic) && !strings.ContainsAny(topic, "+#") }
 
 // expired reports whether m must not be delivered any more. [MQTT-3.3.2-5]
 func (m *message) expired() bool { return !m.expires.IsZero() && !time.Now().Before(m.expires) }

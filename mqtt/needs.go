@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 )
 
 // need is what a session or a group may still ask for: the stored messages after
@@ -311,7 +312,7 @@ func newWants(needs []need) *wants {
 
 // place is up to where nobody needs count messages of a subject, at most most.
 func (w *wants) place(subject string, most, count uint64) uint64 {
-	topic, ok := topicOf(subject)
+	topic, ok := mapping.Topic(subject)
 	if !ok {
 		return most // nobody is sent it
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -447,7 +448,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	subjects := []string{mark}
 	for filter, sub := range s.rec.Subs {
 		if sub.QoS > 0 && sub.Group == "" {
-			for _, subject := range subjectsOf(filter) {
+			for _, subject := range mapping.Subjects(filter) {
 				subjects = append(subjects, messagePrefix+subject)
 			}
 		}

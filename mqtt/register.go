@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -469,7 +470,7 @@ func (a *account) announce(w *will, client string) error {
 	if w == nil {
 		return nil
 	}
-	m, subject := w.message(), subjectOf(w.Topic)
+	m, subject := w.message(), mapping.Subject(w.Topic)
 	var err error
 	if m.QoS > 0 {
 		err = a.storeWill(&a.messages, encode(messagePrefix+subject, client, m), w)
@@ -499,6 +500,6 @@ func (a *account) storeWill(b *bounded, msg *nats.Msg, w *will) error {
 // tell publishes a will, if there is one, for those who hear at QoS 0.
 func (a *account) tell(w *will, client string) {
 	if w != nil {
-		_ = a.conn.PublishMsg(encode(subjectOf(w.Topic), client, w.message()))
+		_ = a.conn.PublishMsg(encode(mapping.Subject(w.Topic), client, w.message()))
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -38,7 +39,7 @@ const (
 // it comes to the response topic of p, with its correlation data; empty: nowhere.
 func (s *session) expectReply(subject string, p *packet.Publish) string {
 	topic := string(p.ResponseTopic)
-	reply := subjectOf(topic)
+	reply := mapping.Subject(topic)
 	if reserved(topic) || len(subject)+len(reply) > maxSubject+headRoom {
 		return "" // the engine does not take it: it is for MQTT clients only
 	}
@@ -76,7 +77,7 @@ func (s *session) replied(msg *nats.Msg) {
 	e, ok := x.waiting[token]
 	delete(x.waiting, token)
 	x.mu.Unlock()
-	subject := subjectOf(e.topic)
+	subject := mapping.Subject(e.topic)
 	if !ok || !s.login.Principal.Permissions.Publish.Allows(subject) {
 		return
 	}
@@ -100,7 +101,7 @@ const repliesFor = 2 * time.Minute
 
 // owe notes that the client is asked for answers to topic; mu is held.
 func (s *session) owe(topic string) {
-	may, subject := s.login.Principal.Permissions.Replies, subjectOf(topic)
+	may, subject := s.login.Principal.Permissions.Replies, mapping.Subject(topic)
 	inbox := strings.HasPrefix(subject, "_INBOX.")
 	if may == nil || topic == "" || reserved(topic) && !inbox || s.mayPublish(topic, subject) {
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -98,7 +99,7 @@ func (s *session) sendRetained(found []message, sub subscription) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range found {
-		if reserved(m.topic) || !s.login.Principal.Permissions.Subscribe.Allows(subjectOf(m.topic)) || sub.Local && m.client == s.key {
+		if reserved(m.topic) || !s.login.Principal.Permissions.Subscribe.Allows(mapping.Subject(m.topic)) || sub.Local && m.client == s.key {
 			continue
 		}
 		m.kept, m.retain, m.sub, m.grant = true, true, sub.ID, sub.QoS // [MQTT-3.3.1-8]
@@ -112,7 +113,7 @@ func (s *session) sendRetained(found []message, sub subscription) {
 // [MQTT-3.8.4-3]
 func (s *session) addSubscription(ctx context.Context, full, filter string, sub subscription) (isNew, begins bool, code packet.Code) {
 	code = packet.Code(sub.QoS) // [MQTT-3.8.4-7]
-	subjects := subjectsOf(filter)
+	subjects := mapping.Subjects(filter)
 	if reserved(filter) {
 		return false, false, packet.NotAuthorized
 	}
@@ -209,7 +210,7 @@ func (s *session) restore(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		if !s.maySubscribe(subjectsOf(filter)) {
+		if !s.maySubscribe(mapping.Subjects(filter)) {
 			s.mu.Lock()
 			s.keepFlights(full)
 			s.mu.Unlock()
@@ -288,7 +289,7 @@ const (
 
 // share takes a share of what a group is sent of stored messages.
 func (s *session) share(ctx context.Context, key, filter, group string) (*holding, error) {
-	subjects := subjectsOf(filter)
+	subjects := mapping.Subjects(filter)
 	for i := range subjects {
 		subjects[i] = messagePrefix + subjects[i]
 	}

@@ -1,16 +1,6 @@
 package mqtt
 
-import (
-	"strings"
-
-	"github.com/fleetbus/fleetbus/mqtt/mapping"
-)
-
-func subjectOf(topic string) string { return mapping.Subject(topic) }
-
-func topicOf(subject string) (topic string, ok bool) { return mapping.Topic(subject) }
-
-func subjectsOf(filter string) []string { return mapping.Subjects(filter) }
+import "strings"
 
 // matches reports whether a filter takes a topic. [MQTT-4.7.1-1] [MQTT-4.7.1-2]
 func matches(filter, topic string) bool {
