@@ -275,23 +275,29 @@ type mqttTrial struct {
 	do         func(context.Context, *mqttload.Broker) (float64, error)
 	on         []int // indexes of brokers; the first is ours
 	aim        func(f Figure, peer string) Figure
+	// messages are how many there are in a load whose work is measured too; 0: it is not.
+	messages float64
 }
 
 // compare does the trials in turns, and adds their figures.
 func (h *house) compare(ctx context.Context, brokers []*mqttBroker, trials []mqttTrial) error {
-	values := make([][][]float64, len(trials))
+	values, work := make([][][]float64, len(trials)), make([][][]float64, len(trials))
 	for i := range trials {
-		values[i] = make([][]float64, len(brokers))
+		values[i], work[i] = make([][]float64, len(brokers)), make([][]float64, len(brokers))
 	}
 	for round := range 1 + h.effort.rounds {
 		for i, t := range trials {
 			for turn := range t.on {
 				which := t.on[(round+turn)%len(t.on)]
 				try, cancel := context.WithTimeout(ctx, time.Minute)
+				before, _ := brokers[which].worked()
 				got, err := t.do(try, &brokers[which].Broker)
 				cancel()
 				if err != nil {
 					return fmt.Errorf("%s of %s, round %d: %w", t.name, brokers[which].name, round, err)
+				}
+				if after, ok := brokers[which].worked(); ok && round > 0 && t.messages > 0 {
+					work[i][which] = append(work[i][which], (after-before)*1e6/t.messages)
 				}
 				if round > 0 {
 					values[i][which] = append(values[i][which], got)
@@ -303,6 +309,9 @@ func (h *house) compare(ctx context.Context, brokers []*mqttBroker, trials []mqt
 		for _, peer := range t.on[1:] {
 			f := versus(t.name+", "+brokers[t.on[0]].name+" / "+brokers[peer].name, t.unit, values[i][t.on[0]], values[i][peer])
 			h.Figures = append(h.Figures, t.aim(f, brokers[peer].name))
+			if ours, theirs := work[i][t.on[0]], work[i][peer]; len(ours) > 0 && len(theirs) > 0 {
+				h.Figures = append(h.Figures, versus(t.name+", processor time of the broker, "+brokers[t.on[0]].name+" / "+brokers[peer].name, "µs a message", ours, theirs))
+			}
 		}
 	}
 	return nil
@@ -351,13 +360,14 @@ func (h *house) measureOneMQTT(ctx context.Context) error {
 	}
 	aimless := func(f Figure, _ string) Figure { return f }
 	same := map[string]float64{"mosquitto": 1, "nats-server": 1}
+	const many = 100_000
 	return h.compare(ctx, brokers, []mqttTrial{
-		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: 100_000, Ahead: 10_000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8})},
-		{"QoS 0, fan-out to 50", "deliveries/s", mqttload.Load{QoS: 0, Receivers: 50, N: 3000, Ahead: 200}.Carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8})},
-		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 20_000, Ahead: 500}.Carry, slow, atLeast(same)},
-		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 3000, Ahead: 15}.Carry, slow, atLeast(same)},
-		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 4000, Ahead: 500}.Carry, all, aimless},
-		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 500, Ahead: 15}.Carry, all, aimless},
+		{"QoS 0, one to one", "messages/s", mqttload.Load{QoS: 0, Receivers: 1, N: many, Ahead: 10_000}.Carry, quick, atLeast(map[string]float64{"mosquitto": 2, "nats-server": 0.8}), many},
+		{"QoS 0, fan-out to 50", "deliveries/s", mqttload.Load{QoS: 0, Receivers: 50, N: 3000, Ahead: 200}.Carry, quick, atLeast(map[string]float64{"mosquitto": 4, "nats-server": 0.8}), 0},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 20_000, Ahead: 500}.Carry, slow, atLeast(same), 0},
+		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 3000, Ahead: 15}.Carry, slow, atLeast(same), 0},
+		{"QoS 1", "messages/s", mqttload.Load{QoS: 1, Receivers: 1, N: 4000, Ahead: 500}.Carry, all, aimless, 0},
+		{"QoS 2", "messages/s", mqttload.Load{QoS: 2, Receivers: 1, N: 500, Ahead: 15}.Carry, all, aimless, 0},
 	})
 }
 
@@ -389,8 +399,8 @@ func (h *house) measureThreeMQTT(ctx context.Context) error {
 	sooner := func(f Figure, _ string) Figure { return f.aim("ratio 1.1 or less", f.Ratio <= 1.1) }
 	l := mqttload.Load{QoS: 1, N: 300}
 	return h.compare(ctx, []*mqttBroker{ours, synced, peer, lazy}, []mqttTrial{
-		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{0, 1}, sooner},
-		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{3, 2}, sooner},
+		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{0, 1}, sooner, 0},
+		{"QoS 1 across three nodes, p50", "ms", l.Echoes, []int{3, 2}, sooner, 0},
 	})
 }
 
