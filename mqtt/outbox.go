@@ -22,7 +22,10 @@ type outbox struct {
 
 	buffers *buffers
 	mu      sync.Mutex
+	before  [][]byte // what waits before wait
 	wait    []byte
+	size    int  // of both, in bytes
+	busy    bool // something is being written
 	wake    chan struct{}
 	ended   bool
 }
@@ -31,8 +34,9 @@ func newOutbox(conn net.Conn, most int, buffers *buffers) outbox {
 	return outbox{conn: conn, most: most, buffers: buffers, wake: make(chan struct{}, 1)}
 }
 
-// chunk is how much is worth a write, in bytes: what TLS encrypts at once.
-const chunk = 16 << 10
+// chunk is how much is worth a write, in bytes: what TLS encrypts at once, less a small
+// message.
+const chunk = 16<<10 - 512
 
 // A batch are messages that are sent at once: who is sent some of it is told at its end,
 // or when there is enough to write. nil is a batch of one.
@@ -77,23 +81,28 @@ func (o *outbox) sendWire(in *batch, wire []byte) bool {
 	return wire != nil
 }
 
-// ready makes room for a batch; mu is held.
+// ready has room in wait, if there is much to send; mu is held.
 func (o *outbox) ready(in *batch) {
-	if in != nil && o.wait == nil {
+	switch {
+	case len(o.wait) >= chunk:
+		o.before = append(o.before, o.wait)
+		o.wait = o.buffers.get()
+	case o.wait == nil && (in != nil || o.busy):
 		o.wait = o.buffers.get()
 	}
 }
 
-// put has b wait, which is what waits and something more; mu is held.
+// put has b wait, which is wait and something more; mu is held.
 func (o *outbox) put(in *batch, b []byte) {
-	before := len(o.wait)
+	before := o.size
+	o.size += len(b) - len(o.wait)
 	o.wait = b
-	if len(b) > 2*o.most+slack { // it asks and does not read, and would not take a good-bye
-		o.ended, o.wait = true, nil
+	if o.size > 2*o.most+slack { // it asks and does not read, and would not take a good-bye
+		o.drop()
 		_ = beneath(o.conn).Close()
 	}
 	switch {
-	case o.ended || in != nil && before < chunk && len(b) >= chunk:
+	case o.ended || in != nil && before < chunk && o.size >= chunk:
 		o.signal()
 	case before > 0: // whoever writes was told, or is told soon, and looks again
 	case in == nil:
@@ -111,11 +120,14 @@ func beneath(conn net.Conn) net.Conn {
 	return conn
 }
 
+// drop ends the outbox without what waits; mu is held.
+func (o *outbox) drop() { o.ended, o.before, o.wait, o.size = true, nil, nil, 0 }
+
 // full reports whether nothing should be added that can be dropped.
 func (o *outbox) full() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.wait) > o.most
+	return o.size > o.most
 }
 
 // end has the connection closed when all is written.
@@ -136,54 +148,50 @@ func (o *outbox) signal() {
 // write writes what comes, until end, or until the client takes nothing any more.
 func (o *outbox) write() {
 	defer o.conn.Close()
-	const keep = 256 << 10 // while it is busy
-	var spare []byte
 	for range o.wake {
 		for {
 			o.mu.Lock()
-			b, ended := o.wait, o.ended
-			o.wait, spare = spare[:0], nil // one of the two buffers at a time
+			all, last, size, ended := o.before, o.wait, o.size, o.ended
+			o.before, o.wait, o.size, o.busy = nil, nil, 0, size > 0
 			o.mu.Unlock()
-			if len(b) == 0 {
+			if size == 0 {
 				if ended {
 					return
 				}
-				break
+				break // an idle client has no buffer
 			}
-			full := len(b) > o.most
-			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
-				return
+			for _, b := range append(all, last) {
+				if !o.writeOne(b) {
+					o.mu.Lock()
+					o.drop()
+					o.mu.Unlock()
+					return
+				}
 			}
-			if _, err := o.conn.Write(b); err != nil {
-				o.mu.Lock()
-				o.ended, o.wait = true, nil
-				o.mu.Unlock()
-				return
-			}
-			if spare = b; cap(b) > keep {
-				spare = nil
-			}
-			if full && o.drained != nil {
+			if size > o.most && o.drained != nil {
 				o.drained()
 			}
 		}
-		// An idle client has no buffer.
-		o.mu.Lock()
-		if len(o.wait) == 0 {
-			o.buffers.put(o.wait)
-			o.buffers.put(spare)
-			o.wait, spare = nil, nil
-		}
-		o.mu.Unlock()
 	}
 }
 
-// buffers are of chunk bytes and some, for those who are busy. They are safe for
-// concurrent use.
+// writeOne writes one buffer, and reports whether the client took it.
+func (o *outbox) writeOne(b []byte) bool {
+	if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+		return false
+	}
+	if _, err := o.conn.Write(b); err != nil {
+		return false
+	}
+	o.buffers.put(b)
+	return true
+}
+
+// buffers are for those who are busy. They are safe for concurrent use.
 type buffers struct{ pool sync.Pool }
 
-// bufferSize is the size of one, in bytes.
-const bufferSize = 2 * chunk
+// bufferSize is the size of one, in bytes: it has a chunk, and most packets beside.
+const bufferSize = 32 << 10
 
 func (b *buffers) get() []byte {
 	if one, ok := b.pool.Get().(*[bufferSize]byte); ok {

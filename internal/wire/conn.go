@@ -128,7 +128,7 @@ func (c *Conn) Unsubscribe(id uint64) error {
 	return c.Send(append(strconv.AppendUint([]byte{'U', 'N', 'S', 'U', 'B', ' ', own}, id, 10), "\r\n"...))
 }
 
-// Receive waits for messages and returns all that there are, for Next, and how many
+// Receive waits for messages and returns some that there are, for Next, and how many
 // were dropped. They are valid until the next call. ok is false when the connection is
-// closed.
+// closed and there are no more.
 func (c *Conn) Receive() (messages []byte, dropped int, ok bool) { return c.inbox.take() }

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-const (
-	// readBuffer is the size of the buffer before the library's, in bytes. It grows for
-	// a message that does not fit, for a while.
-	readBuffer = 32 << 10
-	// busyBuffer and idleBuffer are the sizes of the largest buffers of messages that are
-	// kept while more come, and when none do, in bytes.
-	busyBuffer, idleBuffer = 1 << 20, 32 << 10
-)
+// readBuffer is the size of the buffer before the library's, in bytes. It grows for a
+// message that does not fit, for a while.
+const readBuffer = 32 << 10
+
+// chunkSize is how much of what waits is taken at once, in bytes.
+const chunkSize = 64 << 10
+
+type chunk [chunkSize]byte
 
 // An inbox parts what the engine sends: messages for the Conn's own subscriptions wait
 // in it, and all else is the library's.
@@ -22,10 +22,13 @@ type inbox struct {
 	start, end int // what is read and not parted
 	foreign    int // bytes that are the library's, whatever they are
 
-	most  int
+	most   int
+	chunks sync.Pool // of *chunk
+	taken  []byte    // what the caller of take has
+
 	mu    sync.Mutex
-	wait  []byte // whole messages
-	spare []byte
+	wait  [][]byte // whole messages in each, and something
+	size  int      // of all, in bytes
 	lost  int
 	ended bool
 	wake  chan struct{}
@@ -107,18 +110,33 @@ func (i *inbox) room(size int) {
 func (i *inbox) keep(messages []byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	before := len(i.wait)
-	if before > i.most {
+	if i.size > i.most {
 		for len(messages) > 0 {
 			_, messages = Next(messages)
 			i.lost++
 		}
 		return
 	}
-	i.wait = append(i.wait, messages...)
-	if before == 0 {
+	last := len(i.wait) - 1
+	if last < 0 || len(i.wait[last])+len(messages) > cap(i.wait[last]) {
+		i.wait = append(i.wait, i.chunk(len(messages)))
+		last++
+	}
+	i.wait[last] = append(i.wait[last], messages...)
+	if i.size += len(messages); i.size == len(messages) {
 		i.signal()
 	}
+}
+
+// chunk is an empty one with room for n bytes.
+func (i *inbox) chunk(n int) []byte {
+	if n > chunkSize {
+		return make([]byte, 0, n)
+	}
+	if c, ok := i.chunks.Get().(*chunk); ok {
+		return c[:0]
+	}
+	return new(chunk)[:0]
 }
 
 func (i *inbox) signal() {
@@ -137,25 +155,23 @@ func (i *inbox) close() {
 
 // take is Conn.Receive.
 func (i *inbox) take() (messages []byte, dropped int, ok bool) {
+	if cap(i.taken) == chunkSize {
+		i.chunks.Put((*chunk)(i.taken[:chunkSize]))
+	}
+	i.taken = nil
 	for {
 		i.mu.Lock()
 		if len(i.wait) > 0 || i.ended {
-			messages, dropped, ok = i.wait, i.lost, len(i.wait) > 0
-			// The caller is done with what it was given before.
-			i.wait, i.spare, i.lost = kept(i.spare, busyBuffer), messages, 0
+			if ok = len(i.wait) > 0; ok {
+				i.taken, i.wait = i.wait[0], i.wait[1:]
+				i.size -= len(i.taken)
+			}
+			dropped, i.lost = i.lost, 0
 			i.mu.Unlock()
-			return messages, dropped, ok
+			return i.taken, dropped, ok
 		}
-		i.wait, i.spare = kept(i.wait, idleBuffer), kept(i.spare, idleBuffer)
+		i.wait = nil
 		i.mu.Unlock()
 		<-i.wake
 	}
-}
-
-// kept is b to be filled again, unless it has more than most bytes.
-func kept(b []byte, most int) []byte {
-	if cap(b) > most {
-		return nil
-	}
-	return b[:0]
 }
