@@ -35,7 +35,7 @@ type live struct {
 	named map[string]named // by subject
 	batch batch
 	m     message
-	p     packet.Publish
+	p     packet.Publish // of m
 
 	mu        sync.Mutex
 	low       tree[*session] // who hears at QoS 0, and that is also what is stored
@@ -212,6 +212,7 @@ func (a *account) hand() {
 			a.deliver(&w)
 		}
 		l.batch.tell()
+		l.m, l.p = message{}, packet.Publish{} // what is handed on is not held
 	}
 }
 

@@ -76,6 +76,7 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, choice byte, sent, sizes []byte, size uint16) {
 		v, side := chosen(choice)
 		pieces := NewReader(&cuts{source: bytes.NewReader(sent), sizes: sizes}, side, int(size))
+		pieces.Burst = 3 * int(size)
 		whole := NewReader(bytes.NewReader(sent), side, len(sent))
 		pieces.Version, whole.Version = v, v
 		for {

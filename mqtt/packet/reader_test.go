@@ -215,6 +215,62 @@ func TestReaderShrinks(t *testing.T) {
 	}
 }
 
+// records are read one by one, as TLS has them.
+type records struct {
+	all   [][]byte
+	reads int
+}
+
+func (r *records) Read(b []byte) (int, error) {
+	if len(r.all) == 0 {
+		return 0, io.EOF
+	}
+	r.reads++
+	n := copy(b, r.all[0])
+	if r.all[0] = r.all[0][n:]; len(r.all[0]) == 0 {
+		r.all = r.all[1:]
+	}
+	return n, nil
+}
+
+// TestReaderBurst reads large records with small ones between them, all at once each,
+// and wants the small buffer back when pings come.
+func TestReaderBurst(t *testing.T) {
+	one, err := (&Publish{Message: Message{Topic: []byte("a"), Payload: make([]byte, 256)}}).Append(nil, V5, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n, record, rest = 570, 16 << 10, 100
+	source, sent := &records{}, bytes.Repeat(one, n)
+	for len(sent) > 0 {
+		for _, size := range []int{record, rest} {
+			size = min(size, len(sent))
+			source.all, sent = append(source.all, sent[:size]), sent[size:]
+		}
+	}
+	want := len(source.all) + 2 // the first one comes in three: two do not fit the small buffer
+	ping := []byte{0xC0, 0}
+	source.all = append(source.all, ping, ping, ping)
+	r := NewReader(source, Client, 2<<10)
+	r.Version, r.Burst = V5, 20<<10
+	for i := range n {
+		if p, err := r.Next(); err != nil || p.Type() != PUBLISH {
+			t.Fatalf("%d: %v", i, err)
+		}
+	}
+	if source.reads > want || cap(r.buf) != r.Burst {
+		t.Errorf("%d reads, not %d, into a buffer of %d", source.reads, want, cap(r.buf))
+	}
+	for range 3 {
+		if _, err := r.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cap(r.buf) != 2<<10 {
+		t.Errorf("it holds a buffer of %d bytes", cap(r.buf))
+	}
+}
+
 // endless repeats a packet for ever.
 type endless struct {
 	packet []byte
