@@ -117,9 +117,9 @@ func (g *group) Apply(seq uint64, subject string, data []byte) error {
 func (s *State) forgive(subject string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[subject]
+	e := s.entry(subject)
 	e.err = nil
-	s.entries[subject] = e
+	s.set(subject, e)
 }
 
 // record is the last record of a subject that could be believed, as it stands in the
@@ -127,7 +127,7 @@ func (s *State) forgive(subject string) {
 func (g *group) record(subject string) (signed []byte, value any, err error) {
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
-	e := g.state.entries[subject]
+	e := g.state.entry(subject)
 	return e.data, e.value, e.err
 }
 
@@ -135,11 +135,10 @@ func (g *group) record(subject string) (signed []byte, value any, err error) {
 func (g *group) ids() []string {
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
+	prefix := CertSubject(g.name, "")
 	var ids []string
-	for subject := range g.state.entries {
-		if id, ok := strings.CutPrefix(subject, CertSubject(g.name, "")); ok {
-			ids = append(ids, id)
-		}
+	for subject := range g.state.entries[strings.TrimSuffix(prefix, ".")] {
+		ids = append(ids, strings.TrimPrefix(subject, prefix))
 	}
 	return ids
 }

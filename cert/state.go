@@ -28,7 +28,7 @@ type State struct {
 
 	mu      sync.RWMutex
 	seq     uint64
-	entries map[string]entry
+	entries map[string]map[string]entry // by place and subject
 }
 
 // An entry is the last record of a subject that could be believed.
@@ -45,7 +45,33 @@ func NewState(signers []Signer, keep func(subject string) bool) *State {
 	if keep == nil {
 		keep = func(string) bool { return true }
 	}
-	return &State{signers: slices.Clone(signers), keep: keep, entries: map[string]entry{}}
+	return &State{signers: slices.Clone(signers), keep: keep, entries: map[string]map[string]entry{}}
+}
+
+// place is where the entry of a subject is: with all of its group and kind, so that who
+// asks for those need not look at all others.
+func place(subject string) string {
+	at := 0
+	for range 3 {
+		dot := strings.IndexByte(subject[at:], '.')
+		if dot < 0 {
+			return subject
+		}
+		at += dot + 1
+	}
+	return subject[:at-1]
+}
+
+// entry is that of a subject. s.mu is held.
+func (s *State) entry(subject string) entry { return s.entries[place(subject)][subject] }
+
+// set sets the entry of a subject. s.mu is held.
+func (s *State) set(subject string, e entry) {
+	at := place(subject)
+	if s.entries[at] == nil {
+		s.entries[at] = map[string]entry{}
+	}
+	s.entries[at][subject] = e
 }
 
 // Apply folds event seq into the state: see ledger.State. An event that cannot be
@@ -62,7 +88,7 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	if !s.keep(subject) {
 		return nil
 	}
-	before := s.entries[subject]
+	before := s.entry(subject)
 	e.version = seq
 	if n := revision(e.value); e.err == nil && n > 0 && before.data != nil && n <= revision(before.value) {
 		e.err = fmt.Errorf("reading %q: revision %d after %d: %w", subject, revision(e.value), revision(before.value), ErrStale)
@@ -73,11 +99,11 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	switch {
 	case e.err != nil:
 		before.version, before.err = seq, e.err
-		s.entries[subject] = before
+		s.set(subject, before)
 	case e.data == nil && strings.Contains(subject, ".challenge."):
-		delete(s.entries, subject) // the next one has another subject
+		delete(s.entries[place(subject)], subject) // the next one has another subject
 	default:
-		s.entries[subject] = e
+		s.set(subject, e)
 	}
 	return e.err
 }
@@ -175,7 +201,7 @@ func (s *State) Seq() uint64 {
 func (s *State) Version(subject string) uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.entries[subject].version
+	return s.entry(subject).version
 }
 
 // Problems are why the last events of subjects were not believed, by subject.
@@ -183,9 +209,11 @@ func (s *State) Problems() map[string]error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	problems := map[string]error{}
-	for subject, e := range s.entries {
-		if e.err != nil {
-			problems[subject] = e.err
+	for _, entries := range s.entries {
+		for subject, e := range entries {
+			if e.err != nil {
+				problems[subject] = e.err
+			}
 		}
 	}
 	return problems
@@ -194,19 +222,30 @@ func (s *State) Problems() map[string]error {
 func get[T any](s *State, subject string) (*T, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	value, ok := s.entries[subject].value.(*T)
+	value, ok := s.entry(subject).value.(*T)
 	return value, ok
 }
 
-// list returns all records of a kind, sorted by subject, whose subjects begin with
-// prefix.
-func list[T any](s *State, prefix string) []*T {
+// list returns all records of a kind of a group, of every group if that is empty,
+// sorted by subject.
+func list[T any](s *State, group, kind string) []*T {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	found := map[string]*T{}
-	for subject, e := range s.entries {
-		if value, ok := e.value.(*T); ok && strings.HasPrefix(subject, prefix) {
-			found[subject] = value
+	take := func(entries map[string]entry) {
+		for subject, e := range entries {
+			if value, ok := e.value.(*T); ok {
+				found[subject] = value
+			}
+		}
+	}
+	if group != "" {
+		take(s.entries["g."+group+"."+kind])
+	} else {
+		for at, entries := range s.entries {
+			if strings.HasPrefix(at, "g.") && strings.HasSuffix(at, "."+kind) {
+				take(entries)
+			}
 		}
 	}
 	all := make([]*T, 0, len(found))
@@ -224,7 +263,7 @@ func (s *State) Record(group, id string) (*Record, bool) {
 // Records returns the certificates of a group, of every group if that is empty,
 // without those that were removed.
 func (s *State) Records(group string) []*Record {
-	all := slices.DeleteFunc(list[Record](s, prefixOf(group)), func(r *Record) bool { return r.Removed })
+	all := slices.DeleteFunc(list[Record](s, group, "cert"), func(r *Record) bool { return r.Removed })
 	slices.SortStableFunc(all, func(a, b *Record) int { return cmp.Compare(a.ID, b.ID) })
 	return all
 }
@@ -233,7 +272,7 @@ func (s *State) Records(group string) []*Record {
 func (s *State) GroupKey(group string) (*GroupKey, bool) { return get[GroupKey](s, KeySubject(group)) }
 
 // GroupKeys returns the keys of all groups.
-func (s *State) GroupKeys() []*GroupKey { return list[GroupKey](s, "g.") }
+func (s *State) GroupKeys() []*GroupKey { return list[GroupKey](s, "", "key") }
 
 // Target returns a target of a group, even if it was removed.
 func (s *State) Target(group, name string) (*Target, bool) {
@@ -243,11 +282,11 @@ func (s *State) Target(group, name string) (*Target, bool) {
 // Targets returns the targets of a group, of every group if that is empty, without
 // those that were removed.
 func (s *State) Targets(group string) []*Target {
-	return slices.DeleteFunc(list[Target](s, prefixOf(group)), func(t *Target) bool { return t.Removed })
+	return slices.DeleteFunc(list[Target](s, group, "target"), func(t *Target) bool { return t.Removed })
 }
 
 // Challenges returns the challenges of a group, of every group if that is empty.
-func (s *State) Challenges(group string) []*Challenge { return list[Challenge](s, prefixOf(group)) }
+func (s *State) Challenges(group string) []*Challenge { return list[Challenge](s, group, "challenge") }
 
 // Seen returns what a target was seen serving of a certificate.
 func (s *State) Seen(group, target, id string) (*Seen, bool) {
@@ -256,13 +295,6 @@ func (s *State) Seen(group, target, id string) (*Seen, bool) {
 
 // Config returns the configuration of the managers, sealed.
 func (s *State) Config() (*Config, bool) { return get[Config](s, ConfigSubject) }
-
-func prefixOf(group string) string {
-	if group == "" {
-		return "g."
-	}
-	return "g." + group + "."
-}
 
 // A marshaled State begins with this; then come its sequence number, and each subject
 // with its version and data, each length before what it is of.
@@ -273,14 +305,19 @@ func (s *State) Marshal() ([]byte, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	size := len(stateMagic)
-	for subject, e := range s.entries {
-		size += len(subject) + len(e.data) + 3*binary.MaxVarintLen32
+	var subjects []string
+	for _, entries := range s.entries {
+		for subject, e := range entries {
+			subjects = append(subjects, subject)
+			size += len(subject) + len(e.data) + 3*binary.MaxVarintLen32
+		}
 	}
+	slices.Sort(subjects)
 	out := make([]byte, 0, size)
 	out = append(out, stateMagic...)
 	out = binary.AppendUvarint(out, s.seq)
-	for _, subject := range slices.Sorted(maps.Keys(s.entries)) {
-		e := s.entries[subject]
+	for _, subject := range subjects {
+		e := s.entry(subject)
 		out = binary.AppendUvarint(out, e.version)
 		out = binary.AppendUvarint(out, uint64(len(subject)))
 		out = append(out, subject...)
@@ -331,13 +368,12 @@ func (s *State) Unmarshal(data []byte) error {
 		return errors.New("reading certificates: the state is cut off")
 	}
 	s.readAll(subjects, found)
-	entries := make(map[string]entry, len(found))
-	for i, subject := range subjects {
-		entries[subject] = found[i]
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seq, s.entries = seq, entries
+	s.seq, s.entries = seq, map[string]map[string]entry{}
+	for i, subject := range subjects {
+		s.set(subject, found[i])
+	}
 	return nil
 }
 
