@@ -42,6 +42,9 @@ type failing struct {
 // keepDelivered gives the program what was installed and looks what it serves, until
 // ctx ends.
 func (s *Store) keepDelivered(ctx context.Context) {
+	if s.o.Program != nil && !s.awaitWhole(ctx) {
+		return
+	}
 	poke(s.told) // of what an earlier Run did not come to
 	fails := map[certKey]failing{}
 	var looks <-chan time.Time
@@ -92,6 +95,19 @@ func (s *Store) keepDelivered(ctx context.Context) {
 		}
 		s.deliver(ctx, fails, look)
 	}
+}
+
+// awaitWhole waits until all groups are whole: a program that is given some of its
+// certificates gives up the others. It reports whether they are, before ctx ended.
+func (s *Store) awaitWhole(ctx context.Context) bool {
+	for _, g := range s.groups {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-g.whole:
+		}
+	}
+	return true
 }
 
 // tellAgain delivers certificates again.

@@ -25,6 +25,19 @@ func (s *Store) Install() { s.install() }
 
 // RunAlone installs and delivers without a bus, and reports to nobody, until ctx ends.
 func (s *Store) RunAlone(ctx context.Context) {
+	s.Complete()
+	s.RunPart(ctx)
+}
+
+// Complete says that no more is to come of what the ledger had.
+func (s *Store) Complete() {
+	for _, g := range s.groups {
+		g.complete()
+	}
+}
+
+// RunPart is as RunAlone, but does not Complete.
+func (s *Store) RunPart(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { s.keepInstalled(ctx, nil) })
 	all.Go(func() { s.keepDelivered(ctx) })
@@ -52,6 +65,9 @@ const Recheck = recheck
 
 // Unmarshal loads the snapshot of a group.
 func (s *Store) Unmarshal(group string, data []byte) error { return s.groups[group].Unmarshal(data) }
+
+// Marshal is the snapshot of a group.
+func (s *Store) Marshal(group string) ([]byte, error) { return s.groups[group].Marshal() }
 
 // Seq is the last event that was applied to a group.
 func (s *Store) Seq(group string) uint64 { return s.groups[group].Seq() }

@@ -25,6 +25,10 @@ type group struct {
 	state    *State
 	follower *ledger.Follower
 
+	// whole is closed once all is known that the ledger had at some time.
+	whole     chan struct{}
+	wholeOnce sync.Once
+
 	mu   sync.Mutex
 	keys map[uint64]*Key // of the group, by generation; opened once
 
@@ -37,7 +41,7 @@ func newGroup(s *Store, name string) (*group, error) {
 	own := TargetSubject(name, s.o.Key.Name)
 	certs, challenges := CertSubject(name, ""), ChallengeSubject(name, "")
 	// Not the other targets: with their keys, a thousand of them are many.
-	g := &group{name: name, store: s, keys: map[uint64]*Key{}, subjects: []string{certs + "*", challenges + "*", own}}
+	g := &group{name: name, store: s, keys: map[uint64]*Key{}, subjects: []string{certs + "*", challenges + "*", own}, whole: make(chan struct{})}
 	g.state = NewState(s.o.Key.Signers, func(subject string) bool {
 		return strings.HasPrefix(subject, certs) || strings.HasPrefix(subject, challenges) || subject == own
 	})
@@ -58,6 +62,21 @@ func (g *group) follow() error {
 	}
 	g.follower = follower
 	return nil
+}
+
+// complete says that the group is whole from now on.
+func (g *group) complete() { g.wholeOnce.Do(func() { close(g.whole) }) }
+
+// isWhole reports whether it is. Whoever follows the group may ask.
+func (g *group) isWhole() bool {
+	select {
+	case <-g.whole:
+		return true
+	case <-g.follower.CaughtUp():
+		return true
+	default:
+		return false
+	}
 }
 
 // path is where the snapshot is. A key that is of another target has another.
@@ -221,6 +240,9 @@ func (g *group) install(id string, r *Record, b *Bundle, served *installed, trus
 // which is empty if the state has it.
 const snapshotMagic = "fleetbus-store-1\n"
 
+// One of a group that is not whole yet begins with this instead.
+const partMagic = "fleetbus-store-1-part\n"
+
 // Marshal returns the records and what is served, with everything sealed and signed as
 // it is in the ledger.
 func (g *group) Marshal() ([]byte, error) {
@@ -228,7 +250,11 @@ func (g *group) Marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := append([]byte(snapshotMagic), binary.AppendUvarint(nil, uint64(len(state)))...)
+	magic := snapshotMagic
+	if !g.isWhole() {
+		magic = partMagic
+	}
+	out := append([]byte(magic), binary.AppendUvarint(nil, uint64(len(state)))...)
 	out = append(out, state...)
 	put := func(text []byte) {
 		out = binary.AppendUvarint(out, uint64(len(text)))
@@ -255,7 +281,11 @@ type past struct {
 // Unmarshal loads what Marshal returned, and serves what was served then. It believes
 // no more than Apply, whoever wrote the file.
 func (g *group) Unmarshal(data []byte) error {
-	rest, ok := bytes.CutPrefix(data, []byte(snapshotMagic))
+	rest, whole := bytes.CutPrefix(data, []byte(snapshotMagic))
+	ok := whole
+	if !whole {
+		rest, ok = bytes.CutPrefix(data, []byte(partMagic))
+	}
 	if !ok {
 		return errors.New("reading a snapshot of certificates: it is none")
 	}
@@ -279,6 +309,9 @@ func (g *group) Unmarshal(data []byte) error {
 	}
 	if err := g.state.Unmarshal(state); err != nil {
 		return err
+	}
+	if whole {
+		g.complete()
 	}
 	g.store.resume(g.name, all)
 	return nil

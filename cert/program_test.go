@@ -274,3 +274,81 @@ func TestProgramEmptied(t *testing.T) {
 		<-ended
 	})
 }
+
+// TestProgramWaits has a store without a snapshot, or with one that was written too early,
+// catch up slowly: its program is given nothing before it can be given all.
+func TestProgramWaits(t *testing.T) {
+	m := certtest.New(t, "web")
+	key, enrolled := m.Target("lb1")
+	events := []certtest.Event{enrolled}
+	for _, id := range []string{"a", "b"} { // valid today, and at the time of synctest
+		events = append(events, m.Obtained(certtest.Request{ID: id, Names: []string{id + ".example"}, From: time.Unix(0, 0), To: time.Now().Add(time.Hour)}))
+	}
+	// run runs a store, and returns how often its program was given something in an hour,
+	// how often in the next, for which the store is whole, and the snapshots after both.
+	run := func(t *testing.T, begin func(*runner)) (installs [2]int, snapshots [2][]byte) {
+		synctest.Test(t, func(t *testing.T) {
+			p := &proxy{}
+			r := open(t, cert.Options{Key: key, Program: p})
+			begin(r)
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan struct{})
+			go func() { r.RunPart(ctx); close(ended) }()
+			for i := range installs {
+				time.Sleep(time.Hour - cert.Recheck)
+				synctest.Wait()
+				installs[i] = p.count()
+				snapshots[i] = must(r.Marshal("web"))(t)
+				if n := len(r.Certificates()); n != 2 {
+					t.Errorf("%d certificates are there for handshakes", n)
+				}
+				if installs[i] > 0 && len(p.pairs) != 2 {
+					t.Errorf("its program has %d certificates", len(p.pairs))
+				}
+				r.Complete()
+			}
+			cancel()
+			<-ended
+		})
+		return installs, snapshots
+	}
+	installs, snapshots := run(t, func(r *runner) {
+		for i, e := range events {
+			if err := r.Apply("web", uint64(i+1), e.Subject, e.Data); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	if installs[0] != 0 || installs[1] == 0 {
+		t.Errorf("without a snapshot: %d installations before all was known, %d after", installs[0], installs[1])
+	}
+	for i, what := range []string{"a snapshot of a part", "a whole snapshot"} {
+		installs, _ := run(t, func(r *runner) {
+			if err := r.Unmarshal("web", snapshots[i]); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if installs[0] > 0 != (i == 1) || installs[1] == 0 {
+			t.Errorf("with %s: %d installations before all was known, %d after", what, installs[0], installs[1])
+		}
+	}
+}
+
+// TestProgramOnBus has stores catch up with a ledger that has nothing for them, and with
+// one that has: their program is given what is there, and what comes.
+func TestProgramOnBus(t *testing.T) {
+	b, p := newBus(t), &proxy{}
+	key := b.target("lb1")
+	for i, id := range []string{"a", "b"} {
+		r := open(t, cert.Options{Key: key, Program: p}).run(t, b.server.ClientURL())
+		b.publish(b.Obtained(certtest.Request{ID: id, Names: []string{id + ".example"}}))
+		waitFor(t, "a report of "+id, func() bool {
+			seen := b.lastSeen("lb1", id)
+			return seen != nil && seen.Generation == 1 && seen.Error == ""
+		})
+		if n := len(r.Certificates()); n != i+1 {
+			t.Errorf("%d certificates", n)
+		}
+		r.stop()
+	}
+}

@@ -268,7 +268,7 @@ func openLedger(ctx context.Context, js jetstream.JetStream) (*ledger.Ledger, er
 // run follows the group.
 func (g *group) run(ctx context.Context, l *ledger.Ledger) error {
 	for n := 0; ; n++ {
-		err := g.follower.Run(ctx, l)
+		err := g.runOnce(ctx, l)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -286,6 +286,22 @@ func (g *group) run(ctx context.Context, l *ledger.Ledger) error {
 			return nil
 		}
 	}
+}
+
+// runOnce follows the group until that fails, and completes it when it has caught up.
+func (g *group) runOnce(ctx context.Context, l *ledger.Ledger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel()
+	watch.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-g.follower.CaughtUp():
+			g.complete()
+		}
+	})
+	return g.follower.Run(ctx, l)
 }
 
 // pause waits before attempt n is repeated: longer each time, up to longestPause.
