@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	// consumeTimeout bounds the requests for a consumer; who lost one asks again.
+	// consumeTimeout bounds each request for a consumer; who lost one asks again.
 	consumeTimeout = 500 * time.Millisecond
 
 	abandoned = 30 * time.Second // after which the engine forgets a consumer left behind
@@ -249,9 +250,7 @@ func (f *Follower) follow(ctx context.Context, l *Ledger) (connected bool, err e
 
 // consume starts a consumer after the last event applied.
 func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesContext, error) {
-	ctx, cancel := context.WithTimeout(ctx, consumeTimeout)
-	defer cancel()
-	info, err := l.stream.Info(ctx)
+	info, err := request(ctx, func(ctx context.Context) (*jetstream.StreamInfo, error) { return l.stream.Info(ctx) })
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +275,7 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 	for _, subject := range f.options.Filter {
 		config.FilterSubjects = append(config.FilterSubjects, l.prefix+subject)
 	}
-	consumer, err := l.stream.CreateConsumer(ctx, config)
+	consumer, err := request(ctx, func(ctx context.Context) (jetstream.Consumer, error) { return l.stream.CreateConsumer(ctx, config) })
 	if err != nil {
 		return nil, err
 	}
@@ -291,6 +290,13 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 		f.catchUp(seq)
 	}
 	return messages, nil
+}
+
+// request makes one for a consumer.
+func request[T any](ctx context.Context, do func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, consumeTimeout)
+	defer cancel()
+	return do(ctx)
 }
 
 // next waits for the next message, and writes snapshots that fall due meanwhile.
@@ -309,18 +315,24 @@ func (f *Follower) next(ctx context.Context, messages jetstream.MessagesContext)
 
 // last is the last event that passes the filter. How many a consumer has ahead does not
 // tell it: a copy of the ledger that is behind itself has none.
-func (f *Follower) last(ctx context.Context, l *Ledger) (seq uint64, err error) {
-	for _, subject := range f.options.Filter {
-		msg, err := l.stream.GetLastMsgForSubject(ctx, l.prefix+subject)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		seq = max(seq, msg.Sequence)
+func (f *Follower) last(ctx context.Context, l *Ledger) (uint64, error) {
+	seqs, errs := make([]uint64, len(f.options.Filter)), make([]error, len(f.options.Filter))
+	var all sync.WaitGroup
+	for i, subject := range f.options.Filter { // at once: the leader may be far away
+		all.Go(func() {
+			msg, err := request(ctx, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+				return l.stream.GetLastMsgForSubject(ctx, l.prefix+subject)
+			})
+			switch {
+			case err == nil:
+				seqs[i] = msg.Sequence
+			case !errors.Is(err, jetstream.ErrMsgNotFound):
+				errs[i] = err
+			}
+		})
 	}
-	return seq, nil
+	all.Wait()
+	return slices.Max(seqs), errors.Join(errs...)
 }
 
 // catchUp closes caughtUp if the state is as of event seq and the ledger ended there, or

@@ -321,6 +321,25 @@ func TestFollowerConnectionLost(t *testing.T) {
 	}
 }
 
+// A follower whose ledger is far away has time for each of its requests.
+func TestFollowerFarAway(t *testing.T) {
+	s := startServer(t, server.Options{})
+	p := startProxy(t, s)
+	far, near := open(t, p.url(), Options{}), open(t, s.ClientURL(), Options{})
+	version := mustAppend(t, near, "a.x", 0, "v1")
+	p.delay.Store(int64(consumeTimeout / 6)) // there and back is a third of it
+	f := follow(t, far, FollowOptions{Filter: []string{"a.*", "b.*", "c.*"}})
+	defer f.stop()
+	select {
+	case <-f.CaughtUp():
+	case <-time.After(10 * time.Second):
+		t.Fatal("not caught up in 10 s")
+	}
+	if row := f.state.rows()["a.x"]; row.Version != version {
+		t.Errorf("caught up with %v", row)
+	}
+}
+
 func TestFollowerConnectionClosed(t *testing.T) {
 	s := startServer(t, server.Options{})
 	l := open(t, s.ClientURL(), Options{})

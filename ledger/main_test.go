@@ -211,6 +211,7 @@ func run(f *Follower, state *table, l *Ledger) *following {
 type proxy struct {
 	listener net.Listener
 	target   string
+	delay    atomic.Int64  // of every byte on its way, in nanoseconds
 	accepted chan struct{} // closed when no more are accepted
 	running  sync.WaitGroup
 	mu       sync.Mutex
@@ -254,13 +255,13 @@ func (p *proxy) accept() {
 		p.mu.Lock()
 		p.links[l] = struct{}{}
 		p.mu.Unlock()
-		p.running.Go(func() { forward(l.server, l.client, &l.deaf) })
-		p.running.Go(func() { forward(l.client, l.server, &l.mute) })
+		p.running.Go(func() { p.forward(l.server, l.client, &l.deaf) })
+		p.running.Go(func() { p.forward(l.client, l.server, &l.mute) })
 	}
 }
 
 // forward copies bytes until either end is closed, but for those to drop.
-func forward(to, from net.Conn, drop *atomic.Bool) {
+func (p *proxy) forward(to, from net.Conn, drop *atomic.Bool) {
 	defer to.Close()
 	defer from.Close()
 	buffer := make([]byte, 64<<10)
@@ -272,6 +273,7 @@ func forward(to, from net.Conn, drop *atomic.Bool) {
 		if drop.Load() {
 			continue
 		}
+		time.Sleep(time.Duration(p.delay.Load()))
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return
 		}
