@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	// reportTime bounds one attempt to write a report, and reportsAtOnce how many are
-	// written at once.
+	// reportTime bounds one attempt to write a report, in which it is sent again after
+	// reportAttempt: a thousand are written one after another. reportsAtOnce is how many
+	// are written at once.
 	reportTime    = time.Minute
+	reportAttempt = 2 * time.Second
 	reportsAtOnce = 8
 	// reportPause is the longest pause between attempts, because a report is waited for.
 	reportPause = 10 * time.Second

@@ -251,8 +251,10 @@ func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 // openLedger waits for the ledger as long as it takes. The error is that of a closed
 // connection.
 func openLedger(ctx context.Context, js jetstream.JetStream) (*ledger.Ledger, error) {
+	o := ledgerOptions()
+	o.Attempt = reportAttempt
 	for n := 0; ; n++ {
-		l, err := OpenLedger(ctx, js)
+		l, err := ledger.Open(ctx, js, o)
 		switch {
 		case err == nil, ctx.Err() != nil:
 			return l, err

@@ -49,7 +49,7 @@ var (
 )
 
 const (
-	firstAttempt   = 100 * time.Millisecond // the first attempt to append, or to read one event
+	firstAttempt   = 100 * time.Millisecond // the first attempt to append, or to read one event, by default
 	appendTimeout  = 2 * time.Second        // a later one, at most
 	requestTimeout = 5 * time.Second        // one request about the stream itself
 
@@ -89,6 +89,12 @@ type Options struct {
 	// last one is always kept, and it is the whole record.
 	History int
 
+	// Attempt is how long Append waits for an answer before it asks what became of the
+	// event, and sends it again. Default 100 ms, for who wants to be through with an
+	// election soon. Where very many append at once, what is only late costs less if it
+	// is longer.
+	Attempt time.Duration
+
 	// Metadata is the new stream's.
 	Metadata map[string]string
 }
@@ -99,7 +105,8 @@ type Ledger struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
 	name   string
-	prefix string // with its dot
+	prefix string        // with its dot
+	first  time.Duration // the first attempt to append
 }
 
 // An Event is one new record, or the removal of one.
@@ -121,6 +128,7 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 		js:     js,
 		name:   cmp.Or(o.Stream, "FLEET"),
 		prefix: cmp.Or(o.Prefix, "ledger") + ".",
+		first:  cmp.Or(o.Attempt, firstAttempt),
 	}
 	config := jetstream.StreamConfig{
 		Name:       l.name,
@@ -249,13 +257,13 @@ func (l *Ledger) decide(ctx context.Context, msg *nats.Msg, id string, expect ui
 // attemptTime bounds the nth attempt. While a leader is being elected a request
 // is lost without a trace, and the first ones should not cost much; repeating
 // one is harmless.
-func attemptTime(n int) time.Duration {
-	return min(firstAttempt<<min(n, 10), appendTimeout)
+func (l *Ledger) attemptTime(n int) time.Duration {
+	return min(l.first<<min(n, 10), max(l.first, appendTimeout))
 }
 
 // publish makes the nth attempt to store msg.
 func (l *Ledger) publish(ctx context.Context, msg *nats.Msg, n int) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTime(n))
+	ctx, cancel := context.WithTimeout(ctx, l.attemptTime(n))
 	defer cancel()
 	ack, err := l.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
 	if err != nil {
@@ -266,7 +274,7 @@ func (l *Ledger) publish(ctx context.Context, msg *nats.Msg, n int) (uint64, err
 
 // next reads the first event of subject after event seq, from the stream's leader.
 func (l *Ledger) next(ctx context.Context, subject string, seq uint64, n int) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTime(n))
+	ctx, cancel := context.WithTimeout(ctx, l.attemptTime(n))
 	defer cancel()
 	return l.stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
 }
