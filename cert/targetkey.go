@@ -77,7 +77,7 @@ func ParseTargetKey(text string) (*TargetKey, error) {
 
 func (k *TargetKey) validate() error {
 	for _, name := range append([]string{k.Account, k.Name}, k.Groups...) {
-		if !isToken(name) {
+		if !IsToken(name) {
 			return errors.New("its account, name and groups have to be one word each")
 		}
 	}
@@ -95,11 +95,12 @@ func (k *TargetKey) validate() error {
 	return nil
 }
 
-// isToken reports whether s can be one token of a subject, and the name of a file.
-func isToken(s string) bool {
-	return s != "" && len(s) <= 200 && !strings.HasPrefix(s, "-") && !strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r >= 0x7f || strings.ContainsRune(".*>,/\\", r)
-	})
+// IsToken reports whether s can be the name of a group, a target or an issuer: one token
+// of a subject, and part of the name of a file. It has at most 64 letters, digits, dashes
+// and underscores, and does not begin with a dash.
+func IsToken(s string) bool {
+	return s != "" && len(s) <= 64 && s[0] != '-' &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
 }
 
 // ReadTargetKey reads the key in a file, which nobody but its owner may read.

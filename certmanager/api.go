@@ -325,7 +325,7 @@ func idle(l *cert.Lease) bool { return l == nil || l.Holder == "" }
 // policyProblems are what is wrong with a policy.
 func policyProblems(group string, p cert.Policy, settings *Settings) Problems {
 	var wrong Problems
-	if !isToken(group) {
+	if !cert.IsToken(group) {
 		wrong.add("group: %q is no name: letters, digits, dashes and underscores make one", group)
 	}
 	for _, name := range p.Issuers {

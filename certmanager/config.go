@@ -198,7 +198,7 @@ func (s *Settings) problems(types []string) Problems {
 	names := map[string]bool{}
 	for i, issuer := range s.Issuers {
 		where := fmt.Sprintf("issuers[%d]", i)
-		if !isToken(issuer.Name) {
+		if !cert.IsToken(issuer.Name) {
 			p.add("%s.name: %q is no name: letters, digits, dashes and underscores make one", where, issuer.Name)
 		} else if names[issuer.Name] {
 			p.add("%s.name: there are two issuers %q", where, issuer.Name)
@@ -419,9 +419,4 @@ func (s *Settings) methodsFor(p cert.Policy) map[string]cert.Method {
 		methods[name] = m
 	}
 	return methods
-}
-
-// isToken reports whether s can be one word of a subject, and a name.
-func isToken(s string) bool {
-	return s != "" && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
 }

@@ -89,7 +89,7 @@ type Manager struct {
 
 // New makes a Manager, and opens nothing.
 func New(o Options) (*Manager, error) {
-	if !isToken(o.Name) {
+	if !cert.IsToken(o.Name) {
 		return nil, fmt.Errorf("making a manager of certificates: %q is no name: letters, digits, dashes and underscores make one", o.Name)
 	}
 	if o.Key == nil {

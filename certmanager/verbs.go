@@ -40,7 +40,7 @@ func (s *session) importBundle(ctx context.Context, in ImportRequest, progress f
 	group := cmp.Or(in.Group, DefaultGroup)
 	var wrong Problems
 	wrong.checkWaves("waves", in.Waves)
-	if !isToken(group) {
+	if !cert.IsToken(group) {
 		wrong.add("group: %q is no name", group)
 	}
 	if len(wrong) > 0 {
@@ -195,7 +195,7 @@ func targetInfo(t *cert.Target, present bool) TargetInfo {
 
 func (s *session) addTarget(ctx context.Context, in TargetRequest, _ func(string)) (TargetInfo, error) {
 	group := cmp.Or(in.Group, DefaultGroup)
-	if !isToken(in.Name) || !isToken(group) {
+	if !cert.IsToken(in.Name) || !cert.IsToken(group) {
 		return TargetInfo{}, admin.Errorf(admin.Invalid, "use letters, digits, dashes and underscores", "%q and %q do not name a target and a group", in.Name, group)
 	}
 	if t, ok := s.state.Target(group, in.Name); ok && t.Removed {
