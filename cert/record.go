@@ -158,8 +158,11 @@ type Wave struct {
 	// Number of the wave, from 1.
 	Number int `json:"number"`
 	// Targets that serve it. The last wave has no record: Next is Current then.
-	Targets []string  `json:"targets"`
-	Since   time.Time `json:"since"`
+	Targets []string `json:"targets"`
+	// Behind are those of Targets that were away, or did not serve Current, before they
+	// got it: what becomes of it there says nothing of it.
+	Behind []string  `json:"behind,omitempty"`
+	Since  time.Time `json:"since"`
 }
 
 // A Lease says that a manager, and no other, works on a generation.

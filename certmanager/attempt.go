@@ -350,6 +350,7 @@ func (a *attempt) publish(ctx context.Context, settings *Settings, b *cert.Bundl
 		return err
 	}
 	w := a.s.watcher(ctx, a.group)
+	w.seen = a.s.reports(a.group, a.id)
 	a.s.tell(a.id, "publishing it")
 	_, err := a.write(ctx, cert.Obtained, func(r *cert.Record) error {
 		b.Generation, b.Reason = a.generation, a.reason
@@ -367,7 +368,7 @@ func (a *attempt) publish(ctx context.Context, settings *Settings, b *cert.Bundl
 }
 
 // stage gives a generation to the targets of a first wave, or to all if that is nil.
-func stage(r *cert.Record, b *cert.Bundle, first []string, now time.Time) {
+func stage(r *cert.Record, b *cert.Bundle, first *cert.Wave, now time.Time) {
 	if r.Current != nil {
 		b.Replaces = r.Current.Leaf
 	}
@@ -375,7 +376,8 @@ func stage(r *cert.Record, b *cert.Bundle, first []string, now time.Time) {
 		r.Current, r.Next, r.Wave = b, nil, nil
 		return
 	}
-	r.Next, r.Wave = b, &cert.Wave{Number: 1, Targets: first, Since: now.UTC()}
+	first.Since = now.UTC()
+	r.Next, r.Wave = b, first
 }
 
 func published(r *cert.Record) string {

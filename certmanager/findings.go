@@ -140,7 +140,7 @@ func (s *session) certificateFindings() []doctor.Finding {
 	return all
 }
 
-// behind are targets that are there and do not serve what they should.
+// behind are targets that do not serve what they should.
 func (s *session) behind(ctx context.Context) []doctor.Finding {
 	var all []doctor.Finding
 	for _, r := range s.state.Records("") {
@@ -153,8 +153,11 @@ func (s *session) behind(ctx context.Context) []doctor.Finding {
 		for _, name := range w.targets {
 			b := expected(r, name)
 			seen, ok := s.state.Seen(r.Group, name, r.ID)
-			if b == nil || !w.present[name] || ok && serves(seen, b) || s.now().Sub(r.At) < s.m.o.Wave {
+			if b == nil || ok && serves(seen, b) || s.now().Sub(r.At) < s.m.o.Wave {
 				continue
+			}
+			if !w.present[name] {
+				name += " (away)"
 			}
 			names = append(names, name)
 			if ok && seen.Error != "" {

@@ -494,6 +494,18 @@ func (w *world) record(group, id, what string, good func(r *cert.Record) bool) *
 	return found
 }
 
+// current waits until so many targets were seen serving a certificate.
+func (w *world) current(id string, n int) {
+	w.t.Helper()
+	eventually(w.t, "targets serve it", func() error {
+		status, err := w.client().Status(within(w.t), StatusRequest{ID: id})
+		if err == nil && status.Certificates[0].Current != n {
+			err = errors.New(status.Certificates[0].Line())
+		}
+		return err
+	})
+}
+
 func generation(n uint64) func(*cert.Record) bool {
 	return func(r *cert.Record) bool { return r.Current != nil && r.Current.Generation == n && r.Next == nil }
 }

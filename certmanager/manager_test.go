@@ -154,7 +154,7 @@ func TestRollBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	await.Nil(t, "the first serves it", func() error { return wantHistory(first, r.ID, 1) })
+	w.current(r.ID, 2)
 	first.set(func() {
 		first.refuse = func(_ string, b *cert.Bundle) string {
 			if b.Generation == 2 {
@@ -230,11 +230,9 @@ func TestSilentTargetStopsWave(t *testing.T) {
 	w.run(o)
 	w.target("web", "lb-1")
 	w.target("web", "lb-2")
-	r, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"example.org"}}, Wait: true})
-	if err != nil {
-		t.Fatal(err)
-	}
 	stuck := w.target("web", "lb-0") // the first by name
+	r := w.make("web", cert.Policy{Names: []string{"example.org"}})
+	w.current(r.ID, 3)
 	stuck.set(func() { stuck.mute = true })
 	if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
 		t.Fatal(err)
@@ -243,6 +241,40 @@ func TestSilentTargetStopsWave(t *testing.T) {
 	if !strings.Contains(back.Failure.Detail, "lb-0 was not seen serving generation 2 in 1s") {
 		t.Errorf("%+v", back.Failure)
 	}
+}
+
+// A target that served nothing before a roll-out, because it is broken or silent, stops
+// no other.
+func TestBrokenTargetsDoNotBlock(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	o := w.options("m1")
+	o.Wave = 2 * time.Second
+	m, _ := w.run(o)
+	broken, silent := w.target("web", "lb-0"), w.target("web", "lb-1")
+	broken.set(func() { broken.refuse = func(string, *cert.Bundle) string { return "nginx -t: no such file" } })
+	silent.set(func() { silent.mute = true })
+	sound := []*target{w.target("web", "lb-2"), w.target("web", "lb-3")}
+	r := w.make("web", cert.Policy{Names: []string{"example.org"}})
+	w.current(r.ID, len(sound))
+	for n := uint64(2); n <= 3; n++ {
+		if _, err := w.client().Renew(within(t), RenewRequest{ID: r.ID}); err != nil {
+			t.Fatal(err)
+		}
+		if r := w.record("web", r.ID, "it is for all", generation(n)); r.Withdrawn != 0 || r.Failure != nil {
+			t.Errorf("the record is %+v", r)
+		}
+		w.current(r.ID, len(sound))
+	}
+	w.clock.add(time.Minute)
+	wantFinding(t, m, CodeBehind, "lb-0, lb-1 were not seen serving the latest certificate of example.org: nginx -t: no such file")
+	// With no other to look at, one of them has a try, and the rest goes on.
+	for _, g := range sound {
+		if _, err := w.client().RemoveTarget(within(t), "web", g.name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.record("web", r.ID, "it has another key, for all", func(r *cert.Record) bool { return r.Next == nil && r.Current.Generation > 3 && r.Current.Reason == cert.ReasonRekey })
 }
 
 // TestRest has a manager with nothing to do, which does nothing.

@@ -100,7 +100,7 @@ func TestJudge(t *testing.T) {
 		return all
 	}
 	next := &cert.Bundle{Generation: 2, Serial: "0a"}
-	good := &cert.Seen{Generation: 2, Serial: "0A"}
+	good, bad, old := &cert.Seen{Generation: 2, Serial: "0A"}, &cert.Seen{Generation: 2, Error: "no"}, &cert.Seen{Generation: 1, Serial: "09"}
 	for name, c := range map[string]struct {
 		targets, wave int
 		number        int
@@ -108,6 +108,7 @@ func TestJudge(t *testing.T) {
 		seen          map[int]*cert.Seen
 		waited        time.Duration
 		ended         bool // the current one
+		behind        []int
 		want          string
 	}{
 		"nobody yet":           {targets: 30, wave: 1, number: 1, want: "wait"},
@@ -126,6 +127,17 @@ func TestJudge(t *testing.T) {
 		"all are away":         {targets: 3, wave: 1, number: 1, away: []int{0, 1, 2}, want: "wait"},
 		"all away and expired": {targets: 3, wave: 1, number: 1, away: []int{0, 1, 2}, ended: true, want: "done"},
 		"nobody is left":       {targets: 0, wave: 1, number: 1, want: "done"},
+
+		"broken before, next":       {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{0: bad, 1: old}, want: "wave 1 of 2"},
+		"broken before, nobody is":  {targets: 3, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{0: bad}, want: "done"},
+		"broken before, others not": {targets: 30, wave: 3, number: 2, behind: []int{2}, seen: map[int]*cert.Seen{0: good, 1: good, 2: bad}, want: "done"},
+		"broken before, one now":    {targets: 30, wave: 3, number: 2, behind: []int{2}, seen: map[int]*cert.Seen{0: good, 1: bad, 2: bad}, want: "failed"},
+		"broken before, one to go":  {targets: 30, wave: 3, number: 2, behind: []int{2}, seen: map[int]*cert.Seen{0: good, 2: bad}, waited: time.Hour, want: "failed"},
+		"silent before":             {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{1: old}, want: "wait"},
+		"silent before, too long":   {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{1: old}, waited: time.Hour, want: "wave 1 of 2"},
+		"repaired meanwhile":        {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{0: good, 1: old}, want: "wave 2 of 3"},
+		"the sound one is away":     {targets: 2, wave: 1, number: 1, behind: []int{0}, away: []int{1}, seen: map[int]*cert.Seen{0: bad, 1: old}, want: "wait"},
+		"the sound one, and it was": {targets: 2, wave: 1, number: 1, behind: []int{0}, away: []int{1}, seen: map[int]*cert.Seen{0: bad, 1: old}, ended: true, want: "done"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := watcher{targets: names(c.targets), present: map[string]bool{}}
@@ -145,7 +157,10 @@ func TestJudge(t *testing.T) {
 				}
 				return nil
 			}
-			r := &cert.Record{Next: next, Current: &cert.Bundle{Generation: 1, NotAfter: now.Add(time.Hour)}, Wave: &cert.Wave{Number: c.number, Targets: names(c.wave)}}
+			r := &cert.Record{Next: next, Current: &cert.Bundle{Generation: 1, Serial: "09", NotAfter: now.Add(time.Hour)}, Wave: &cert.Wave{Number: c.number, Targets: names(c.wave)}}
+			for _, i := range c.behind {
+				r.Wave.Behind = append(r.Wave.Behind, names(30)[i])
+			}
 			if c.ended {
 				r.Current.NotAfter = now
 			}

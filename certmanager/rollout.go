@@ -28,37 +28,69 @@ type watcher struct {
 	seen func(target string) *cert.Seen
 }
 
-// firstWave is whom the first wave of a new generation has; nil if all targets get it
-// at once.
-func firstWave(r *cert.Record, waves string, w watcher) []string {
+// sound reports whether a target was seen serving b. Who did not before a roll-out has no
+// say in it: one that is broken would stop every other.
+func (w watcher) sound(target string, b *cert.Bundle) bool {
+	return b != nil && serves(w.seen(target), b)
+}
+
+// add returns wave with one target more, and what is to be known of it.
+func (w watcher) add(wave cert.Wave, target string, current *cert.Bundle) cert.Wave {
+	wave.Targets = append(slices.Clone(wave.Targets), target)
+	if !w.present[target] || !w.sound(target, current) {
+		wave.Behind = append(slices.Clone(wave.Behind), target)
+	}
+	return wave
+}
+
+// inOrder are the targets, those first that are present and serve b, then those that are
+// present.
+func (w watcher) inOrder(b *cert.Bundle) []string {
+	rank := func(name string) int {
+		switch {
+		case !w.present[name]:
+			return 2
+		case !w.sound(name, b):
+			return 1
+		}
+		return 0
+	}
+	all := slices.Clone(w.targets)
+	slices.SortStableFunc(all, func(a, b string) int { return rank(a) - rank(b) })
+	return all
+}
+
+// firstWave is whom a new generation of r goes to first; nil if all targets get it at
+// once.
+func firstWave(r *cert.Record, waves string, w watcher) *cert.Wave {
 	if r.Current == nil || waves == "all" || len(w.targets) < 2 {
 		return nil
 	}
-	for _, name := range w.targets {
-		if w.present[name] {
-			return []string{name}
-		}
-	}
-	return w.targets[:1]
+	wave := w.add(cert.Wave{Number: 1}, w.inOrder(r.Current)[0], r.Current)
+	return &wave
 }
 
 // judge says how a roll-out goes on, after waited in its present wave. A wave lasts
-// until all of its targets that are present were seen serving the generation, and one
-// at least was. bound is how long one may take.
+// until all of its targets that are present, and were sound before, were seen serving the
+// generation, and one at least was. The first of them that cannot ends the roll-out.
+// bound is how long one may take.
 func judge(r *cert.Record, w watcher, waited, bound time.Duration, now time.Time) verdict {
-	var served, missing []string
+	var served, missing, open []string
 	for _, name := range r.Wave.Targets {
 		if !slices.Contains(w.targets, name) {
 			continue // removed meanwhile
 		}
-		seen := w.seen(name)
+		seen, behind := w.seen(name), slices.Contains(r.Wave.Behind, name)
+		failed := seen != nil && seen.Generation == r.Next.Generation && seen.Error != ""
 		switch {
-		case seen != nil && seen.Generation == r.Next.Generation && seen.Error != "":
-			return verdict{Failed: fmt.Sprintf("%s does not serve generation %d: %s", name, r.Next.Generation, seen.Error)}
 		case serves(seen, r.Next):
 			served = append(served, name)
-		case w.present[name]:
+		case failed && !behind:
+			return verdict{Failed: fmt.Sprintf("%s does not serve generation %d: %s", name, r.Next.Generation, seen.Error)}
+		case w.present[name] && !behind:
 			missing = append(missing, name)
+		case w.present[name] && !failed:
+			open = append(open, name)
 		}
 	}
 	switch {
@@ -66,10 +98,12 @@ func judge(r *cert.Record, w watcher, waited, bound time.Duration, now time.Time
 		return verdict{Failed: fmt.Sprintf("%s was not seen serving generation %d in %s", strings.Join(missing, ", "), r.Next.Generation, bound)}
 	case len(missing) > 0:
 		return verdict{}
-	case len(served) == 0:
-		return elsewhere(r, w, now)
+	case len(served) > 0:
+		return next(r, w)
+	case len(open) > 0 && waited <= bound:
+		return verdict{}
 	}
-	return next(r, w, now)
+	return elsewhere(r, w, now)
 }
 
 // serves reports whether a target was seen serving b.
@@ -77,32 +111,41 @@ func serves(seen *cert.Seen, b *cert.Bundle) bool {
 	return seen != nil && seen.Error == "" && seen.Generation == b.Generation && strings.EqualFold(seen.Serial, b.Serial)
 }
 
-// elsewhere goes on when no target of a wave is there any more.
+// elsewhere goes on when no target of a wave can tell: those that are left are away, or
+// were behind before.
 func elsewhere(r *cert.Record, w watcher, now time.Time) verdict {
 	if len(w.targets) < 2 || r.Current == nil || !now.Before(r.Current.NotAfter) {
 		return verdict{Done: true} // nothing is lost by it
 	}
+	others := slices.DeleteFunc(w.inOrder(r.Current), func(name string) bool { return slices.Contains(r.Wave.Targets, name) })
+	tried, last := false, true // last: nobody is left who could lose by it
 	for _, name := range w.targets {
-		if w.present[name] && !slices.Contains(r.Wave.Targets, name) {
-			return verdict{Wave: &cert.Wave{Number: r.Wave.Number, Targets: append(slices.Clone(r.Wave.Targets), name)}}
-		}
+		inWave := slices.Contains(r.Wave.Targets, name)
+		tried = tried || inWave && w.present[name]
+		last = last && !(inWave && !slices.Contains(r.Wave.Behind, name)) && !(!inWave && w.sound(name, r.Current))
+	}
+	switch {
+	case tried && last:
+		return verdict{Done: true}
+	case len(others) > 0 && w.present[others[0]]:
+		wave := w.add(*r.Wave, others[0], r.Current)
+		return verdict{Wave: &wave}
 	}
 	return verdict{}
 }
 
 // next is the wave after one that went well: a tenth of the targets, then all.
-func next(r *cert.Record, w watcher, now time.Time) verdict {
+func next(r *cert.Record, w watcher) verdict {
 	wanted := (len(w.targets) + 9) / 10
 	if r.Wave.Number > 1 || wanted <= len(r.Wave.Targets) {
 		return verdict{Done: true}
 	}
-	wave := &cert.Wave{Number: 2, Targets: slices.Clone(r.Wave.Targets)}
-	for _, there := range []bool{true, false} { // those who are present first
-		for _, name := range w.targets {
-			if len(wave.Targets) < wanted && w.present[name] == there && !slices.Contains(wave.Targets, name) {
-				wave.Targets = append(wave.Targets, name)
-			}
+	wave := *r.Wave
+	wave.Number = 2
+	for _, name := range w.inOrder(r.Current) {
+		if len(wave.Targets) < wanted && !slices.Contains(wave.Targets, name) {
+			wave = w.add(wave, name, r.Current)
 		}
 	}
-	return verdict{Wave: wave}
+	return verdict{Wave: &wave}
 }

@@ -84,8 +84,18 @@ func (s *session) presentTargets(ctx context.Context, group string) map[string]b
 	return names
 }
 
+// watcher is what is known of the targets of a group. What they serve of a certificate,
+// its caller adds.
 func (s *session) watcher(ctx context.Context, group string) watcher {
 	return watcher{targets: s.enrolled(group), present: s.presentTargets(ctx, group)}
+}
+
+// reports are what targets were seen serving of a certificate.
+func (s *session) reports(group, id string) func(target string) *cert.Seen {
+	return func(target string) *cert.Seen {
+		seen, _ := s.state.Seen(group, target, id)
+		return seen
+	}
 }
 
 // rollOut goes on with what is rolled out to a group.
@@ -95,10 +105,7 @@ func (s *session) rollOut(ctx context.Context, group string) {
 		if r.Next == nil || r.Wave == nil {
 			continue
 		}
-		w.seen = func(target string) *cert.Seen {
-			seen, _ := s.state.Seen(group, target, r.ID)
-			return seen
-		}
+		w.seen = s.reports(group, r.ID)
 		v := judge(r, w, s.waited(r), s.m.o.Wave, s.now())
 		if v.Wave == nil && !v.Done && v.Failed == "" {
 			continue

@@ -82,6 +82,7 @@ func (s *session) importBundle(ctx context.Context, in ImportRequest, progress f
 // importNext imports the next generation of a certificate.
 func (s *session) importNext(ctx context.Context, seen *cert.Record, b *cert.Bundle, pkcs8 []byte) (*cert.Record, error) {
 	w := s.watcher(ctx, seen.Group)
+	w.seen = s.reports(seen.Group, seen.ID)
 	return s.amend(ctx, seen.Group, seen.ID, cert.Obtained, func(r *cert.Record) error {
 		switch {
 		case r.Removed || !r.Policy.Imported:
