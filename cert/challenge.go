@@ -37,19 +37,21 @@ const (
 	// waitingTime for how long: nobody listens to a later answer.
 	maxWaiting  = 256
 	waitingTime = time.Minute
+	// maxToken bounds a question.
+	maxToken = 1 << 10
 )
 
 // answers are what authorities are answered. They do not change once they are made.
 type answers struct {
-	ids  map[string]bool   // whether it is by HTTP
-	http map[string]answer // by token
-	alpn map[string]answer // by name
+	tokens map[string]bool   // whether it is by HTTP
+	http   map[string]answer // by token
+	alpn   map[string]answer // by name
 }
 
 type answer struct {
-	id, keyAuth string
-	until       int64 // Unix seconds
-	tls         *tls.Certificate
+	keyAuth string
+	until   int64 // Unix seconds
+	tls     *tls.Certificate
 }
 
 // certificate answers a tls-alpn-01 challenge; nil if there is none for that name.
@@ -69,10 +71,10 @@ func (s *Store) answer() {
 	s.answering.Lock()
 	defer s.answering.Unlock()
 	before, now := s.answers.Load(), s.o.Now().Unix()
-	next := &answers{ids: map[string]bool{}, http: map[string]answer{}, alpn: map[string]answer{}}
+	next := &answers{tokens: map[string]bool{}, http: map[string]answer{}, alpn: map[string]answer{}}
 	for _, g := range s.groups {
 		for _, c := range g.state.Challenges(g.name) {
-			a := answer{id: c.ID, keyAuth: c.KeyAuth, until: c.Until.Unix()}
+			a := answer{keyAuth: c.KeyAuth, until: c.Until.Unix()}
 			switch {
 			case a.until <= now: // of the past of the ledger
 				continue
@@ -80,7 +82,7 @@ func (s *Store) answer() {
 				next.http[c.Token] = a
 			case c.Type == alpnChallenge && s.o.Program == nil:
 				name := challengeName(c.Name)
-				if old := before.alpn[name]; old.id == a.id && old.keyAuth == a.keyAuth {
+				if old := before.alpn[name]; old.keyAuth == a.keyAuth {
 					a.tls = old.tls
 				} else {
 					var err error
@@ -96,7 +98,7 @@ func (s *Store) answer() {
 			default:
 				continue
 			}
-			next.ids[c.ID] = c.Type == httpChallenge
+			next.tokens[c.Token] = c.Type == httpChallenge
 		}
 	}
 	s.answers.Store(next)
@@ -184,7 +186,7 @@ func (s *Store) ChallengeHandler() http.Handler {
 
 // A question of a manager is for a challenge that is not here yet.
 type question struct {
-	id    string
+	token string
 	msg   *nats.Msg
 	asked time.Time
 }
@@ -218,7 +220,7 @@ func (s *Store) hear(msg *nats.Msg) {
 		s.say(msg)
 		return
 	}
-	if len(msg.Data) > maxName {
+	if len(msg.Data) > maxToken {
 		return
 	}
 	s.mu.Lock()
@@ -237,7 +239,7 @@ func (s *Store) respond() {
 	kept := s.waiting[:0]
 	for _, q := range s.waiting {
 		switch {
-		case s.wouldAnswer(q.id):
+		case s.wouldAnswer(q.token):
 			ready = append(ready, q)
 		case time.Since(q.asked) < waitingTime:
 			kept = append(kept, q)
@@ -252,9 +254,9 @@ func (s *Store) respond() {
 }
 
 // wouldAnswer reports whether an authority that asked now would be answered.
-func (s *Store) wouldAnswer(id string) bool {
+func (s *Store) wouldAnswer(token string) bool {
 	a := s.answers.Load()
-	byHTTP, known := a.ids[id]
+	byHTTP, known := a.tokens[token]
 	return known && (!byHTTP || s.answersHTTP.Load())
 }
 

@@ -23,9 +23,9 @@ func TestHTTPChallenge(t *testing.T) {
 	b := newBus(t)
 	r := open(t, cert.Options{Key: b.target("lb1")}).run(t, b.server.ClientURL())
 	waitFor(t, "its presence", func() bool { name, err := b.ask("", time.Second); return err == nil && name == "lb1" })
-	early := b.asking("c1")
+	early := b.asking("token-c1")
 	b.publish(b.Challenge("c1", "http-01", "a.example"))
-	if name, err := b.ask("c1", 200*time.Millisecond); !errors.Is(err, nats.ErrTimeout) {
+	if name, err := b.ask("token-c1", 200*time.Millisecond); !errors.Is(err, nats.ErrTimeout) {
 		t.Errorf("%q says that it answers, and nobody has its handler: %v", name, err)
 	}
 	web := httptest.NewServer(r.ChallengeHandler())
@@ -34,7 +34,7 @@ func TestHTTPChallenge(t *testing.T) {
 	if err != nil || string(msg.Data) != "lb1" {
 		t.Fatalf("who asked before the challenge came was not answered: %v", err)
 	}
-	if name, err := b.ask("c1", 20*time.Second); err != nil || name != "lb1" {
+	if name, err := b.ask("token-c1", 20*time.Second); err != nil || name != "lb1" {
 		t.Errorf("%q, %v", name, err)
 	}
 	get := func(method, path string) (int, string) {
@@ -59,7 +59,7 @@ func TestHTTPChallenge(t *testing.T) {
 	}
 	b.publish(certEvent(cert.ChallengeSubject("web", "c1"), nil))
 	waitFor(t, "the challenge to go", func() bool { code, _ := get("GET", "/.well-known/acme-challenge/token-c1"); return code == 404 })
-	if _, err := b.ask("c1", 100*time.Millisecond); err == nil {
+	if _, err := b.ask("token-c1", 100*time.Millisecond); err == nil {
 		t.Error("it says that it answers a challenge that is gone")
 	}
 }
@@ -71,7 +71,7 @@ func TestALPNChallenge(t *testing.T) {
 	r := open(t, cert.Options{Key: b.target("lb1")}).run(t, b.server.ClientURL())
 	b.publish(b.Challenge("c1", "tls-alpn-01", "a.example"), b.Challenge("c2", "tls-alpn-01", "192.0.2.7"))
 	for _, id := range []string{"c1", "c2"} {
-		waitFor(t, "an answer to "+id, func() bool { name, err := b.ask(id, time.Second); return err == nil && name == "lb1" })
+		waitFor(t, "an answer to "+id, func() bool { name, err := b.ask("token-"+id, time.Second); return err == nil && name == "lb1" })
 	}
 	look := func(name string, protos ...string) (*x509.Certificate, error) {
 		near, far := net.Pipe()

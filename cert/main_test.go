@@ -235,22 +235,22 @@ func certEvent(subject string, data []byte) certtest.Event {
 	return certtest.Event{Subject: subject, Data: data}
 }
 
-// asking asks the targets for a challenge, for who is there if that is empty.
-func (b *bus) asking(challenge string) *nats.Subscription {
+// asking asks the targets for the challenge of a token, for who is there if that is empty.
+func (b *bus) asking(token string) *nats.Subscription {
 	b.t.Helper()
 	inbox := b.nc.NewInbox()
 	sub := must(b.nc.SubscribeSync(inbox))(b.t)
 	b.t.Cleanup(func() { _ = sub.Unsubscribe() })
-	if err := b.nc.PublishRequest(cert.AskSubject(b.Group), inbox, []byte(challenge)); err != nil {
+	if err := b.nc.PublishRequest(cert.AskSubject(b.Group), inbox, []byte(token)); err != nil {
 		b.t.Fatal(err)
 	}
 	return sub
 }
 
 // ask asks, and returns who answered first.
-func (b *bus) ask(challenge string, patience time.Duration) (string, error) {
+func (b *bus) ask(token string, patience time.Duration) (string, error) {
 	b.t.Helper()
-	msg, err := b.asking(challenge).NextMsg(patience)
+	msg, err := b.asking(token).NextMsg(patience)
 	if err != nil {
 		return "", err
 	}

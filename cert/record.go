@@ -252,7 +252,9 @@ type Challenge struct {
 	// Token and KeyAuth are RFC 8555's.
 	Token   string `json:"token"`
 	KeyAuth string `json:"key_authorization"`
-	// Until is when it is of no use any more. The record is removed before.
+	// At is when it was presented, and Until when it is of no use any more, even by a
+	// clock that is a day off. The record is removed before.
+	At    time.Time `json:"at"`
 	Until time.Time `json:"until"`
 }
 
@@ -294,7 +296,9 @@ func KeySubject(group string) string { return "g." + group + ".key" }
 // TargetSubject is the subject of a target's record.
 func TargetSubject(group, name string) string { return "g." + group + ".target." + name }
 
-// ChallengeSubject is the subject of a challenge.
+// ChallengeSubject is the subject of a challenge. When that is over, the next one has it:
+// each subject keeps some events for good. So its id does not tell a challenge; its token
+// does.
 func ChallengeSubject(group, id string) string { return "g." + group + ".challenge." + id }
 
 // SeenSubject is the subject of what a target was seen serving of a certificate.
@@ -309,8 +313,8 @@ const ConfigSubject = "config"
 // that begin with Prefix.
 const requests = "$FLEETBUS.cert."
 
-// AskSubject is where a manager asks the targets of a group, on the bus, who has a
-// challenge. A target answers with its name once it would answer the authority.
+// AskSubject is where a manager asks the targets of a group, on the bus, who has the
+// challenge of a token. A target answers with its name once it would answer the authority.
 func AskSubject(group string) string { return requests + "ask." + group }
 
 // APISubject is where managers are asked to do something, on the bus.

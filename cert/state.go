@@ -100,8 +100,6 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	case e.err != nil:
 		before.version, before.err = seq, e.err
 		s.set(subject, before)
-	case e.data == nil && strings.Contains(subject, ".challenge."):
-		delete(s.entries[place(subject)], subject) // the next one has another subject
 	default:
 		s.set(subject, e)
 	}
@@ -283,6 +281,11 @@ func (s *State) Target(group, name string) (*Target, bool) {
 // those that were removed.
 func (s *State) Targets(group string) []*Target {
 	return slices.DeleteFunc(list[Target](s, group, "target"), func(t *Target) bool { return t.Removed })
+}
+
+// Challenge returns the challenge of that id.
+func (s *State) Challenge(group, id string) (*Challenge, bool) {
+	return get[Challenge](s, ChallengeSubject(group, id))
 }
 
 // Challenges returns the challenges of a group, of every group if that is empty.

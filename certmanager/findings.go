@@ -20,6 +20,7 @@ const (
 	CodeBehind     = "CERT-BEHIND"      // targets do not serve what they should
 	CodeKeyKnown   = "CERT-KEY-KNOWN"   // a target that was removed knows the key of an imported one
 	CodeRecord     = "CERT-RECORD"      // a record in the ledger cannot be believed
+	CodeClock      = "CERT-CLOCK"       // the clock of this manager is not the ledger's
 	CodeManager    = "CERT-MANAGER"     // this manager does not run, or something else fails
 )
 
@@ -76,6 +77,14 @@ func (s *session) configFindings() []doctor.Finding {
 		all = append(all, doctor.Finding{Code: CodeNoRecovery, Severity: doctor.Warning, Subject: "configuration",
 			Text: "if the managers' key is lost, nobody can read the accounts and secrets in the configuration",
 			Fix:  "add an age recipient to recovery: fleetbus conf update"})
+	}
+	if ahead := s.ahead().Round(time.Second); ahead.Abs() > clockSkew {
+		side := "ahead of"
+		if ahead < 0 {
+			side = "behind"
+		}
+		all = append(all, doctor.Finding{Code: CodeClock, Severity: doctor.Warning, Subject: s.m.o.Name, Fix: "NTP, here and on the nodes",
+			Text: fmt.Sprintf("the clock of this manager is %s %s that of the ledger, which decides what is due", ahead.Abs(), side)})
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -55,7 +55,7 @@ type Order struct {
 	Progress func(step string)
 	// Present makes a challenge known to all who may be asked for it, and returns
 	// when every one of them would answer; it returns how to take it back. It is for
-	// http-01 and tls-alpn-01.
+	// http-01 and tls-alpn-01. A zero Until is some time after the attempt.
 	Present func(ctx context.Context, c cert.Challenge) (cleanup func(context.Context), err error)
 }
 

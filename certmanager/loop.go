@@ -106,6 +106,9 @@ func (s *session) due() (due []candidate, next time.Time) {
 
 // pass begins all that can be done now, and returns when there will be more.
 func (s *session) pass(ctx context.Context) time.Time {
+	if s.clock.due() {
+		s.begin(ctx, "clock", s.side, func(ctx context.Context) { s.clock.ask(ctx, s.ledger) })
+	}
 	s.tidy(ctx)
 	due, next := s.due()
 	settings, err := s.configured()
@@ -189,9 +192,8 @@ func (s *session) tidy(ctx context.Context) {
 		s.begin(ctx, "roll out "+group, s.side, func(ctx context.Context) { s.rollOut(ctx, group) })
 	}
 	for _, c := range s.state.Challenges("") {
-		if s.now().After(c.Until) {
-			subject := cert.ChallengeSubject(c.Group, c.ID)
-			s.begin(ctx, subject, s.side, func(ctx context.Context) { s.setTrouble("challenge "+c.ID, s.withdraw(ctx, subject)) })
+		if s.now().After(c.At.Add(challengeTime)) {
+			s.begin(ctx, cert.ChallengeSubject(c.Group, c.ID), s.side, func(ctx context.Context) { s.setTrouble("challenge "+c.ID, s.withdraw(ctx, c)) })
 		}
 	}
 }

@@ -413,15 +413,7 @@ func (w *world) new(o Options) *Manager {
 func (w *world) run(o Options, opts ...nats.Option) (m *Manager, stop func()) {
 	w.t.Helper()
 	m = w.new(o)
-	nc := dial(w.t, w.url, opts...)
-	stop = w.background(func(ctx context.Context) error { return m.Run(ctx, nc) })
-	await.Nil(w.t, "the manager runs", func() error {
-		if s := m.session(); s == nil || s.passedAt().IsZero() {
-			return errors.New("it made no pass")
-		}
-		return nil
-	})
-	return m, stop
+	return m, w.start(m, dial(w.t, w.url, opts...))
 }
 
 func (s *session) passedAt() time.Time {
@@ -497,7 +489,7 @@ func (w *world) record(group, id, what string, good func(r *cert.Record) bool) *
 // current waits until so many targets were seen serving a certificate.
 func (w *world) current(id string, n int) {
 	w.t.Helper()
-	eventually(w.t, "targets serve it", func() error {
+	await.Nil(w.t, "targets serve it", func() error {
 		status, err := w.client().Status(within(w.t), StatusRequest{ID: id})
 		if err == nil && status.Certificates[0].Current != n {
 			err = errors.New(status.Certificates[0].Line())
@@ -580,12 +572,12 @@ func (g *target) run(ctx context.Context) error {
 	sub, err := g.nc.Subscribe(cert.AskSubject(g.group), func(m *nats.Msg) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		id := string(m.Data)
-		if id != "" && g.silent {
+		token := string(m.Data)
+		if token != "" && g.silent {
 			return
 		}
-		known := slices.ContainsFunc(g.state.Challenges(g.group), func(c *cert.Challenge) bool { return c.ID == id })
-		if !g.deaf && (id == "" || known) {
+		known := slices.ContainsFunc(g.state.Challenges(g.group), func(c *cert.Challenge) bool { return c.Token == token })
+		if !g.deaf && (token == "" || known) {
 			_ = m.Respond([]byte(g.name))
 		}
 	})

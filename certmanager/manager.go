@@ -71,8 +71,9 @@ type Options struct {
 	// Answer is how long targets have to answer that they are there, and twenty
 	// times as long they have to answer for a challenge. Default 1 s.
 	Answer time.Duration
-	// Now is the wall clock, which validity is judged by. Leases are not. Default
-	// time.Now.
+	// Now is the clock that validity, renewals and pauses are judged by. Leases are not.
+	// Default: the clock of the ledger, so that all managers agree on what is due,
+	// however wrong their own is.
 	Now func() time.Time
 }
 
@@ -80,8 +81,9 @@ type Options struct {
 // of a server, or of any program: everything that it knows is in the ledger. Only one
 // Run or Once at a time; everything else is safe for concurrent use.
 type Manager struct {
-	o   Options
-	log *slog.Logger
+	o    Options
+	log  *slog.Logger
+	wall func() time.Time // of this machine
 
 	mu sync.Mutex
 	s  *session // of the run that goes on; nil: none does
@@ -104,10 +106,11 @@ func New(o Options) (*Manager, error) {
 	o.Wave = cmp.Or(o.Wave, 5*time.Minute)
 	o.Lists = cmp.Or(o.Lists, 6*time.Hour)
 	o.Answer = cmp.Or(o.Answer, time.Second)
-	if o.Now == nil {
-		o.Now = time.Now
+	m := &Manager{o: o, log: o.Logger.With("manager", o.Name), wall: o.Now}
+	if m.wall == nil {
+		m.wall = time.Now
 	}
-	return &Manager{o: o, log: o.Logger.With("manager", o.Name)}, nil
+	return m, nil
 }
 
 // types are those of issuers that are known.
@@ -150,6 +153,7 @@ func (m *Manager) with(ctx context.Context, nc *nats.Conn, do func(context.Conte
 	defer m.set(nil)
 	select {
 	case <-s.follower.CaughtUp():
+		s.clock.ask(ctx, s.ledger)
 		err = do(ctx, s)
 	case <-ctx.Done():
 	}

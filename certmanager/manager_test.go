@@ -274,7 +274,9 @@ func TestBrokenTargetsDoNotBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.record("web", r.ID, "it has another key, for all", func(r *cert.Record) bool { return r.Next == nil && r.Current.Generation > 3 && r.Current.Reason == cert.ReasonRekey })
+	w.record("web", r.ID, "it has another key, for all", func(r *cert.Record) bool {
+		return r.Next == nil && r.Current.Generation > 3 && r.Current.Reason == cert.ReasonRekey
+	})
 }
 
 // TestRest has a manager with nothing to do, which does nothing.

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/internal/await"
@@ -355,7 +357,7 @@ func TestChallenge(t *testing.T) {
 		t.Errorf("%+v", r.Failure)
 	}
 	// What somebody left behind is removed.
-	old := cert.Challenge{Version: 1, Revision: 1, Group: "web", ID: "old", Type: "http-01", Until: w.clock.now().Add(-time.Minute)}
+	old := cert.Challenge{Version: 1, Revision: 1, Group: "web", ID: "old", Type: "http-01", At: w.clock.now().Add(-2 * time.Hour), Until: w.clock.now().Add(time.Hour)}
 	w.write(cert.ChallengeSubject("web", "old"), &old)
 	await.Nil(t, "what is old is removed", func() error {
 		if left := w.state.Challenges(""); len(left) > 0 {
@@ -363,6 +365,64 @@ func TestChallenge(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// However many challenges there were, the ledger keeps no more subjects of them than were
+// presented at once, and what is over takes nothing from what has its place.
+func TestChallengesLeaveNothing(t *testing.T) {
+	w := newWorld(t)
+	w.configure(httpConfig)
+	m, _ := w.run(w.options("m1"))
+	w.target("web", "lb-1")
+	var tokens []string
+	w.authority.set(func() {
+		w.authority.at = func(step string, _ Order) error {
+			if step == "presented" {
+				over := cert.Challenge{Group: "web", ID: "1", Token: "of before"}
+				if err := m.session().withdraw(t.Context(), &over); err != nil {
+					return err
+				}
+				c, ok := m.session().state.Challenge("web", "1")
+				if !ok {
+					return errors.New("the challenge is gone")
+				}
+				tokens = append(tokens, c.Token)
+			}
+			return nil
+		}
+	})
+	for n := range 4 {
+		w.make("web", cert.Policy{Names: []string{fmt.Sprintf("n%d.example.org", n)}})
+	}
+	if slices.Sort(tokens); len(slices.Compact(tokens)) != 4 {
+		t.Errorf("there were the challenges %q", tokens)
+	}
+	js, err := jetstream.New(w.nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(within(t), cert.Stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := stream.Info(within(t), jetstream.WithSubjectFilter(cert.Prefix+"."+cert.ChallengeSubject("web", "*")))
+	if err != nil || len(info.State.Subjects) != 1 {
+		t.Errorf("%v are left: %v", info.State.Subjects, err)
+	}
+	// Many at once have a place each.
+	s := m.session()
+	var all sync.WaitGroup
+	for n := range 20 {
+		all.Go(func() {
+			if err := s.post(within(t), &cert.Challenge{Version: 1, Revision: 1, Group: "mail", Token: fmt.Sprint(n), At: s.now()}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if there := s.state.Challenges("mail"); len(there) != 20 {
+		t.Errorf("%d of 20 challenges are there", len(there))
+	}
 }
 
 // The authority moves its window into the past, and the certificate is renewed.

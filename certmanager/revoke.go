@@ -58,7 +58,8 @@ func (s *session) left(ctx context.Context, r *cert.Record, v cert.Revocation) b
 		served = served || newer
 		waiting = waiting || w.present[name] && !newer
 	}
-	return served && !waiting || s.now().Sub(v.Since) > revokeAnyway
+	since := min(s.now().Sub(v.Since), s.m.wall().Sub(v.Since)) // what cannot be undone, no single clock decides
+	return served && !waiting || since > revokeAnyway
 }
 
 // revoke revokes what may be revoked of a certificate.

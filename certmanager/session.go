@@ -62,6 +62,7 @@ type session struct {
 	open   chan struct{} // for each question to an authority
 	asked  chan struct{} // and for what somebody asked for and waits for
 
+	clock   ledgerClock
 	opening sync.Mutex // of issuers, one at a time
 
 	mu        sync.Mutex
@@ -129,7 +130,16 @@ func (m *Manager) open(ctx context.Context, nc *nats.Conn) (*session, error) {
 	return s, nil
 }
 
-func (s *session) now() time.Time { return s.m.o.Now() }
+// now is the time that everything is decided by.
+func (s *session) now() time.Time {
+	if s.m.o.Now != nil {
+		return s.m.o.Now()
+	}
+	if now, ok := s.clock.now(); ok {
+		return now
+	}
+	return s.m.wall()
+}
 
 // onEvent is told of each event after it is in the state.
 func (s *session) onEvent(e ledger.Event) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,10 +40,10 @@ func (s *session) enrolled(group string) []string {
 	return names
 }
 
-// ask asks the targets of a group who has a challenge, or who is there if that is
-// empty. It returns when all that are expected have answered, or after the time that
+// ask asks the targets of a group who has the challenge of a token, or who is there if
+// that is empty. It returns when all that are expected have answered, or after the time that
 // they have for it.
-func (s *session) ask(ctx context.Context, group, challenge string, expected []string) map[string]bool {
+func (s *session) ask(ctx context.Context, group, token string, expected []string) map[string]bool {
 	answered := map[string]bool{}
 	ctx, cancel := context.WithTimeout(ctx, s.m.o.Answer)
 	defer cancel()
@@ -52,7 +53,7 @@ func (s *session) ask(ctx context.Context, group, challenge string, expected []s
 		return answered
 	}
 	defer func() { _ = sub.Unsubscribe() }() // the connection may be gone
-	if err := s.nc.PublishRequest(cert.AskSubject(group), inbox, []byte(challenge)); err != nil {
+	if err := s.nc.PublishRequest(cert.AskSubject(group), inbox, []byte(token)); err != nil {
 		return answered
 	}
 	for missing := len(expected); missing > 0; {
@@ -374,31 +375,39 @@ func (s *session) wrap(ctx context.Context, group, name string, public []byte) e
 
 var errOtherKey = errors.New("it has enrolled with another key")
 
+const (
+	// challengeTime is how long an authority may look for a challenge, and targets answer
+	// for it a day longer: their clocks may be wrong.
+	challengeTime = time.Hour
+	challengeLife = 24*time.Hour + challengeTime
+)
+
 // present makes a challenge known to the targets of a group, and returns when every
 // one of them that is there would answer it.
 func (s *session) present(ctx context.Context, group string, c cert.Challenge) (func(context.Context), error) {
-	c.Version, c.Revision, c.Group, c.ID = recordVersion, 1, group, cert.NewID()
-	if c.Until.IsZero() {
-		c.Until = s.now().Add(time.Hour).UTC()
+	if c.Token == "" {
+		return nil, fmt.Errorf("presenting the challenge for %q: it has no token", c.Name)
+	}
+	c.Version, c.Revision, c.Group, c.At = recordVersion, 1, group, s.now().UTC()
+	if least := c.At.Add(challengeLife); c.Until.Before(least) {
+		c.Until = least
 	}
 	there := slices.Sorted(maps.Keys(s.ask(ctx, group, "", s.enrolled(group))))
 	if len(there) == 0 {
 		return nil, fmt.Errorf("presenting the challenge for %q: no target of group %q is there to answer the authority", c.Name, group)
 	}
-	subject := cert.ChallengeSubject(group, c.ID)
-	err := s.put(ctx, subject, func() (any, error) { return &c, nil })
-	if err != nil {
+	if err := s.post(ctx, &c); err != nil {
 		return nil, err
 	}
 	cleanup := func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), appendTime)
 		defer cancel()
-		s.setTrouble("challenge "+c.ID, s.withdraw(ctx, subject))
+		s.setTrouble("challenge "+c.ID, s.withdraw(ctx, &c))
 	}
 	missing := there
 	for deadline := time.Now().Add(20 * s.m.o.Answer); ; {
 		began := time.Now()
-		answered := s.ask(ctx, group, c.ID, missing)
+		answered := s.ask(ctx, group, c.Token, missing)
 		missing = slices.DeleteFunc(slices.Clone(missing), func(name string) bool { return answered[name] })
 		if len(missing) == 0 {
 			return cleanup, nil
@@ -414,9 +423,40 @@ func (s *session) present(ctx context.Context, group string, c cert.Challenge) (
 	}
 }
 
+// post writes a challenge under the first subject of its group that is free. So there are
+// no more subjects than there were challenges at once, and what the ledger keeps of them
+// is bounded.
+func (s *session) post(ctx context.Context, c *cert.Challenge) error {
+	for n := 1; ; n++ {
+		c.ID = strconv.Itoa(n)
+		subject := cert.ChallengeSubject(c.Group, c.ID)
+		err := errHeld
+		s.alone("post "+subject, func() { // or our own would come in each other's way
+			err = s.put(ctx, subject, func() (any, error) {
+				if _, taken := s.state.Challenge(c.Group, c.ID); taken {
+					return nil, errHeld
+				}
+				return c, nil
+			})
+		})
+		if !errors.Is(err, errHeld) {
+			return err
+		}
+	}
+}
+
 // withdraw removes a challenge.
-func (s *session) withdraw(ctx context.Context, subject string) error {
-	return s.put(ctx, subject, func() (any, error) { return nil, nil })
+func (s *session) withdraw(ctx context.Context, c *cert.Challenge) error {
+	err := s.put(ctx, cert.ChallengeSubject(c.Group, c.ID), func() (any, error) {
+		if now, ok := s.state.Challenge(c.Group, c.ID); !ok || now.Token != c.Token {
+			return nil, errUnchanged // another has its place
+		}
+		return nil, nil
+	})
+	if errors.Is(err, errUnchanged) {
+		return nil
+	}
+	return err
 }
 
 // enrollment is what a target gets for its key.

@@ -185,6 +185,18 @@ func (l *Ledger) SetReplicas(ctx context.Context, n int) error {
 	return nil
 }
 
+// Now is the time by the clock that events bear: the engine's, as the stream's leader has
+// it. Whoever asks gets the same, whatever its own clock says, but for half of how long
+// the answer took.
+func (l *Ledger) Now(ctx context.Context) (time.Time, error) {
+	began := time.Now()
+	info, err := l.stream.Info(ctx)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("asking ledger %q for the time: %w", l.name, err)
+	}
+	return info.TimeStamp.Add(time.Since(began) / 2), nil
+}
+
 // Append writes data as the whole new record of subject, if the subject's last
 // event is still expect; 0 means that the subject has no event yet. Empty data
 // removes the record; the removal is an event like any other. Append returns the

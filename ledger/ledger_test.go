@@ -326,3 +326,18 @@ func TestCluster(t *testing.T) {
 	wg.Wait()
 	h.check(t, l, f)
 }
+
+// The ledger's clock is that of its events.
+func TestNow(t *testing.T) {
+	s := startServer(t, server.Options{})
+	l := open(t, s.ClientURL(), Options{})
+	before := time.Now()
+	now, err := l.Now(within(t, 20*time.Second))
+	if err != nil || now.Before(before.Add(-time.Second)) || now.After(time.Now().Add(time.Second)) {
+		t.Errorf("it is %v: %v", now, err)
+	}
+	stopServer(s)
+	if now, err := l.Now(within(t, 200*time.Millisecond)); err == nil {
+		t.Errorf("without a server it is %v", now)
+	}
+}

@@ -28,8 +28,6 @@ const (
 	// settleTime is how long the authority may go on looking at what is answered for
 	// after the caller's time is over.
 	settleTime = 2 * time.Second
-	// recordAge is how long a challenge may be of use if the authority does not say.
-	recordAge = time.Hour
 )
 
 // checkMethod says whether a name can be proved as is planned.
@@ -210,12 +208,8 @@ func (j *job) present(ctx context.Context, p *proof) error {
 	case acme.ChallengeTypeDNSPersist01:
 		return j.checkPersistent(ctx, p)
 	}
-	until := p.authz.Expires
-	if until.IsZero() {
-		until = time.Now().Add(recordAge)
-	}
 	undo, err := j.o.Present(ctx, cert.Challenge{
-		Type: p.chal.Type, Name: p.name, Token: p.chal.Token, KeyAuth: p.chal.KeyAuthorization, Until: until.UTC(),
+		Type: p.chal.Type, Name: p.name, Token: p.chal.Token, KeyAuth: p.chal.KeyAuthorization, Until: p.authz.Expires.UTC(),
 	})
 	p.undo = undo
 	return err
