@@ -34,6 +34,8 @@ type IssuerOptions struct {
 	// returns the one to keep, which Keep returns. It is called again if another
 	// manager was faster.
 	Keep func(ctx context.Context, change func(kept string) (string, error)) (string, error)
+	// Now is the clock that managers agree on. It is never nil.
+	Now func() time.Time
 	// Logger is never nil.
 	Logger *slog.Logger
 }

@@ -388,7 +388,7 @@ func (s *session) issuer(ctx context.Context, name string) (*opened, error) {
 	}
 	kept := is
 	issuer, err := open(ctx, IssuerOptions{
-		Settings: is, DNS: settings.DNS, Logger: s.m.log.With("issuer", name),
+		Settings: is, DNS: settings.DNS, Now: s.now, Logger: s.m.log.With("issuer", name),
 		Keep: func(ctx context.Context, change func(string) (string, error)) (string, error) {
 			secret, err := s.keep(ctx, name, change)
 			s.mu.Lock()

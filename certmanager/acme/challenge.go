@@ -291,7 +291,7 @@ func (j *job) checkPersistent(ctx context.Context, p *proof) error {
 	want := p.chal.DNSPersist01TXTRecordValue(j.account, p.chal.IssuerDomainNames[0], p.authz.Wildcard)
 	why := "there is none for this account"
 	for _, text := range texts {
-		reason := persistent(text, p.chal.IssuerDomainNames, j.account.Location, p.authz.Wildcard, time.Now())
+		reason := persistent(text, p.chal.IssuerDomainNames, j.account.Location, p.authz.Wildcard, j.c.Now())
 		if reason == "" {
 			return nil
 		}
@@ -338,7 +338,7 @@ func persistent(text string, issuers []string, account string, wildcard bool, no
 // validate tells the authority to look, and waits for what it finds. When ctx ends it
 // waits a little longer: what is taken back while the authority looks fails the order.
 func (j *job) validate(ctx context.Context, p *proof) error {
-	t := &trace{}
+	t := j.Issuer.trace()
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.c.Validation)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(settleTime, cancel) })()

@@ -235,6 +235,23 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// What the authority says of times is judged by the clock that is given, and not by that
+// of this machine.
+func TestClock(t *testing.T) {
+	b := newBench(t, certmanagertest.Options{})
+	const behind = 6 * time.Hour
+	i := b.issuer(func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-behind) } })
+	stop := b.Fail(certmanagertest.Fault{Path: certmanagertest.NewOrder, Answer: certmanagertest.RateLimited(3 * time.Hour)})
+	p := problemOf(t, b.try(i, b.order(byDNS(), "a.example.test")))
+	if in := time.Until(p.After.Add(behind)).Round(time.Minute); in != 3*time.Hour {
+		t.Errorf("it is to come again in %v", in)
+	}
+	stop()
+	if p := problemOf(t, b.try(i, b.order(byDNS(), "a.example.test"))); p.Step != "verify" || !strings.Contains(p.Error(), "is the clock right?") {
+		t.Errorf("a certificate of the future: %v", p)
+	}
+}
+
 func TestPropagation(t *testing.T) {
 	b := newBench(t, certmanagertest.Options{})
 	b.DNS.Hide("_acme-challenge.slow.example.test")

@@ -91,6 +91,9 @@ type Config struct {
 	// Interval is how often the authority, or a nameserver, is asked again, unless
 	// the authority says. Default 1 s.
 	Interval time.Duration
+	// Now is the clock that what the authority says of times is judged by. Default
+	// time.Now.
+	Now func() time.Time
 	// UserAgent is the program, for the authority's operators. Default "fleetbus".
 	UserAgent string
 }
@@ -196,6 +199,9 @@ func New(c Config) (*Issuer, error) {
 	c.Request = cmp.Or(c.Request, 30*time.Second)
 	c.Interval = cmp.Or(c.Interval, time.Second)
 	c.UserAgent = cmp.Or(c.UserAgent, "fleetbus")
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	w, err := newWire(c)
 	if err != nil {
 		return nil, fmt.Errorf("making an ACME issuer: %w", err)
@@ -213,7 +219,7 @@ func New(c Config) (*Issuer, error) {
 // Account returns the URL of the account at the authority, which is made if there is
 // none. It is what a dns-persist-01 record names.
 func (i *Issuer) Account(ctx context.Context) (string, error) {
-	t := &trace{}
+	t := i.trace()
 	account, err := i.open(t.with(ctx))
 	if err != nil {
 		return "", t.problem("order", err)

@@ -55,7 +55,7 @@ type job struct {
 // URL. The errors of ACME are *certmanager.Problem, with a line for each name that the
 // authority names.
 func (i *Issuer) Issue(ctx context.Context, o certmanager.Order) (certmanager.Issued, error) {
-	j := &job{Issuer: i, trace: &trace{}, o: o}
+	j := &job{Issuer: i, trace: i.trace(), o: o}
 	if err := j.check(); err != nil {
 		return certmanager.Issued{}, err
 	}
@@ -351,7 +351,7 @@ func (j *job) wait(ctx context.Context) error {
 // pause waits between two questions, as long as the authority wants within reason.
 func (j *job) pause(ctx context.Context, t *trace) error {
 	_, after := t.last()
-	return sleep(ctx, min(max(time.Until(after), j.c.Interval), max(maxWait, j.c.Interval)))
+	return sleep(ctx, min(max(after.Sub(j.c.Now()), j.c.Interval), max(maxWait, j.c.Interval)))
 }
 
 // download gets the chains of a valid order and returns the one to serve.
@@ -391,7 +391,7 @@ func leadsTo(chain []*x509.Certificate, root string) bool {
 func (j *job) verify(text []byte) ([]*x509.Certificate, error) {
 	chain, err := parseChain(text)
 	if err == nil {
-		err = checkLeaf(chain[0], j.o.Names, time.Now())
+		err = checkLeaf(chain[0], j.o.Names, j.c.Now())
 	}
 	if err != nil {
 		return nil, &certmanager.Problem{Step: "verify", Err: err}

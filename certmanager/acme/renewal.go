@@ -31,7 +31,7 @@ const (
 // anew only if the window moved. The window of a certificate that is revoked may be of
 // one second; it lies in the past.
 func (i *Issuer) Renewal(ctx context.Context, leaf *x509.Certificate) (cert.Renewal, error) {
-	t := &trace{}
+	t := i.trace()
 	ctx = t.with(ctx)
 	dir, err := i.wire.directory(ctx)
 	if err != nil {
@@ -49,7 +49,7 @@ func (i *Issuer) Renewal(ctx context.Context, leaf *x509.Certificate) (cert.Rene
 		return cert.Renewal{}, t.problem("order", fmt.Errorf("asking when to renew: %w", err))
 	}
 	_, after := t.last()
-	return renewal(leaf, answer, after, time.Now())
+	return renewal(leaf, answer, after, i.c.Now())
 }
 
 func renewal(leaf *x509.Certificate, answer acme.RenewalInfo, after, now time.Time) (cert.Renewal, error) {
@@ -79,7 +79,7 @@ func moment(leaf *x509.Certificate, start, end time.Time) time.Time {
 
 // Revoke revokes a certificate of the account.
 func (i *Issuer) Revoke(ctx context.Context, leaf *x509.Certificate, reason certmanager.Reason) error {
-	t := &trace{}
+	t := i.trace()
 	ctx = t.with(ctx)
 	account, err := i.open(ctx)
 	if err == nil {

@@ -74,6 +74,8 @@ func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastRe
 
 // A trace follows the requests of one call, for what the client does not return.
 type trace struct {
+	clock func() time.Time
+
 	mu       sync.Mutex
 	requests int
 	status   int       // of the last answer
@@ -82,6 +84,8 @@ type trace struct {
 }
 
 type traceKey struct{}
+
+func (i *Issuer) trace() *trace { return &trace{clock: i.c.Now} }
 
 func (t *trace) with(ctx context.Context) context.Context {
 	t.parent, _ = ctx.Value(traceKey{}).(*trace)
@@ -103,7 +107,10 @@ func (t *trace) count() error {
 }
 
 func (t *trace) note(r *http.Response) {
-	after := retryAfter(r.Header.Get("Retry-After"), time.Now())
+	if t == nil {
+		return
+	}
+	after := retryAfter(r.Header.Get("Retry-After"), t.clock())
 	for ; t != nil; t = t.parent {
 		t.mu.Lock()
 		t.status, t.after = r.StatusCode, after

@@ -37,7 +37,7 @@ func openACME(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Iss
 		return nil, fmt.Errorf("keeping the account's key: %w", err)
 	}
 	c := acme.Config{
-		Directory: o.Settings.Directory, Key: key, Mail: o.Settings.Email, Roots: o.Settings.CA, Profile: o.Settings.Profile, Providers: providers,
+		Directory: o.Settings.Directory, Key: key, Mail: o.Settings.Email, Roots: o.Settings.CA, Profile: o.Settings.Profile, Providers: providers, Now: o.Now,
 	}
 	if o.Settings.EAB != nil {
 		c.EAB = &acme.EAB{KeyID: o.Settings.EAB.KeyID, MAC: o.Settings.EAB.HMACKey}
@@ -46,7 +46,7 @@ func openACME(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Iss
 }
 
 func openPrivate(ctx context.Context, o certmanager.IssuerOptions) (certmanager.Issuer, error) {
-	options := private.Options{Name: "fleetbus " + o.Settings.Name}
+	options := private.Options{Name: "fleetbus " + o.Settings.Name, Now: o.Now}
 	if o.Settings.Life != "" {
 		var err error
 		if options.Life, err = time.ParseDuration(o.Settings.Life); err != nil {
