@@ -3,6 +3,8 @@ package certmanager
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -254,16 +256,16 @@ func (s *session) mk(ctx context.Context, in MakeRequest, progress func(string))
 	if wrong := policyProblems(group, p, settings); len(wrong) > 0 {
 		return nil, wrong
 	}
-	if other := s.sameNames(group, p.Names, ""); other != nil && !in.Again {
-		return nil, admin.Errorf(admin.Conflict, "fleetbus cert renew "+other.ID, "certificate %s is for the same names of group %s", other.ID, group)
-	}
 	r := &cert.Record{
-		Version: recordVersion, ID: cert.NewID(), Group: group, Event: cert.Requested, Revision: 1,
+		Version: recordVersion, ID: s.idFor(group, p.Names), Group: group, Event: cert.Requested, Revision: 1,
 		At: s.now().UTC(), By: s.m.o.Name, Policy: p,
+	}
+	if in.Again {
+		r.ID = cert.NewID()
 	}
 	r.Lease = s.newLease(r)
 	leased := time.Now()
-	if err := s.put(ctx, cert.CertSubject(group, r.ID), func() (any, error) { return r, nil }); err != nil {
+	if err := s.create(ctx, r, in.Again); err != nil {
 		return nil, err
 	}
 	progress("certificate " + r.ID)
@@ -355,11 +357,46 @@ func policyProblems(group string, p cert.Policy, settings *Settings) Problems {
 	return wrong
 }
 
-// sameNames is another certificate of a group with the same names.
-func (s *session) sameNames(group string, names []string, id string) *cert.Record {
+// create writes the first event of a certificate. again lets there be another for the same
+// names.
+func (s *session) create(ctx context.Context, r *cert.Record, again bool) error {
+	return s.put(ctx, cert.CertSubject(r.Group, r.ID), func() (any, error) {
+		if other := s.sameNames(r.Group, r.Policy.Names); other != nil && !again {
+			fix := "fleetbus cert renew " + other.ID
+			switch {
+			case r.Policy.Imported && other.Policy.Imported:
+				fix = "fleetbus cert import --id " + other.ID
+			case r.Policy.Imported:
+				fix = "fleetbus cert rm " + other.ID
+			}
+			return nil, admin.Errorf(admin.Conflict, fix, "certificate %s is for the same names of group %s", other.ID, r.Group)
+		}
+		if _, taken := s.state.Record(r.Group, r.ID); taken {
+			return nil, admin.Errorf(admin.Conflict, "try again", "a certificate for the same names of group %s was made and removed just now", r.Group)
+		}
+		return r, nil
+	})
+}
+
+// idFor is the id of a certificate for these names: always the same, so that of two who
+// ask for one at the same moment, at two managers, one is told that there is one. After
+// one that was removed, or that has other names by now, comes another.
+func (s *session) idFor(group string, names []string) string {
+	sorted := slices.Sorted(slices.Values(names))
+	for n := 0; ; n++ {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d", group, strings.Join(sorted, "\n"), n))
+		id := base64.RawURLEncoding.EncodeToString(sum[:8])
+		if _, taken := s.state.Record(group, id); !taken && id[0] != '-' {
+			return id
+		}
+	}
+}
+
+// sameNames is a certificate of a group with the same names.
+func (s *session) sameNames(group string, names []string) *cert.Record {
 	sorted := slices.Sorted(slices.Values(names))
 	for _, r := range s.state.Records(group) {
-		if r.Group == group && r.ID != id && slices.Equal(slices.Sorted(slices.Values(r.Policy.Names)), sorted) {
+		if r.Group == group && slices.Equal(slices.Sorted(slices.Values(r.Policy.Names)), sorted) {
 			return r
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -298,6 +300,64 @@ func TestRest(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Two who ask for the same names at the same moment, at two managers, get one certificate.
+func TestMadeTwice(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	var managers []*Manager
+	for _, name := range []string{"m1", "m2", "m3"} {
+		m, _ := w.run(w.options(name))
+		managers = append(managers, m)
+	}
+	first := ""
+	for round := range 3 {
+		var made, refused atomic.Int32
+		var all sync.WaitGroup
+		names := []string{"example.org", "www.example.org"}
+		for i, m := range managers {
+			all.Go(func() {
+				p := cert.Policy{Names: []string{names[i%2], names[1-i%2]}}
+				r, err := m.session().mk(within(t), MakeRequest{Policy: p, Wait: true}, func(string) {})
+				switch e := (*admin.Error)(nil); {
+				case err == nil:
+					made.Add(1)
+					if round == 0 {
+						first = r.ID
+					}
+				case errors.As(err, &e) && e.Code == admin.Conflict && strings.HasPrefix(e.Fix, "fleetbus cert renew "):
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if placed, _ := w.authority.counts(); made.Load() != 1 || refused.Load() != 2 || placed != round+1 {
+			t.Fatalf("round %d: %d were made, %d refused, %d ordered in all", round, made.Load(), refused.Load(), placed)
+		}
+		there, err := w.client().Certificates(within(t), "")
+		if err != nil || len(there) != 1 || round > 0 && there[0].ID == first {
+			t.Fatalf("round %d: %+v %v", round, there, err)
+		}
+		if _, err := w.client().Remove(within(t), RemoveRequest{ID: there[0].ID}); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range managers { // who has not heard of the end of the one before refuses, which is right
+			eventually(t, "all know", func() error {
+				if left := m.session().state.Records(""); len(left) > 0 {
+					return fmt.Errorf("%d are left", len(left))
+				}
+				return nil
+			})
+		}
+	}
+	r := w.make("default", cert.Policy{Names: []string{"example.org"}})
+	again, err := w.client().Make(within(t), MakeRequest{Policy: r.Policy, Again: true})
+	if err != nil || again.ID == r.ID {
+		t.Errorf("another for the same names: %+v %v", again, err)
+	}
 }
 
 // TestChallengeOfName has how a name is proved given for the name as its owner writes it.

@@ -53,19 +53,12 @@ func (s *session) importBundle(ctx context.Context, in ImportRequest, progress f
 		}
 		return s.importNext(ctx, seen, b, pkcs8)
 	}
-	if other := s.sameNames(group, b.Names, ""); other != nil {
-		fix := "fleetbus cert rm " + other.ID
-		if other.Policy.Imported {
-			fix = "fleetbus cert import --id " + other.ID
-		}
-		return nil, admin.Errorf(admin.Conflict, fix, "certificate %s is for the same names of group %s", other.ID, group)
-	}
 	if err := s.ensureKey(ctx, group); err != nil {
 		return nil, err
 	}
 	progress("sealing it to group " + group)
 	r := &cert.Record{
-		Version: recordVersion, ID: cert.NewID(), Group: group, Event: cert.Obtained, Revision: 1, At: s.now().UTC(), By: s.m.o.Name,
+		Version: recordVersion, ID: s.idFor(group, b.Names), Group: group, Event: cert.Obtained, Revision: 1, At: s.now().UTC(), By: s.m.o.Name,
 		Policy: cert.Policy{Names: b.Names, Imported: true, Waves: in.Waves},
 	}
 	b.Generation = 1
@@ -73,7 +66,7 @@ func (s *session) importBundle(ctx context.Context, in ImportRequest, progress f
 		return nil, err
 	}
 	r.Current = b
-	if err := s.put(ctx, cert.CertSubject(group, r.ID), func() (any, error) { return r, nil }); err != nil {
+	if err := s.create(ctx, r, false); err != nil {
 		return nil, err
 	}
 	return r, nil
