@@ -24,6 +24,10 @@ import (
 type Settings struct {
 	// Issuers, in the order in which they are tried.
 	Issuers []IssuerSettings `json:"issuers"`
+	// Former are issuers that were left out, with their secrets, by which they are what
+	// they were if they come back. They issue nothing. A configuration that does not say
+	// keeps them; one with an empty list forgets them.
+	Former []IssuerSettings `json:"former,omitempty"`
 	// DNS are the providers that challenges are answered with.
 	DNS []DNSSettings `json:"dns,omitempty"`
 	// Defaults are for what a certificate's policy leaves out.
@@ -367,17 +371,32 @@ func openSettings(key *cert.ManagerKey, c *cert.Config) (*Settings, error) {
 	return s, nil
 }
 
-// keepSecrets takes over the secrets of issuers that s does not give anew: who
-// corrects an address shall not lose the account.
+// keepSecrets takes over the secrets of issuers that s does not give anew: who corrects
+// an address, or leaves an issuer out for once, shall not lose the account, nor a root
+// that clients trust.
 func (s *Settings) keepSecrets(before *Settings) {
-	for i := range s.Issuers {
-		issuer := &s.Issuers[i]
-		for _, old := range before.Issuers {
-			if old.Name == issuer.Name && old.Type == issuer.Type && old.Directory == issuer.Directory && issuer.Secret == "" {
-				issuer.Secret = old.Secret
-			}
+	if s.Former == nil {
+		s.Former = before.Former
+	}
+	same := func(a IssuerSettings) func(IssuerSettings) bool {
+		return func(b IssuerSettings) bool {
+			return a.Name == b.Name && a.Type == b.Type && a.Directory == b.Directory
 		}
 	}
+	former := slices.Clone(s.Former)
+	for _, old := range before.Issuers {
+		if former = slices.DeleteFunc(former, same(old)); old.Secret != "" {
+			former = append(former, old)
+		}
+	}
+	for i := range s.Issuers {
+		issuer := &s.Issuers[i]
+		if at := slices.IndexFunc(former, same(*issuer)); at >= 0 {
+			issuer.Secret = cmp.Or(issuer.Secret, former[at].Secret)
+			former = slices.Delete(former, at, at+1)
+		}
+	}
+	s.Former = former
 }
 
 // issuer returns the settings of an issuer.

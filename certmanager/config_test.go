@@ -3,6 +3,7 @@ package certmanager
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func TestParseSettings(t *testing.T) {
 	var p Problems
 	if !errors.As(err, &p) || !slices.Equal(p, []string{
 		"alert_days: it must be a whole number",
-		"issuer: unknown key; these are known: alert_days dead_man defaults dns issuers recovery",
+		"issuer: unknown key; these are known: alert_days dead_man defaults dns former issuers recovery",
 		"issuers[3].name: it must be a text", "issuers[3].per_hour: it must be a whole number",
 	}) {
 		t.Errorf("%q", p)
@@ -133,5 +134,52 @@ func TestConfig(t *testing.T) {
 	}
 	if bytes.Contains(record.Recovery, []byte("secret ")) || bytes.Contains(record.Managers.Ciphertext, []byte("secret ")) {
 		t.Error("the secret can be read")
+	}
+}
+
+// An issuer that is left out of a configuration is what it was when it comes back, unless
+// it was to be forgotten.
+func TestFormerIssuers(t *testing.T) {
+	secrets := func(s *Settings) (all []string) {
+		for _, i := range slices.Concat(s.Issuers, s.Former) {
+			all = append(all, i.Name+i.Directory+" "+i.Secret)
+		}
+		return all
+	}
+	now := &Settings{}
+	for i, step := range []struct {
+		config string
+		want   []string
+	}{
+		{`{"issuers":[{"name":"own","type":"private"},{"name":"le","type":"acme","directory":"https://staging"}]}`, []string{"own ", "lehttps://staging "}},
+		{`{"issuers":[{"name":"own","type":"private","secret":"root"},{"name":"le","type":"acme","directory":"https://staging","secret":"s"}]}`, []string{"own root", "lehttps://staging s"}},
+		{`{"issuers":[{"name":"le","type":"acme","directory":"https://prod"}]}`, []string{"lehttps://prod ", "own root", "lehttps://staging s"}},
+		{`{"issuers":[{"name":"le","type":"acme","directory":"https://staging"}]}`, []string{"lehttps://staging s", "own root"}},
+		{`{"issuers":[{"name":"own","type":"private"},{"name":"le","type":"acme","directory":"https://staging"}]}`, []string{"own root", "lehttps://staging s"}},
+		{`{"issuers":[{"name":"le","type":"acme","directory":"https://staging"}],"former":[]}`, []string{"lehttps://staging s", "own root"}},
+		{`{"issuers":[{"name":"le","type":"acme","directory":"https://staging"}],"former":[]}`, []string{"lehttps://staging s"}},
+		{`{"issuers":[{"name":"own","type":"private"}],"former":[{"name":"own","type":"private","secret":"of a copy"}]}`, []string{"own of a copy", "lehttps://staging s"}},
+	} {
+		next, err := ParseSettings([]byte(step.config), []string{"acme", "private"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.keepSecrets(now)
+		if got := secrets(next); !slices.Equal(got, step.want) {
+			t.Errorf("step %d: %q, want %q", i, got, step.want)
+		}
+		now = next
+	}
+	w := newWorld(t)
+	w.run(w.options("m1"))
+	c := w.client()
+	for i, config := range []string{fakeConfig, `{"issuers":[{"name":"second","type":"second"}]}`, fakeConfig} {
+		if _, err := c.UpdateConfig(within(t), []byte(config)); err != nil {
+			t.Fatal(err)
+		}
+		w.make("default", cert.Policy{Names: []string{fmt.Sprintf("n%d.example.org", i)}})
+	}
+	if reply, err := c.Config(within(t)); err != nil || len(reply.Settings.Former) != 1 || reply.Settings.Former[0].Name != "second" {
+		t.Errorf("%+v %v", reply, err)
 	}
 }

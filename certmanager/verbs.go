@@ -302,7 +302,8 @@ func (s *session) enrollTarget(ctx context.Context, name string, public []byte) 
 // ConfigRequest brings another configuration.
 type ConfigRequest struct {
 	// Config is a Settings in JSON, read strictly. The secret of an issuer that it
-	// leaves out stays what it is.
+	// leaves out stays what it is; that of an issuer that it leaves out altogether is
+	// kept in Former.
 	Config json.RawMessage `json:"config"`
 }
 
@@ -321,8 +322,10 @@ func (s *session) updateConfig(ctx context.Context, in ConfigRequest, _ func(str
 		return ConfigReply{}, err
 	}
 	err = s.configure(ctx, func(before *Settings) (*Settings, error) {
-		settings.keepSecrets(before)
-		return settings, nil
+		after := *settings // it may be decided again
+		after.Issuers = slices.Clone(settings.Issuers)
+		after.keepSecrets(before)
+		return &after, nil
 	})
 	if err != nil {
 		return ConfigReply{}, err
