@@ -177,8 +177,12 @@ type Lease struct {
 // An Order can be resumed by another manager.
 type Order struct {
 	Issuer string `json:"issuer"`
-	// State is the issuer's own, such as the URL of the order.
+	// State is the issuer's own, such as the URL of the order. Empty: it was asked for,
+	// and nobody knows yet whether it was placed.
 	State string `json:"state,omitempty"`
+	// Lost is how many were asked for before, for this generation, of which nobody will
+	// know.
+	Lost int `json:"lost,omitempty"`
 	// Key is the private key of the certificate to be, sealed to the managers.
 	Key Sealed `json:"key"`
 	// Placed is when it was.

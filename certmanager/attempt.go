@@ -275,11 +275,14 @@ func (a *attempt) issue(ctx context.Context, r *cert.Record, settings *Settings,
 			return a.s.present(ctx, a.group, c)
 		},
 	}
-	placed := a.s.now().UTC()
+	placed, lost := a.s.now().UTC(), 0
 	if order != nil {
-		request.State, placed = order.State, order.Placed
-	} else if err := o.limiter.Wait(ctx); err != nil {
-		return fmt.Errorf("waiting for a place in the hour's orders: %w", err)
+		request.State, request.Unanswered, placed, lost = order.State, order.State == "", order.Placed, order.Lost
+	}
+	if request.State == "" {
+		if err := o.limiter.Wait(ctx); err != nil {
+			return fmt.Errorf("waiting for a place in the hour's orders: %w", err)
+		}
 	}
 	if r.Current != nil {
 		if chain, err := parseChain(r.Current.Chain); err == nil && r.Current.Issuer == name {
@@ -289,13 +292,20 @@ func (a *attempt) issue(ctx context.Context, r *cert.Record, settings *Settings,
 	request.Save = func(ctx context.Context, state string) error {
 		_, err := a.write(ctx, cert.Ordered, func(r *cert.Record) error {
 			l := *r.Lease
-			l.Order = &cert.Order{Issuer: name, State: state, Key: sealed, Placed: placed}
+			l.Order = &cert.Order{Issuer: name, State: state, Key: sealed, Placed: placed, Lost: lost}
 			r.Lease = &l
 			return nil
 		})
 		return err
 	}
-	if order == nil && a.age() > a.every() { // nothing is ordered on a lease that may have been taken
+	request.Placing = func(ctx context.Context) error {
+		if placed = a.s.now().UTC(); request.Unanswered {
+			lost++
+			a.s.m.log.Warn("order placed once more: nobody knows of the one before", "certificate", a.id, "issuer", name, "lost", lost)
+		}
+		return request.Save(ctx, "")
+	}
+	if request.State == "" && a.age() > a.every() { // nothing is ordered on a lease that may have been taken
 		if err := a.renew(ctx); err != nil {
 			return err
 		}
@@ -408,7 +418,7 @@ func (a *attempt) fail(ctx context.Context, issuer string, err error) error {
 			f.Next = after.UTC()
 		}
 		order := r.Lease.Order
-		if p != nil && spent(p) {
+		if p != nil && (spent(p) || order != nil && order.State == "" && !p.Unanswered) {
 			order = nil
 		}
 		r.Failure, r.Lease = &f, nil

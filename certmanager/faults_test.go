@@ -209,6 +209,57 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
+// The answer to an order is lost, and the authority does not hand it out again. That it was
+// asked for is in the ledger before, so the next attempt is told of it, and counted.
+func TestLostOrder(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	var asked []bool
+	w.authority.set(func() {
+		w.authority.forgets = true
+		w.authority.at = func(step string, o Order) error {
+			if step != "ordered" {
+				return nil
+			}
+			switch asked = append(asked, o.Unanswered); len(asked) {
+			case 1, 2:
+				return &Problem{Step: stepOrder, Unanswered: true, Err: errors.New("no answer")}
+			case 3:
+				return &Problem{Step: stepOrder, Err: errors.New("refused")}
+			}
+			return nil
+		}
+	})
+	var told []string
+	done := w.follow(func(r *cert.Record) {
+		if r.Lease != nil && r.Lease.Order != nil && r.Event == cert.Ordered {
+			told = append(told, fmt.Sprintf("%t %d", r.Lease.Order.State != "", r.Lease.Order.Lost))
+		}
+	})
+	id := w.request("web", "example.org")
+	w.run(w.options("m1"))
+	for n := 1; n <= 3; n++ {
+		r := w.record("web", id, "it failed", func(r *cert.Record) bool { return r.Failure != nil && r.Failure.Attempts == n })
+		if kept := r.Lease != nil && r.Lease.Order != nil; kept != (n < 3) {
+			t.Errorf("attempt %d: the lease is %+v", n, r.Lease)
+		}
+		w.clock.add(8 * time.Hour)
+	}
+	w.record("web", id, "it is obtained", generation(1))
+	done()
+	if want := []bool{false, true, true, false}; !slices.Equal(asked, want) {
+		t.Errorf("it was unanswered before: %v, want %v", asked, want)
+	}
+	if want := []string{"false 0", "false 1", "false 2", "false 0", "true 0"}; !slices.Equal(told, want) {
+		t.Errorf("the ledger has %q, want %q", told, want)
+	}
+	// Managers that die of it come back to it ever later.
+	r := &cert.Record{ID: "a", Lease: &cert.Lease{Order: &cert.Order{Placed: w.clock.now(), Lost: 3}}}
+	if p, due := planFor(r, w.clock.now()); !due || p.At.Sub(w.clock.now()) < 20*time.Minute {
+		t.Errorf("it is asked for again at %s: %t", p.At, due)
+	}
+}
+
 // A certificate that is removed while it is renewed stays removed.
 func TestRemovedDuringRenewal(t *testing.T) {
 	w := newWorld(t)

@@ -48,6 +48,13 @@ type Order struct {
 	// State is what Save was last given for this order, by whatever manager. Empty:
 	// nothing was ordered.
 	State string
+	// Unanswered says that an order was asked for before, and nobody knows whether it was
+	// placed: it is looked for, before another is placed.
+	Unanswered bool
+	// Placing keeps that an order is about to be asked for. If nothing is saved after
+	// that, the next one to try is told so, by Unanswered. If it fails, Issue stops. It
+	// may be nil.
+	Placing func(ctx context.Context) error
 	// Save keeps the state of the order. It is called as soon as there is one at the
 	// authority, and before anything else is done with it. If it fails, Issue stops.
 	Save func(ctx context.Context, state string) error
@@ -77,7 +84,10 @@ type Problem struct {
 	// Permanent says that the same order can never succeed, and another issuer may
 	// be tried at once.
 	Permanent bool
-	Err       error
+	// Unanswered says that an order was asked for, and that it is not known whether it
+	// was placed.
+	Unanswered bool
+	Err        error
 }
 
 // Error is Step and Err.

@@ -128,6 +128,7 @@ type authority struct {
 	revoked map[string]Reason // by serial
 	asked   int
 	opens   int
+	forgets bool // it places an order anew, whatever is pending
 	secret  string
 }
 
@@ -206,7 +207,7 @@ func (a *authority) place(names []string) string {
 	defer a.mu.Unlock()
 	all := strings.Join(names, " ")
 	for id, o := range a.orders {
-		if o.names == all && o.chain == nil {
+		if o.names == all && o.chain == nil && !a.forgets {
 			return id
 		}
 	}
@@ -224,6 +225,9 @@ func (a *authority) Issue(ctx context.Context, o Order) (Issued, error) {
 	_, known := a.orders[o.State]
 	a.mu.Unlock()
 	if !known {
+		if err := o.Placing(ctx); err != nil {
+			return Issued{}, err
+		}
 		o.State = a.place(o.Names)
 		if err := a.step("ordered", o); err != nil {
 			return Issued{}, err

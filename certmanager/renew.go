@@ -48,6 +48,11 @@ func planFor(r *cert.Record, now time.Time) (plan, bool) {
 	if f := r.Failure; f != nil && f.Next.After(p.At) {
 		p.At = f.Next
 	}
+	if l := r.Lease; l != nil && l.Order != nil && l.Order.State == "" && l.Order.Lost > 0 { // managers die of it, and order again and again
+		if at := l.Order.Placed.Add(backoff(r.ID, stepOrder, l.Order.Lost)); at.After(p.At) {
+			p.At = at
+		}
+	}
 	return p, true
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 
 	"github.com/fleetbus/fleetbus/cert"
+	"github.com/fleetbus/fleetbus/certmanager"
 	"github.com/fleetbus/fleetbus/certmanager/certmanagertest"
 )
 
@@ -96,7 +97,12 @@ func killed(t *testing.T, late, stopped bool) {
 		name := fmt.Sprintf("killed%d.example.test", n)
 		o := b.order(byDNS(), name)
 		saved := 0
-		o.Save = func(_ context.Context, state string) error { o.State = state; saved++; return nil }
+		o.Placing = func(context.Context) error { o.Unanswered = true; return nil }
+		o.Save = func(_ context.Context, state string) error {
+			o.State, o.Unanswered = state, false
+			saved++
+			return nil
+		}
 		ctx, kill := context.WithTimeout(t.Context(), testTime)
 		hit := ""
 		process := &mortal{Provider: b.config.Providers["zones"]}
@@ -122,16 +128,66 @@ func killed(t *testing.T, late, stopped bool) {
 			b.clean()
 		}
 		b.issue(b.issuer(), o)
-		want := 1
-		if hit == certmanagertest.NewOrder && late {
-			want = 2 // nobody knows of the first
-		}
-		if got := b.Orders(o.Names...); got != want || saved != 1 || b.Issued(o.Names...) != 1 {
-			t.Errorf("killed at request %d, %s (late: %v): %d orders, %d certificates, saved %d times, want %d, 1, 1", n, hit, late, got, b.Issued(o.Names...), saved, want)
+		if got := b.Orders(o.Names...); got != 1 || saved != 1 || b.Issued(o.Names...) != 1 {
+			t.Errorf("killed at request %d, %s (late: %v): %d orders, %d certificates, saved %d times", n, hit, late, got, b.Issued(o.Names...), saved)
 		}
 		if stopped {
 			b.clean()
 		}
+	}
+}
+
+// TestLostAnswer has the answer to an order lost, in a process that goes on. Where the
+// authority lists orders, it is found; else the attempt fails and says that nobody knows,
+// and only the next one places another.
+func TestLostAnswer(t *testing.T) {
+	b := newBench(t, certmanagertest.Options{})
+	hiccup := certmanagertest.Problem(http.StatusInternalServerError, "serverInternal", "a hiccup")
+	cut := func(w http.ResponseWriter, _ *http.Request) { // after it has said where the order is
+		w.Header().Set("Content-Length", "1000")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = w.Write([]byte("{"))
+	}
+	n := 0
+	attempt := func(i *Issuer, f certmanagertest.Fault, unanswered bool) (o certmanager.Order, err error) {
+		n++
+		o = b.order(byDNS(), fmt.Sprintf("lost%d.example.test", n))
+		o.Unanswered = unanswered
+		f.Path, f.Times = certmanagertest.NewOrder, 1
+		defer b.Fail(f)()
+		return o, b.try(i, o)
+	}
+	for what, f := range map[string]certmanagertest.Fault{
+		"dropped": {Answer: certmanagertest.Drop()}, "done and dropped": {Answer: certmanagertest.Drop(), Late: true},
+		"failed": {Answer: hiccup}, "done and failed": {Answer: hiccup, Late: true}, "cut": {Answer: cut, Late: true}, "out of order": {Answer: certmanagertest.Unavailable()},
+	} {
+		if o, err := attempt(b.issuer(), f, false); err != nil || b.Orders(o.Names...) != 1 || b.Issued(o.Names...) != 1 {
+			t.Errorf("%s: %d orders, %d certificates: %v", what, b.Orders(o.Names...), b.Issued(o.Names...), err)
+		}
+	}
+	silent := b.issuer() // it lists nothing
+	if _, err := silent.Account(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	silent.account.Orders = ""
+	for _, late := range []bool{false, true} {
+		o, err := attempt(silent, certmanagertest.Fault{Answer: certmanagertest.Drop(), Late: late}, false)
+		if p := problemOf(t, err); !p.Unanswered || p.Permanent || !strings.Contains(p.Error(), "whether the order was placed is not known") {
+			t.Errorf("done %v, and dropped: %+v", late, p)
+		}
+		before := b.Orders(o.Names...)
+		o.Unanswered = true
+		if err := b.try(silent, o); err != nil || b.Orders(o.Names...) != before+1 || b.Issued(o.Names...) != 1 {
+			t.Errorf("after one that was lost: %d orders and then %d: %v", before, b.Orders(o.Names...), err)
+		}
+	}
+	if _, err := attempt(silent, certmanagertest.Fault{Answer: certmanagertest.Problem(http.StatusForbidden, "rejectedIdentifier", "no")}, true); problemOf(t, err).Unanswered {
+		t.Error("after a refusal it is not known whether there is an order")
+	}
+	down := b.Down()
+	defer down()
+	if _, err := attempt(silent, certmanagertest.Fault{}, true); !problemOf(t, err).Unanswered {
+		t.Error("an authority that is down has made it forgotten that an order may be there")
 	}
 }
 

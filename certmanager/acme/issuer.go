@@ -266,7 +266,7 @@ func (i *Issuer) open(ctx context.Context) (acme.Account, error) {
 	if found.Location == "" {
 		return acme.Account{}, errors.New("opening the account: the authority did not say where it is")
 	}
-	i.account = &acme.Account{PrivateKey: i.key, Location: found.Location}
+	i.account = &acme.Account{PrivateKey: i.key, Location: found.Location, Orders: found.Orders}
 	return *i.account, nil
 }
 

@@ -49,13 +49,15 @@ type job struct {
 	profile string
 	order   acme.Order
 	telling sync.Mutex
+	// unanswered says that an order was asked for, and nobody knows what became of it.
+	unanswered bool
 }
 
 // Issue obtains a certificate: see certmanager.Issuer. The state of an order is its
 // URL. The errors of ACME are *certmanager.Problem, with a line for each name that the
 // authority names.
 func (i *Issuer) Issue(ctx context.Context, o certmanager.Order) (certmanager.Issued, error) {
-	j := &job{Issuer: i, trace: i.trace(), o: o}
+	j := &job{Issuer: i, trace: i.trace(), o: o, unanswered: o.Unanswered}
 	if err := j.check(); err != nil {
 		return certmanager.Issued{}, err
 	}
@@ -66,7 +68,12 @@ func (i *Issuer) Issue(ctx context.Context, o certmanager.Order) (certmanager.Is
 		if over := ctx.Err(); over != nil && !errors.Is(err, over) {
 			err = fmt.Errorf("%w: %w", over, err)
 		}
-		return certmanager.Issued{}, j.problem("order", err)
+		err = j.problem("order", err)
+		var p *certmanager.Problem
+		if errors.As(err, &p) {
+			p.Unanswered = j.unanswered
+		}
+		return certmanager.Issued{}, err
 	}
 	return issued, nil
 }
@@ -202,15 +209,31 @@ func (j *job) place(ctx context.Context) error {
 		}
 		want.Identifiers = append(want.Identifiers, acme.Identifier{Type: kind, Value: name})
 	}
+	if j.o.Unanswered {
+		location, _, err := j.find(ctx)
+		if err != nil {
+			return fmt.Errorf("looking for the order that was asked for before: %w", err)
+		}
+		if location != "" {
+			j.unanswered = false
+			return j.save(ctx, j.order)
+		}
+		j.tell("an order that was asked for before got no answer, and is not found")
+	}
 	if j.o.Replaces != nil && j.dir.RenewalInfo != "" {
 		if id, err := acme.ARIUniqueIdentifier(j.o.Replaces); err == nil && len(j.o.Replaces.AuthorityKeyId) > 0 {
 			want.Replaces = id
 		}
 	}
-	order, err := j.client.NewOrder(ctx, j.account, want)
-	if err != nil && want.Replaces != "" && mayBeReplaces(err) {
+	if j.o.Placing != nil {
+		if err := j.o.Placing(ctx); err != nil {
+			return fmt.Errorf("saving that an order is placed: %w", err)
+		}
+	}
+	order, err := j.newOrder(ctx, want)
+	if err != nil && want.Replaces != "" && !j.unanswered && mayBeReplaces(err) {
 		want.Replaces = ""
-		order, err = j.client.NewOrder(ctx, j.account, want)
+		order, err = j.newOrder(ctx, want)
 	}
 	if err != nil {
 		return fmt.Errorf("placing the order: %w", err)
@@ -218,6 +241,11 @@ func (j *job) place(ctx context.Context) error {
 	if u, err := url.Parse(order.Location); err != nil || u.Scheme != "https" || u.Host == "" {
 		return errors.New("placing the order: the authority did not say where it is")
 	}
+	return j.save(ctx, order)
+}
+
+// save saves where the order is, before anything is done with it.
+func (j *job) save(ctx context.Context, order acme.Order) error {
 	if err := j.o.Save(ctx, order.Location); err != nil {
 		return fmt.Errorf("saving the order: %w", err)
 	}

@@ -11,9 +11,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mholt/acmez/v3/acme"
@@ -74,13 +77,18 @@ func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastRe
 
 // A trace follows the requests of one call, for what the client does not return.
 type trace struct {
-	clock func() time.Time
+	clock  func() time.Time
+	parent *trace // of the call that this one is part of
+	once   string // the URL of what is not to be asked for again when the answer was lost
+	keep   string // the URL of what is kept as it is
 
 	mu       sync.Mutex
 	requests int
 	status   int       // of the last answer
 	after    time.Time // its Retry-After
-	parent   *trace    // of the call that this one is part of
+	asked    fate      // of what is asked for once
+	kept     []byte
+	next     string // page of what is kept
 }
 
 type traceKey struct{}
@@ -148,6 +156,9 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("the authority leads to %q, which is not https", r.URL)
 	}
 	t, _ := r.Context().Value(traceKey{}).(*trace)
+	if t.asksOnce(r) {
+		return w.ask(r, t)
+	}
 	for try := 1; ; try++ {
 		if err := t.count(); err != nil {
 			return nil, err
@@ -160,6 +171,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		if !again || try == idempotentTries || r.Method == http.MethodPost || r.Context().Err() != nil {
 			if err == nil {
 				answer.Body = &boundedBody{ReadCloser: answer.Body, left: maxBody}
+				err = t.take(r, answer)
 			}
 			return answer, err
 		}
@@ -170,6 +182,92 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+}
+
+// asksOnce reports whether r is what is not to be asked for twice.
+func (t *trace) asksOnce(r *http.Request) bool {
+	return t != nil && t.once != "" && r.Method == http.MethodPost && r.URL.String() == t.once
+}
+
+// A fate is what became of what was asked for once: there was an answer, which says where
+// it is if it was done; or none, and why. If it has neither, nobody was asked.
+type fate struct {
+	answered bool
+	location string
+	lost     error
+}
+
+func (t *trace) fate() fate {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.asked
+}
+
+// ask makes a request that is not to be made again once the authority may have heard it.
+// One that is out of order has not.
+func (w *wire) ask(r *http.Request, t *trace) (*http.Response, error) {
+	if lost := t.fate().lost; lost != nil {
+		return nil, lost
+	}
+	if err := t.count(); err != nil {
+		return nil, err
+	}
+	var sent atomic.Bool
+	answer, err := w.base.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		WroteHeaders: func() { sent.Store(true) },
+	})))
+	var f fate
+	switch {
+	case err != nil && sent.Load():
+		f.lost = err
+	case err != nil:
+	case answer.StatusCode >= 500 && answer.StatusCode != http.StatusServiceUnavailable:
+		f.lost = fmt.Errorf("the authority answers %s", answer.Status)
+	case answer.StatusCode >= 300:
+		f.answered = true
+	default:
+		if f.location = answer.Header.Get("Location"); f.location == "" {
+			f.lost = errors.New("the authority does not say where it is")
+		}
+	}
+	t.mu.Lock()
+	t.asked = f
+	t.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	t.note(answer)
+	answer.Body = &boundedBody{ReadCloser: answer.Body, left: maxBody}
+	return answer, nil
+}
+
+// take keeps the body of an answer, if it is that which is asked for, and where the next
+// page is.
+func (t *trace) take(r *http.Request, answer *http.Response) error {
+	if t == nil || t.keep == "" || r.URL.String() != t.keep || answer.StatusCode != http.StatusOK {
+		return nil
+	}
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	answer.Body.Close()
+	answer.Body = io.NopCloser(bytes.NewReader(body))
+	t.kept, t.next = body, nextPage(answer.Header)
+	return nil
+}
+
+// nextPage is where the next part of a list is: RFC 8288.
+func nextPage(header http.Header) string {
+	for _, link := range header.Values("Link") {
+		for one := range strings.SplitSeq(link, ",") {
+			target, parameters, _ := strings.Cut(strings.TrimSpace(one), ">")
+			if strings.HasPrefix(target, "<") && strings.Contains(strings.ReplaceAll(parameters, `"`, ""), "rel=next") {
+				return target[1:]
+			}
+		}
+	}
+	return ""
 }
 
 // CloseIdleConnections is for http.Client.
