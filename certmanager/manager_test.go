@@ -345,7 +345,7 @@ func TestMadeTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range managers { // who has not heard of the end of the one before refuses, which is right
-			eventually(t, "all know", func() error {
+			await.Nil(t, "all know", func() error {
 				if left := m.session().state.Records(""); len(left) > 0 {
 					return fmt.Errorf("%d are left", len(left))
 				}

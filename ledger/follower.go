@@ -104,6 +104,8 @@ type Follower struct {
 	due     time.Time // when to write the next one, if unsaved is not 0
 	rest    time.Time // when the next one may be written, for what the last one took
 
+	ledger string // the id of what the state is of; empty: it is not known yet
+
 	mu      sync.Mutex
 	seq     uint64
 	changed chan struct{} // closed, and made anew, when seq changes
@@ -147,13 +149,13 @@ func (f *Follower) load() error {
 	if f.options.Snapshot == "" {
 		return nil
 	}
-	seq, payload, err := ReadSnapshot(f.options.Snapshot)
+	seq, ledger, payload, err := readSnapshot(f.options.Snapshot)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err == nil:
 		if err = f.state.Unmarshal(payload); err == nil {
-			f.seq = seq
+			f.seq, f.ledger = seq, ledger
 			return nil
 		}
 	case !errors.Is(err, ErrCorrupt):
@@ -255,6 +257,9 @@ func (f *Follower) consume(ctx context.Context, l *Ledger) (jetstream.MessagesCo
 		return nil, err
 	}
 	seq := f.position()
+	if err := f.recognize(info.Config.Metadata[idKey], seq); err != nil {
+		return nil, err
+	}
 	if info.State.LastSeq < seq {
 		return nil, fmt.Errorf("%w: it ends at event %d, the state is as of %d", ErrBehind, info.State.LastSeq, seq)
 	}
@@ -297,6 +302,22 @@ func request[T any](ctx context.Context, do func(context.Context) (T, error)) (T
 	ctx, cancel := context.WithTimeout(ctx, consumeTimeout)
 	defer cancel()
 	return do(ctx)
+}
+
+// recognize fails if the ledger of an id is another one than the state is of. Which that
+// is, a state without events does not know, nor one of an old snapshot.
+func (f *Follower) recognize(id string, seq uint64) error {
+	switch {
+	case id == "" || id == f.ledger || strings.ContainsFunc(id, isSpaceOrControl): // nobody else's says anything
+		return nil
+	case f.ledger != "" && seq > 0:
+		return fmt.Errorf("%w: it was made anew, and the state is of another", ErrBehind)
+	}
+	f.ledger = id
+	if seq > 0 && f.unsaved == 0 { // a snapshot that has none gets it
+		f.unsaved, f.due = 1, time.Now()
+	}
+	return nil
 }
 
 // next waits for the next message, and writes snapshots that fall due meanwhile.
@@ -383,7 +404,7 @@ func (f *Follower) save() {
 	defer func() { f.rest = time.Now().Add(9 * time.Since(began)) }()
 	payload, err := f.state.Marshal()
 	if err == nil {
-		err = WriteSnapshot(f.options.Snapshot, f.position(), payload)
+		err = writeSnapshot(f.options.Snapshot, f.position(), f.ledger, payload)
 	}
 	if err != nil {
 		f.log.Error("snapshot not written", "path", f.options.Snapshot, "err", err)

@@ -192,7 +192,7 @@ func TestFollowerCorruptSnapshot(t *testing.T) {
 	s := startServer(t, server.Options{})
 	l := open(t, s.ClientURL(), Options{})
 	last := mustAppend(t, l, "a", 0, "x")
-	good := encodeSnapshot(last, []byte(`{"Last": 1, "Rows": {"a": {"Version": 1, "Data": "x"}}}`))
+	good := encodeSnapshot(last, "", []byte(`{"Last": 1, "Rows": {"a": {"Version": 1, "Data": "x"}}}`))
 	flipped := func(at int) []byte {
 		bad := bytes.Clone(good)
 		bad[at] ^= 4
@@ -210,7 +210,7 @@ func TestFollowerCorruptSnapshot(t *testing.T) {
 		"checksum":           flipped(sum),
 		"payload":            flipped(payload + 3),
 		"cut":                good[:len(good)-1],
-		"not a state":        encodeSnapshot(last, []byte("{")),
+		"not a state":        encodeSnapshot(last, "", []byte("{")),
 		"older by its magic": bytes.Replace(good, []byte("snapshot 1"), []byte("snapshot 0"), 1),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -381,6 +381,67 @@ func TestFollowerBehind(t *testing.T) {
 	}
 	if rows := state.rows(); rows["a"].Data != "y" {
 		t.Errorf("the state is %v", rows)
+	}
+}
+
+// A ledger that was made anew is another one, although it has grown past the state.
+func TestFollowerAnotherLedger(t *testing.T) {
+	s := startServer(t, server.Options{})
+	l := open(t, s.ClientURL(), Options{Metadata: map[string]string{"a": "b"}})
+	ctx := within(t, 60*time.Second)
+	o := FollowOptions{Snapshot: filepath.Join(t.TempDir(), "state")}
+	old := follow(t, l, o)
+	last := mustAppend(t, l, "a", mustAppend(t, l, "a", 0, "x"), "y")
+	if err := old.Wait(ctx, last); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.js.DeleteStream(ctx, "FLEET"); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, s.ClientURL(), Options{})
+	var version uint64
+	for range 4 {
+		version = mustAppend(t, l, "b", version, "z")
+	}
+	state := &table{}
+	f, err := NewFollower(state, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.behind = 50 * time.Millisecond
+	if err := f.Run(ctx, l); !errors.Is(err, ErrBehind) || !strings.Contains(err.Error(), "made anew") {
+		t.Errorf("the new one is followed: %v", err)
+	}
+	if rows := state.rows(); len(rows) != 1 || rows["a"].Data != "y" {
+		t.Errorf("the state is %v", rows)
+	}
+	// A snapshot without the id takes the first that it meets, and remembers that.
+	_, payload, err := ReadSnapshot(o.Snapshot)
+	if err == nil {
+		err = WriteSnapshot(o.Snapshot, last, payload)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := follow(t, l, o)
+	if err := taken.Wait(ctx, version); err != nil {
+		t.Fatal(err)
+	}
+	if err := taken.stop(); err != nil {
+		t.Fatal(err)
+	}
+	_, id, _, err := readSnapshot(o.Snapshot)
+	if err != nil || id == "" || id != l.stream.CachedInfo().Config.Metadata[idKey] {
+		t.Errorf("the snapshot is of %q: %v", id, err)
+	}
+	// A state without events follows any.
+	fresh := follow(t, l, FollowOptions{Snapshot: filepath.Join(t.TempDir(), "state")})
+	defer fresh.stop()
+	if err := fresh.Wait(ctx, version); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"slices"
 	"strconv"
@@ -42,11 +43,15 @@ var (
 	// state does: the stream was lost and made anew, or restored from an older
 	// copy. The state holds events that the fleet no longer agrees on, and
 	// following on would miss as many. Remove the snapshot to follow from the
-	// first event, or restore the stream. A new stream that has grown past the
-	// state by the time it is followed cannot be told from the old one: whoever
-	// replaces a stream removes the snapshots too.
+	// first event, or restore the stream. A new stream is told from the old one by an
+	// id that [Open] gives it, however far it has grown; a snapshot that was written
+	// without one takes the first that it meets.
 	ErrBehind = errors.New("the ledger is behind the state")
 )
+
+// idKey is the id of a ledger among the metadata of its stream, where it outlives
+// changes of its settings, moves and restored copies.
+const idKey = "fleetbus.ledger"
 
 const (
 	firstAttempt   = 100 * time.Millisecond // the first attempt to append, or to read one event, by default
@@ -95,7 +100,7 @@ type Options struct {
 	// is longer.
 	Attempt time.Duration
 
-	// Metadata is the new stream's.
+	// Metadata is the new stream's, besides the ledger's id.
 	Metadata map[string]string
 }
 
@@ -139,8 +144,9 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 		Duplicates: cmp.Or(o.Duplicates, 2*time.Minute),
 		DenyDelete: true,
 		DenyPurge:  true,
-		Metadata:   o.Metadata,
+		Metadata:   map[string]string{idKey: rand.Text()},
 	}
+	maps.Copy(config.Metadata, o.Metadata)
 	if o.History > 0 {
 		config.MaxMsgsPerSubject = int64(o.History)
 	}

@@ -8,14 +8,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // ErrCorrupt is returned by [ReadSnapshot] for a file that is not, or no longer,
 // what [WriteSnapshot] wrote.
 var ErrCorrupt = errors.New("the snapshot is corrupt")
 
-// snapshotMagic is the first line of a snapshot. The second is the sequence and
-// the payload's length; the third is the SHA-256 of both lines and the payload;
+// snapshotMagic is the first line of a snapshot. The second is the sequence, the
+// payload's length and, if it is known, the ledger's id; the third is the SHA-256 of both lines and the payload;
 // the payload follows.
 const snapshotMagic = "fleetbus snapshot 1\n"
 
@@ -23,7 +24,12 @@ const snapshotMagic = "fleetbus snapshot 1\n"
 // at any moment the file is the old one or the new one. The file is readable by
 // its owner only. Two writers must not use the same path at the same time.
 func WriteSnapshot(path string, seq uint64, payload []byte) error {
-	if err := replaceFile(path, encodeSnapshot(seq, payload)); err != nil {
+	return writeSnapshot(path, seq, "", payload)
+}
+
+// writeSnapshot writes a snapshot of the ledger of an id.
+func writeSnapshot(path string, seq uint64, ledger string, payload []byte) error {
+	if err := replaceFile(path, encodeSnapshot(seq, ledger, payload)); err != nil {
 		return fmt.Errorf("writing snapshot %q: %w", path, err)
 	}
 	return nil
@@ -33,41 +39,53 @@ func WriteSnapshot(path string, seq uint64, payload []byte) error {
 // [ErrCorrupt] if a single bit of it has changed, and [os.ErrNotExist] if there
 // is no such file.
 func ReadSnapshot(path string) (seq uint64, payload []byte, err error) {
-	data, err := os.ReadFile(path)
-	if err == nil {
-		seq, payload, err = decodeSnapshot(data)
-	}
-	if err != nil {
-		return 0, nil, fmt.Errorf("reading snapshot %q: %w", path, err)
-	}
-	return seq, payload, nil
+	seq, _, payload, err = readSnapshot(path)
+	return seq, payload, err
 }
 
-func encodeSnapshot(seq uint64, payload []byte) []byte {
-	head := fmt.Appendf(nil, "%s%d %d\n", snapshotMagic, seq, len(payload))
+func readSnapshot(path string) (seq uint64, ledger string, payload []byte, err error) {
+	data, err := os.ReadFile(path)
+	if err == nil {
+		seq, ledger, payload, err = decodeSnapshot(data)
+	}
+	if err != nil {
+		return 0, "", nil, fmt.Errorf("reading snapshot %q: %w", path, err)
+	}
+	return seq, ledger, payload, nil
+}
+
+func encodeSnapshot(seq uint64, ledger string, payload []byte) []byte {
+	head := fmt.Appendf(nil, "%s%d %d", snapshotMagic, seq, len(payload))
+	if ledger != "" {
+		head = append(append(head, ' '), ledger...)
+	}
+	head = append(head, '\n')
 	data := append(head, snapshotSum(head, payload)...)
 	return append(data, payload...)
 }
 
 // decodeSnapshot accepts exactly what encodeSnapshot makes.
-func decodeSnapshot(data []byte) (seq uint64, payload []byte, err error) {
+func decodeSnapshot(data []byte) (seq uint64, ledger string, payload []byte, err error) {
 	rest, ok := bytes.CutPrefix(data, []byte(snapshotMagic))
 	if !ok {
-		return 0, nil, fmt.Errorf("%w: no magic line", ErrCorrupt)
+		return 0, "", nil, fmt.Errorf("%w: no magic line", ErrCorrupt)
 	}
 	size, rest, _ := bytes.Cut(rest, []byte("\n"))
 	_, payload, _ = bytes.Cut(rest, []byte("\n"))
 	var length int
 	if _, err := fmt.Sscanf(string(size), "%d %d", &seq, &length); err != nil {
-		return 0, nil, fmt.Errorf("%w: no sequence and length", ErrCorrupt)
+		return 0, "", nil, fmt.Errorf("%w: no sequence and length", ErrCorrupt)
+	}
+	if words := strings.SplitN(string(size), " ", 3); len(words) == 3 {
+		ledger = words[2]
 	}
 	if length != len(payload) {
-		return 0, nil, fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, len(payload), length)
+		return 0, "", nil, fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, len(payload), length)
 	}
-	if !bytes.Equal(data, encodeSnapshot(seq, payload)) {
-		return 0, nil, fmt.Errorf("%w: wrong checksum", ErrCorrupt)
+	if !bytes.Equal(data, encodeSnapshot(seq, ledger, payload)) {
+		return 0, "", nil, fmt.Errorf("%w: wrong checksum", ErrCorrupt)
 	}
-	return seq, payload, nil
+	return seq, ledger, payload, nil
 }
 
 // snapshotSum is the third line of a snapshot.

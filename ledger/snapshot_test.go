@@ -36,10 +36,10 @@ func TestSnapshotRoundTrip(t *testing.T) {
 }
 
 func TestSnapshotCorrupt(t *testing.T) {
-	good := encodeSnapshot(1234567890, []byte(`{"account":"orders"}`))
+	good := encodeSnapshot(1234567890, "ID", []byte(`{"account":"orders"}`))
 	refused := func(what string, data []byte) {
 		t.Helper()
-		if seq, payload, err := decodeSnapshot(data); !errors.Is(err, ErrCorrupt) {
+		if seq, _, payload, err := decodeSnapshot(data); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: got %d, %q, %v", what, seq, payload, err)
 		}
 	}
@@ -73,12 +73,13 @@ func FuzzSnapshot(f *testing.F) {
 	f.Add([]byte(snapshotMagic))
 	f.Add([]byte(snapshotMagic + "1 -1\n\n"))
 	f.Add([]byte(snapshotMagic + "18446744073709551616 0\n\n"))
-	f.Add(encodeSnapshot(0, nil))
-	f.Add(encodeSnapshot(7, []byte("payload\n")))
+	f.Add(encodeSnapshot(0, "", nil))
+	f.Add(encodeSnapshot(7, "", []byte("payload\n")))
+	f.Add(encodeSnapshot(7, "ID", []byte("payload\n")))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		seq, payload, err := decodeSnapshot(data)
+		seq, ledger, payload, err := decodeSnapshot(data)
 		switch {
-		case err == nil && !bytes.Equal(encodeSnapshot(seq, payload), data):
+		case err == nil && !bytes.Equal(encodeSnapshot(seq, ledger, payload), data):
 			t.Errorf("accepted what was never written: %q", data)
 		case err != nil && !errors.Is(err, ErrCorrupt):
 			t.Errorf("unexpected error %v", err)
