@@ -298,8 +298,8 @@ func (a *attempt) issue(ctx context.Context, r *cert.Record, settings *Settings,
 		})
 		return err
 	}
-	request.Placing = func(ctx context.Context) error {
-		if placed = a.s.now().UTC(); request.Unanswered {
+	request.Placing = func(ctx context.Context, again bool) error {
+		if placed = a.s.now().UTC(); again {
 			lost++
 			a.s.m.log.Warn("order placed once more: nobody knows of the one before", "certificate", a.id, "issuer", name, "lost", lost)
 		}

@@ -52,9 +52,10 @@ type Order struct {
 	// placed: it is looked for, before another is placed.
 	Unanswered bool
 	// Placing keeps that an order is about to be asked for. If nothing is saved after
-	// that, the next one to try is told so, by Unanswered. If it fails, Issue stops. It
-	// may be nil.
-	Placing func(ctx context.Context) error
+	// that, the next one to try is told so, by Unanswered. lost says that the one before
+	// was not found, and could be there all the same. If it fails, Issue stops. It may be
+	// nil.
+	Placing func(ctx context.Context, lost bool) error
 	// Save keeps the state of the order. It is called as soon as there is one at the
 	// authority, and before anything else is done with it. If it fails, Issue stops.
 	Save func(ctx context.Context, state string) error

@@ -225,7 +225,7 @@ func (a *authority) Issue(ctx context.Context, o Order) (Issued, error) {
 	_, known := a.orders[o.State]
 	a.mu.Unlock()
 	if !known {
-		if err := o.Placing(ctx); err != nil {
+		if err := o.Placing(ctx, o.Unanswered); err != nil {
 			return Issued{}, err
 		}
 		o.State = a.place(o.Names)

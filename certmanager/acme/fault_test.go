@@ -97,7 +97,12 @@ func killed(t *testing.T, late, stopped bool) {
 		name := fmt.Sprintf("killed%d.example.test", n)
 		o := b.order(byDNS(), name)
 		saved := 0
-		o.Placing = func(context.Context) error { o.Unanswered = true; return nil }
+		o.Placing = func(_ context.Context, lost bool) error {
+			if o.Unanswered = true; lost {
+				t.Errorf("%s: the authority lists orders, and one was lost", name)
+			}
+			return nil
+		}
 		o.Save = func(_ context.Context, state string) error {
 			o.State, o.Unanswered = state, false
 			saved++
@@ -177,7 +182,9 @@ func TestLostAnswer(t *testing.T) {
 		}
 		before := b.Orders(o.Names...)
 		o.Unanswered = true
-		if err := b.try(silent, o); err != nil || b.Orders(o.Names...) != before+1 || b.Issued(o.Names...) != 1 {
+		lost := false
+		o.Placing = func(_ context.Context, again bool) error { lost = again; return nil }
+		if err := b.try(silent, o); err != nil || !lost || b.Orders(o.Names...) != before+1 || b.Issued(o.Names...) != 1 {
 			t.Errorf("after one that was lost: %d orders and then %d: %v", before, b.Orders(o.Names...), err)
 		}
 	}

@@ -209,8 +209,9 @@ func (j *job) place(ctx context.Context) error {
 		}
 		want.Identifiers = append(want.Identifiers, acme.Identifier{Type: kind, Value: name})
 	}
+	lost := false
 	if j.o.Unanswered {
-		location, _, err := j.find(ctx)
+		location, listed, err := j.find(ctx)
 		if err != nil {
 			return fmt.Errorf("looking for the order that was asked for before: %w", err)
 		}
@@ -218,6 +219,7 @@ func (j *job) place(ctx context.Context) error {
 			j.unanswered = false
 			return j.save(ctx, j.order)
 		}
+		lost = !listed
 		j.tell("an order that was asked for before got no answer, and is not found")
 	}
 	if j.o.Replaces != nil && j.dir.RenewalInfo != "" {
@@ -226,7 +228,7 @@ func (j *job) place(ctx context.Context) error {
 		}
 	}
 	if j.o.Placing != nil {
-		if err := j.o.Placing(ctx); err != nil {
+		if err := j.o.Placing(ctx, lost); err != nil {
 			return fmt.Errorf("saving that an order is placed: %w", err)
 		}
 	}
@@ -247,6 +249,7 @@ func (j *job) place(ctx context.Context) error {
 // save saves where the order is, before anything is done with it.
 func (j *job) save(ctx context.Context, order acme.Order) error {
 	if err := j.o.Save(ctx, order.Location); err != nil {
+		j.unanswered = true // nobody knows of it
 		return fmt.Errorf("saving the order: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
