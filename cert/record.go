@@ -66,6 +66,9 @@ type Record struct {
 	// Next is served by the targets of Wave instead. Nil: nothing is rolled out.
 	Next *Bundle `json:"next,omitempty"`
 	Wave *Wave   `json:"wave,omitempty"`
+	// Refused are targets that had a generation taken back since the last one that went
+	// to all: each does so once only, or one alone could keep all others from the next.
+	Refused []string `json:"refused,omitempty"`
 	// Withdrawn is the highest generation that was rolled back. A target that
 	// serves that one, or less, goes back to Current.
 	Withdrawn uint64 `json:"withdrawn,omitempty"`
@@ -159,8 +162,8 @@ type Wave struct {
 	Number int `json:"number"`
 	// Targets that serve it. The last wave has no record: Next is Current then.
 	Targets []string `json:"targets"`
-	// Behind are those of Targets that were away, or did not serve Current, before they
-	// got it: what becomes of it there says nothing of it.
+	// Behind are those of Targets that were away, did not serve Current before they got
+	// it, or are Refused: what becomes of it there says nothing of it.
 	Behind []string  `json:"behind,omitempty"`
 	Since  time.Time `json:"since"`
 }

@@ -296,7 +296,7 @@ func (s *session) await(ctx context.Context, r *cert.Record, generation uint64, 
 		case !ok:
 		case now.Removed:
 			return nil, admin.Errorf(admin.Conflict, "", "certificate %s was removed meanwhile", r.ID)
-		case now.Revision > begun && now.Failure != nil && idle(now.Lease):
+		case now.Revision > begun && now.Failure != nil && now.Next == nil && idle(now.Lease):
 			return nil, admin.Errorf(admin.Failed, "it is tried again at "+now.Failure.Next.Format(time.RFC3339)+"; fleetbus cert renew "+r.ID+" tries at once",
 				"certificate %s was not obtained: %s", r.ID, now.Failure.Detail)
 		case nextGeneration(now) > generation && (now.Current != nil || now.Next != nil):

@@ -371,7 +371,10 @@ func (a *attempt) publish(ctx context.Context, settings *Settings, b *cert.Bundl
 			r.Renew = ""
 		}
 		stage(r, b, firstWave(r, cmp.Or(r.Policy.Waves, settings.Defaults.Waves, "waves"), w), a.s.now())
-		r.Lease, r.Failure = nil, nil
+		r.Lease = nil
+		if f := r.Failure; r.Next == nil || f != nil && f.Step != stepDeliver { // it is not delivered yet
+			r.Failure = nil
+		}
 		return nil
 	})
 	return err
@@ -383,7 +386,7 @@ func stage(r *cert.Record, b *cert.Bundle, first *cert.Wave, now time.Time) {
 		b.Replaces = r.Current.Leaf
 	}
 	if first == nil {
-		r.Current, r.Next, r.Wave = b, nil, nil
+		r.Current, r.Next, r.Wave, r.Refused = b, nil, nil, nil
 		return
 	}
 	first.Since = now.UTC()

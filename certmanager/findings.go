@@ -132,7 +132,7 @@ func (s *session) certificateFindings() []doctor.Finding {
 					Text: fmt.Sprintf("a target that was removed knows the private key of the imported certificate of %s", name)})
 			}
 		}
-		if f := r.Failure; f != nil {
+		if f := r.Failure; f != nil && r.Next == nil {
 			severity := doctor.Warning
 			if r.Current == nil || r.Current.NotAfter.Before(f.Next) {
 				severity = doctor.Problem

@@ -281,6 +281,45 @@ func TestBrokenTargetsDoNotBlock(t *testing.T) {
 	})
 }
 
+// A target that served what was before has a say, once: with a next generation that the
+// others serve, it alone is left behind. The pauses between grow.
+func TestTargetsRefuseOnce(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	var targets []*target
+	for _, name := range []string{"lb-1", "lb-2", "lb-3"} {
+		targets = append(targets, w.target("web", name))
+	}
+	r := w.make("web", cert.Policy{Names: []string{"example.org"}})
+	w.current(r.ID, 3)
+	no := func(_ string, b *cert.Bundle) string {
+		if b.Generation == 1 {
+			return ""
+		}
+		return "the disk is full"
+	}
+	for _, g := range targets[:2] {
+		g.set(func() { g.refuse = no })
+	}
+	w.clock.add(61 * day)
+	for n, by := range []string{"lb-1", "lb-2"} {
+		back := w.record("web", r.ID, "it is taken back", func(r *cert.Record) bool { return r.Withdrawn == uint64(n+2) })
+		if f := back.Failure; f == nil || f.Attempts != n+1 || !strings.HasPrefix(f.Detail, by+" does not serve") || len(back.Refused) != n+1 {
+			t.Errorf("the record is %+v %+v", back, f)
+		}
+		w.current(r.ID, 3)
+		w.clock.add(8 * time.Hour)
+	}
+	if after := w.record("web", r.ID, "it is for all", generation(4)); after.Failure != nil || after.Refused != nil {
+		t.Errorf("the record is %+v", after)
+	}
+	w.current(r.ID, 1)
+	if placed, _ := w.authority.counts(); placed != 4 {
+		t.Errorf("%d orders", placed)
+	}
+}
+
 // TestRest has a manager with nothing to do, which does nothing.
 func TestRest(t *testing.T) {
 	w := newWorld(t)

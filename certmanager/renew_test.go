@@ -109,6 +109,7 @@ func TestJudge(t *testing.T) {
 		waited        time.Duration
 		ended         bool // the current one
 		behind        []int
+		refused       []int
 		want          string
 	}{
 		"nobody yet":           {targets: 30, wave: 1, number: 1, want: "wait"},
@@ -136,6 +137,8 @@ func TestJudge(t *testing.T) {
 		"silent before":             {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{1: old}, want: "wait"},
 		"silent before, too long":   {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{1: old}, waited: time.Hour, want: "wave 1 of 2"},
 		"repaired meanwhile":        {targets: 30, wave: 1, number: 1, behind: []int{0}, seen: map[int]*cert.Seen{0: good, 1: old}, want: "wave 2 of 3"},
+		"refused before, next":      {targets: 30, wave: 1, number: 1, behind: []int{0}, refused: []int{0, 1}, seen: map[int]*cert.Seen{0: bad, 1: old, 2: old}, want: "wave 1 of 2"},
+		"all have refused":          {targets: 2, wave: 1, number: 1, behind: []int{0}, refused: []int{0, 1}, seen: map[int]*cert.Seen{0: bad, 1: old}, want: "done"},
 		"the sound one is away":     {targets: 2, wave: 1, number: 1, behind: []int{0}, away: []int{1}, seen: map[int]*cert.Seen{0: bad, 1: old}, want: "wait"},
 		"the sound one, and it was": {targets: 2, wave: 1, number: 1, behind: []int{0}, away: []int{1}, seen: map[int]*cert.Seen{0: bad, 1: old}, ended: true, want: "done"},
 	} {
@@ -160,6 +163,9 @@ func TestJudge(t *testing.T) {
 			r := &cert.Record{Next: next, Current: &cert.Bundle{Generation: 1, Serial: "09", NotAfter: now.Add(time.Hour)}, Wave: &cert.Wave{Number: c.number, Targets: names(c.wave)}}
 			for _, i := range c.behind {
 				r.Wave.Behind = append(r.Wave.Behind, names(30)[i])
+			}
+			for _, i := range c.refused {
+				r.Refused = append(r.Refused, names(30)[i])
 			}
 			if c.ended {
 				r.Current.NotAfter = now

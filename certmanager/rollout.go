@@ -15,8 +15,9 @@ type verdict struct {
 	Wave *cert.Wave
 	// Done says that every target may have it.
 	Done bool
-	// Failed says why it is taken back. Empty: it is not.
+	// Failed says why it is taken back, and By whose fault. Empty: it is not.
 	Failed string
+	By     []string
 }
 
 // A watcher is what is known of a group's targets.
@@ -28,29 +29,29 @@ type watcher struct {
 	seen func(target string) *cert.Seen
 }
 
-// sound reports whether a target was seen serving b. Who did not before a roll-out has no
-// say in it: one that is broken would stop every other.
-func (w watcher) sound(target string, b *cert.Bundle) bool {
-	return b != nil && serves(w.seen(target), b)
+// sound reports whether a target has a say in a roll-out of r: it was seen serving what is
+// served now, and has not refused before. One that is broken would stop every other else.
+func (w watcher) sound(target string, r *cert.Record) bool {
+	return r.Current != nil && serves(w.seen(target), r.Current) && !slices.Contains(r.Refused, target)
 }
 
 // add returns wave with one target more, and what is to be known of it.
-func (w watcher) add(wave cert.Wave, target string, current *cert.Bundle) cert.Wave {
+func (w watcher) add(wave cert.Wave, target string, r *cert.Record) cert.Wave {
 	wave.Targets = append(slices.Clone(wave.Targets), target)
-	if !w.present[target] || !w.sound(target, current) {
+	if !w.present[target] || !w.sound(target, r) {
 		wave.Behind = append(slices.Clone(wave.Behind), target)
 	}
 	return wave
 }
 
-// inOrder are the targets, those first that are present and serve b, then those that are
-// present.
-func (w watcher) inOrder(b *cert.Bundle) []string {
+// inOrder are the targets, those first that are present and have a say, then those that
+// are present.
+func (w watcher) inOrder(r *cert.Record) []string {
 	rank := func(name string) int {
 		switch {
 		case !w.present[name]:
 			return 2
-		case !w.sound(name, b):
+		case !w.sound(name, r):
 			return 1
 		}
 		return 0
@@ -66,7 +67,7 @@ func firstWave(r *cert.Record, waves string, w watcher) *cert.Wave {
 	if r.Current == nil || waves == "all" || len(w.targets) < 2 {
 		return nil
 	}
-	wave := w.add(cert.Wave{Number: 1}, w.inOrder(r.Current)[0], r.Current)
+	wave := w.add(cert.Wave{Number: 1}, w.inOrder(r)[0], r)
 	return &wave
 }
 
@@ -86,7 +87,7 @@ func judge(r *cert.Record, w watcher, waited, bound time.Duration, now time.Time
 		case serves(seen, r.Next):
 			served = append(served, name)
 		case failed && !behind:
-			return verdict{Failed: fmt.Sprintf("%s does not serve generation %d: %s", name, r.Next.Generation, seen.Error)}
+			return verdict{By: []string{name}, Failed: fmt.Sprintf("%s does not serve generation %d: %s", name, r.Next.Generation, seen.Error)}
 		case w.present[name] && !behind:
 			missing = append(missing, name)
 		case w.present[name] && !failed:
@@ -95,7 +96,7 @@ func judge(r *cert.Record, w watcher, waited, bound time.Duration, now time.Time
 	}
 	switch {
 	case len(missing) > 0 && waited > bound:
-		return verdict{Failed: fmt.Sprintf("%s was not seen serving generation %d in %s", strings.Join(missing, ", "), r.Next.Generation, bound)}
+		return verdict{By: missing, Failed: fmt.Sprintf("%s was not seen serving generation %d in %s", strings.Join(missing, ", "), r.Next.Generation, bound)}
 	case len(missing) > 0:
 		return verdict{}
 	case len(served) > 0:
@@ -117,18 +118,18 @@ func elsewhere(r *cert.Record, w watcher, now time.Time) verdict {
 	if len(w.targets) < 2 || r.Current == nil || !now.Before(r.Current.NotAfter) {
 		return verdict{Done: true} // nothing is lost by it
 	}
-	others := slices.DeleteFunc(w.inOrder(r.Current), func(name string) bool { return slices.Contains(r.Wave.Targets, name) })
+	others := slices.DeleteFunc(w.inOrder(r), func(name string) bool { return slices.Contains(r.Wave.Targets, name) })
 	tried, last := false, true // last: nobody is left who could lose by it
 	for _, name := range w.targets {
 		inWave := slices.Contains(r.Wave.Targets, name)
 		tried = tried || inWave && w.present[name]
-		last = last && !(inWave && !slices.Contains(r.Wave.Behind, name)) && !(!inWave && w.sound(name, r.Current))
+		last = last && !(inWave && !slices.Contains(r.Wave.Behind, name)) && !(!inWave && w.sound(name, r))
 	}
 	switch {
 	case tried && last:
 		return verdict{Done: true}
 	case len(others) > 0 && w.present[others[0]]:
-		wave := w.add(*r.Wave, others[0], r.Current)
+		wave := w.add(*r.Wave, others[0], r)
 		return verdict{Wave: &wave}
 	}
 	return verdict{}
@@ -142,9 +143,9 @@ func next(r *cert.Record, w watcher) verdict {
 	}
 	wave := *r.Wave
 	wave.Number = 2
-	for _, name := range w.inOrder(r.Current) {
+	for _, name := range w.inOrder(r) {
 		if len(wave.Targets) < wanted && !slices.Contains(wave.Targets, name) {
-			wave = w.add(wave, name, r.Current)
+			wave = w.add(wave, name, r)
 		}
 	}
 	return verdict{Wave: &wave}

@@ -142,9 +142,9 @@ func (s *session) advance(ctx context.Context, seen *cert.Record, v verdict) err
 		}
 		switch {
 		case v.Failed != "":
-			rollBack(r, v.Failed, s.now())
+			rollBack(r, v, s.now())
 		case v.Done:
-			r.Current, r.Next, r.Wave = r.Next, nil, nil
+			r.Current, r.Next, r.Wave, r.Failure, r.Refused = r.Next, nil, nil, nil, nil
 		default:
 			r.Wave = v.Wave
 			r.Wave.Since = s.now().UTC()
@@ -169,13 +169,16 @@ func (s *session) advance(ctx context.Context, seen *cert.Record, v verdict) err
 }
 
 // rollBack takes the next generation back.
-func rollBack(r *cert.Record, why string, now time.Time) {
-	f := cert.Failure{Step: stepDeliver, Issuer: r.Next.Issuer, Detail: bounded(why), Attempts: 1, At: now.UTC()}
+func rollBack(r *cert.Record, v verdict, now time.Time) {
+	f := cert.Failure{Step: stepDeliver, Issuer: r.Next.Issuer, Detail: bounded(v.Failed), Attempts: 1, At: now.UTC()}
 	if r.Failure != nil {
 		f.Attempts = r.Failure.Attempts + 1
 	}
 	f.Next = f.At.Add(backoff(r.ID, stepDeliver, f.Attempts))
 	r.Failure, r.Withdrawn, r.Next, r.Wave = &f, r.Next.Generation, nil, nil
+	refused := slices.Concat(r.Refused, v.By)
+	slices.Sort(refused)
+	r.Refused = slices.Compact(refused)
 }
 
 // groupSecret opens a generation of a group's key.

@@ -418,7 +418,10 @@ func expected(r *cert.Record, target string) *cert.Bundle {
 }
 
 func (s *session) statusOf(ctx context.Context, r *cert.Record) CertificateStatus {
-	c := CertificateStatus{ID: r.ID, Group: r.Group, Names: r.Policy.Names, Wave: r.Wave, Failure: r.Failure}
+	c := CertificateStatus{ID: r.ID, Group: r.Group, Names: r.Policy.Names, Wave: r.Wave}
+	if r.Next == nil { // else the attempt after it goes well so far
+		c.Failure = r.Failure
+	}
 	for _, b := range []*cert.Bundle{r.Current, r.Next} {
 		if b != nil {
 			c.Generation, c.NotAfter = b.Generation, b.NotAfter
