@@ -152,11 +152,12 @@ func (s *session) certificateFindings() []doctor.Finding {
 // behind are targets that do not serve what they should.
 func (s *session) behind(ctx context.Context) []doctor.Finding {
 	var all []doctor.Finding
+	watcher := s.watchers(ctx)
 	for _, r := range s.state.Records("") {
 		if r.Current == nil && r.Next == nil {
 			continue
 		}
-		w := s.watcher(ctx, r.Group)
+		w := watcher(r.Group)
 		var names []string
 		why := ""
 		for _, name := range w.targets {

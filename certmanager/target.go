@@ -91,6 +91,19 @@ func (s *session) watcher(ctx context.Context, group string) watcher {
 	return watcher{targets: s.enrolled(group), present: s.presentTargets(ctx, group)}
 }
 
+// watchers is watcher, which looks at each group once.
+func (s *session) watchers(ctx context.Context) func(group string) watcher {
+	known := map[string]watcher{}
+	return func(group string) watcher {
+		w, ok := known[group]
+		if !ok {
+			w = s.watcher(ctx, group)
+			known[group] = w
+		}
+		return w
+	}
+}
+
 // reports are what targets were seen serving of a certificate.
 func (s *session) reports(group, id string) func(target string) *cert.Seen {
 	return func(target string) *cert.Seen {

@@ -401,9 +401,10 @@ func (s *session) status(ctx context.Context, in StatusRequest, _ func(string)) 
 			return out, err
 		}
 	}
+	watcher := s.watchers(ctx)
 	for _, r := range s.state.Records(in.Group) {
 		if in.ID == "" || r.ID == in.ID {
-			out.Certificates = append(out.Certificates, s.statusOf(ctx, r))
+			out.Certificates = append(out.Certificates, s.statusOf(r, watcher(r.Group)))
 		}
 	}
 	return out, nil
@@ -417,7 +418,7 @@ func expected(r *cert.Record, target string) *cert.Bundle {
 	return r.Current
 }
 
-func (s *session) statusOf(ctx context.Context, r *cert.Record) CertificateStatus {
+func (s *session) statusOf(r *cert.Record, w watcher) CertificateStatus {
 	c := CertificateStatus{ID: r.ID, Group: r.Group, Names: r.Policy.Names, Wave: r.Wave}
 	if r.Next == nil { // else the attempt after it goes well so far
 		c.Failure = r.Failure
@@ -430,7 +431,6 @@ func (s *session) statusOf(ctx context.Context, r *cert.Record) CertificateStatu
 	if p, ok := planFor(r, s.now()); ok {
 		c.Renews = p.At
 	}
-	w := s.watcher(ctx, r.Group)
 	c.Targets = len(w.targets)
 	for _, name := range w.targets {
 		b := expected(r, name)
