@@ -96,14 +96,13 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	if e.err == nil && e.data == nil && !removable(subject) {
 		e.err = fmt.Errorf("reading %q: a record of this kind is not removed without a signature: %w", subject, ErrSignature)
 	}
-	switch {
-	case e.err != nil:
+	if e.err != nil {
 		before.version, before.err = seq, e.err
 		s.set(subject, before)
-	default:
-		s.set(subject, e)
+		return e.err
 	}
-	return e.err
+	s.set(subject, e)
+	return nil
 }
 
 // removable reports whether the record of a subject may vanish without a signature:
