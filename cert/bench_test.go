@@ -1,6 +1,7 @@
 package cert_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -191,7 +192,8 @@ func BenchmarkFanOut(b *testing.B) {
 		for from := map[string]bool{}; len(from) < stores; {
 			msg := <-reports
 			var seen cert.Seen
-			if err := json.Unmarshal(msg.Data, &seen); err != nil || seen.Error != "" {
+			_, payload, _ := bytes.Cut(msg.Data, []byte("\n"))
+			if err := json.Unmarshal(payload, &seen); err != nil || seen.Error != "" {
 				b.Fatalf("%v %+v", err, seen)
 			}
 			if seen.Generation == generation {

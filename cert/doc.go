@@ -21,7 +21,7 @@
 //	seen.<group>.<target>.<id>  a [Seen]: what a target was seen serving
 //	config                      the [Config] of the managers
 //
-// All but what was seen are signed. A record is always whole: the last of a subject
+// The target signs what it was seen serving, and managers sign all else. A record is always whole: the last of a subject
 // is all there is to know. It is decoded leniently: what is unknown does no harm, and
 // subjects that are unknown are left alone. A manager that writes a record anew drops
 // the fields that it does not know, so that all managers are to be of the version that

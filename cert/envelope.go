@@ -15,13 +15,14 @@ import (
 	"strings"
 )
 
-// ErrSignature is returned for a record that no trusted manager signed.
-var ErrSignature = errors.New("no manager that is trusted signed it")
+// ErrSignature is returned for a record that no trusted manager signed, and for a report
+// that is not signed by the target that it is of.
+var ErrSignature = errors.New("nobody who is trusted for it signed it")
 
 // maxRecord bounds what is read as a record. The engine's own bound is 1 MiB.
 const maxRecord = 1 << 20
 
-// maxSeen bounds what is read as a report of a target, which nobody signed.
+// maxSeen bounds what is read as a report of a target.
 const maxSeen = 4 << 10
 
 // A ManagerKey is what makes a manager: it signs records, and opens what is sealed to
@@ -79,9 +80,7 @@ func ParseManagerKey(text string) (*ManagerKey, error) {
 func (k *ManagerKey) Account() string { return k.account }
 
 // Signer is what targets trust.
-func (k *ManagerKey) Signer() Signer {
-	return Signer(hex.EncodeToString(k.sign.Public().(ed25519.PublicKey)))
-}
+func (k *ManagerKey) Signer() Signer { return signerOf(k.sign) }
 
 // String says whose key it is.
 func (k *ManagerKey) String() string { return "manager's key of account " + k.account }
@@ -122,7 +121,7 @@ func (k *ManagerKey) OpenKey(group string, generation uint64, s Sealed) (*Key, e
 	return k.seal.openKey(group, generation, "managers", s)
 }
 
-// A Signer is the public key of managers, in hexadecimal.
+// A Signer is the public key of managers, or of a target, in hexadecimal.
 type Signer string
 
 // Validate says whether s is a public key.
@@ -155,35 +154,49 @@ func (k *ManagerKey) Sign(subject string, record any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding %q: %w", subject, err)
 	}
-	signature := ed25519.Sign(k.sign, signedBytes(subject, payload))
-	head := signedPrefix + " " + string(k.Signer()) + " " + base64.RawURLEncoding.EncodeToString(signature) + "\n"
-	return append([]byte(head), payload...), nil
+	return sign(k.sign, subject, payload), nil
+}
+
+func sign(key ed25519.PrivateKey, subject string, payload []byte) []byte {
+	signature := ed25519.Sign(key, signedBytes(subject, payload))
+	head := signedPrefix + " " + string(signerOf(key)) + " " + base64.RawURLEncoding.EncodeToString(signature) + "\n"
+	return append([]byte(head), payload...)
+}
+
+func signerOf(key ed25519.PrivateKey) Signer {
+	return Signer(hex.EncodeToString(key.Public().(ed25519.PublicKey)))
 }
 
 // Verify returns the JSON of a record that stands under subject, if one of the
 // signers signed it for that place; else the error wraps ErrSignature. The result is
 // part of data.
 func Verify(signers []Signer, subject string, data []byte) ([]byte, error) {
+	payload, _, err := signedBy(subject, data, func(s Signer) bool { return slices.Contains(signers, s) })
+	return payload, err
+}
+
+// signedBy is Verify for those whom trusts names, and returns who it was.
+func signedBy(subject string, data []byte, trusts func(Signer) bool) ([]byte, Signer, error) {
 	if len(data) > maxRecord {
-		return nil, fmt.Errorf("reading %q: it has %d bytes, and %d are allowed", subject, len(data), maxRecord)
+		return nil, "", fmt.Errorf("reading %q: it has %d bytes, and %d are allowed", subject, len(data), maxRecord)
 	}
 	head, payload, _ := bytes.Cut(data, []byte("\n"))
 	words := bytes.Split(head, []byte(" "))
 	if len(words) != 3 || string(words[0]) != signedPrefix {
-		return nil, fmt.Errorf("reading %q: %w: it has no signature", subject, ErrSignature)
+		return nil, "", fmt.Errorf("reading %q: %w: it has no signature", subject, ErrSignature)
 	}
 	signer := Signer(words[1])
-	if !slices.Contains(signers, signer) {
-		return nil, fmt.Errorf("reading %q: %w", subject, ErrSignature)
+	if !trusts(signer) {
+		return nil, "", fmt.Errorf("reading %q: %w", subject, ErrSignature)
 	}
 	key, err := signer.key()
 	if err != nil {
-		return nil, fmt.Errorf("reading %q: %w", subject, ErrSignature)
+		return nil, "", fmt.Errorf("reading %q: %w", subject, ErrSignature)
 	}
 	signature := make([]byte, base64.RawURLEncoding.DecodedLen(len(words[2])))
 	n, err := base64.RawURLEncoding.Decode(signature, words[2])
 	if err != nil || !ed25519.Verify(key, signedBytes(subject, payload), signature[:n]) {
-		return nil, fmt.Errorf("reading %q: %w", subject, ErrSignature)
+		return nil, "", fmt.Errorf("reading %q: %w", subject, ErrSignature)
 	}
-	return payload, nil
+	return payload, signer, nil
 }

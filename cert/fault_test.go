@@ -55,10 +55,16 @@ func TestBusAway(t *testing.T) {
 	b.publish(b.Obtained(certtest.Request{ID: "a", Names: []string{"a.example"}, Generation: 3}))
 	waitFor(t, "the third report", func() bool { return b.lastSeen("lb1", "a").Generation == 3 })
 
-	// Somebody else wrote its report, such as the store that this one takes the place of.
-	b.publish(certEvent(cert.SeenSubject("web", "lb1", "a"), []byte(`{"v":1,"target":"lb1","id":"a","generation":1}`)))
+	// Somebody else wrote its report: the store that this one takes the place of, and one
+	// who may not.
+	subject := cert.SeenSubject("web", "lb1", "a")
+	b.publish(certEvent(subject, must(key.Sign(subject, cert.Seen{Version: 1, Target: "lb1", ID: "a", Generation: 1, At: time.Now()}))(t)))
+	b.publish(certEvent(subject, []byte(`{"v":1,"target":"lb1","id":"a","generation":1}`)))
 	b.publish(b.Obtained(certtest.Request{ID: "a", Names: []string{"a.example"}, Generation: 4}))
-	waitFor(t, "the fourth report", func() bool { return b.lastSeen("lb1", "a").Generation == 4 })
+	waitFor(t, "the fourth report", func() bool {
+		seen := b.lastSeen("lb1", "a")
+		return seen != nil && seen.Generation == 4
+	})
 }
 
 // TestLedgerLost: when the ledger was made anew, what is served is served on, what is in

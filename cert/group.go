@@ -111,12 +111,7 @@ func (g *group) Seq() uint64 { return g.state.Seq() }
 
 // Apply takes an event, and has the store look at what it is about.
 func (g *group) Apply(seq uint64, subject string, data []byte) error {
-	before, _, _ := g.record(subject)
 	err := g.state.Apply(seq, subject, data)
-	if errors.Is(err, ErrStale) && bytes.Equal(before, data) {
-		g.state.forgive(subject) // the same again
-		err = nil
-	}
 	id, isCert := strings.CutPrefix(subject, CertSubject(g.name, ""))
 	switch {
 	case isCert:
@@ -130,15 +125,6 @@ func (g *group) Apply(seq uint64, subject string, data []byte) error {
 		g.store.touchAll(g)
 	}
 	return err
-}
-
-// forgive forgets why the last event of a subject was not believed.
-func (s *State) forgive(subject string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.entry(subject)
-	e.err = nil
-	s.set(subject, e)
 }
 
 // record is the last record of a subject that could be believed, as it stands in the

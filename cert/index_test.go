@@ -300,6 +300,8 @@ func FuzzApply(f *testing.F) {
 	f.Add("g.web.cert.a", []byte(`{"group":"web","id":"a","revision":9,"next":{"chain":"x"},"wave":{"targets":["lb1"]}}`), true)
 	f.Add("seen.web.lb1.a", []byte(`{}`), false)
 	key, enrolled := m.Target("lb1")
+	subject := cert.SeenSubject("web", "lb1", "a")
+	f.Add(subject, must(key.Sign(subject, cert.Seen{Version: 1, Target: "lb1", ID: "a", Generation: 1, At: time.Now()}))(f), false)
 	good := m.Issue(certtest.Request{ID: "good", Names: []string{"good.example"}})
 	obtained := m.Record("good", cert.Record{Current: good})
 	f.Fuzz(func(t *testing.T, subject string, data []byte, signed bool) {

@@ -234,8 +234,10 @@ type Target struct {
 	Version int    `json:"v"`
 	Group   string `json:"group"`
 	Name    string `json:"name"`
-	// Public is its sealing key. Empty: it was invited and has not come yet.
+	// Public is its sealing key, and Signer is who signs its reports. Empty: it was
+	// invited and has not come yet.
 	Public []byte `json:"public,omitempty"`
+	Signer Signer `json:"signer,omitempty"`
 	// Keys are the group's, sealed to it, by their generation.
 	Keys map[uint64]Sealed `json:"keys,omitempty"`
 	// Added is when it was invited, and Joined when its key came.
@@ -278,15 +280,15 @@ type Config struct {
 	Recipients []string `json:"recipients,omitempty"`
 }
 
-// A Seen is what a target was last seen serving, by a handshake of its own. The
-// target writes it; it is not signed, because only the target may.
+// A Seen is what a target was last seen serving, by a handshake of its own. The target
+// signs it: others have ways to write in its place.
 type Seen struct {
 	Version    int       `json:"v"`
 	Target     string    `json:"target"`
 	ID         string    `json:"id"`
-	Generation uint64    `json:"generation"` // what it has installed
+	Generation uint64    `json:"generation"` // what it has installed; 0: the certificate was removed
 	Serial     string    `json:"serial"`     // what the handshake showed
-	At         time.Time `json:"at"`
+	At         time.Time `json:"at"`         // later than that of the report before
 	// Program that serves: go, nginx, haproxy, envoy, caddy, traefik or files.
 	Program string `json:"program,omitempty"`
 	// Error is why it does not serve Generation. Empty: it does.

@@ -2,7 +2,6 @@ package cert
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -104,7 +103,11 @@ func (g *group) loadSeen(ctx context.Context, l *ledger.Ledger) error {
 		return nil
 	}
 	prefix := SeenSubject(g.name, g.store.o.Key.Name, "")
-	state := NewState(nil, func(subject string) bool { return strings.HasPrefix(subject, prefix) })
+	self, err := g.store.o.Key.Signer()
+	if err != nil {
+		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
+	}
+	state := NewState([]Signer{self}, func(subject string) bool { return strings.HasPrefix(subject, prefix) })
 	follower, err := ledger.NewFollower(state, ledger.FollowOptions{Filter: []string{prefix + "*"}})
 	if err != nil {
 		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
@@ -134,29 +137,29 @@ func (g *group) report(ctx context.Context, l appender, id string) error {
 	}
 	subject := SeenSubject(g.name, g.store.o.Key.Name, id)
 	before, reported := g.seen.Seen(g.name, g.store.o.Key.Name, id)
+	now := Seen{Version: version, Target: g.store.o.Key.Name, ID: id} // it was removed
 	g.store.mu.Lock()
-	var now Seen
-	if c := g.store.certs[certKey{g.name, id}]; c != nil {
+	if c := g.store.certs[certKey{g.name, id}]; c != nil && c.seen.Version != 0 {
 		now = c.seen
+	} else if !reported {
+		g.store.mu.Unlock()
+		return nil
 	}
 	g.store.mu.Unlock()
-	var data []byte
-	switch {
-	case now.Version == 0 && !reported:
-		return nil
-	case now.Version == 0: // it was removed
-	default:
-		if reported {
-			now.At = before.At
-			if now == *before {
-				return nil
-			}
+	at := g.store.o.Now().UTC()
+	if reported {
+		now.At = before.At
+		if now == *before {
+			return nil
 		}
-		now.At = g.store.o.Now().UTC()
-		var err error
-		if data, err = json.Marshal(now); err != nil {
-			return fmt.Errorf("reporting certificate %q: %w", id, err)
+		if !at.After(before.At) { // the clock was set back
+			at = before.At.Add(1)
 		}
+	}
+	now.At = at
+	data, err := g.store.o.Key.Sign(subject, now)
+	if err != nil {
+		return fmt.Errorf("reporting certificate %q: %w", id, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTime)
 	defer cancel()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // ErrStale is returned by Apply for a record that is no newer than the one before:
@@ -19,9 +20,10 @@ import (
 var ErrStale = errors.New("it is older than what is known")
 
 // A State is what a ledger of certificates says, after some event. NewState makes
-// one, and a ledger.Follower fills it. It believes nothing that no manager signed. It
-// is safe for concurrent use; what the things that it returns point to is shared and
-// not to be changed.
+// one, and a ledger.Follower fills it. It believes nothing that no manager signed, and
+// of a target's reports what is signed by the key in the target's record. It is safe for
+// concurrent use; what the things that it returns point to is shared and not to be
+// changed.
 type State struct {
 	signers []Signer
 	keep    func(subject string) bool
@@ -36,6 +38,7 @@ type entry struct {
 	version uint64 // the last event of the subject, believed or not
 	data    []byte // nil: no event could be believed yet, or the record was removed
 	value   any    // of data: *Record, *GroupKey, *Target, *Challenge, *Config or *Seen
+	signer  Signer // of a *Seen
 	err     error  // why the last event was not believed
 }
 
@@ -90,7 +93,11 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	}
 	before := s.entry(subject)
 	e.version = seq
-	if n := revision(e.value); e.err == nil && n > 0 && before.data != nil && n <= revision(before.value) {
+	if seen, ok := e.value.(*Seen); ok && e.err == nil && s.target(subject) != nil && !s.believes(subject, e.signer) {
+		e.err = fmt.Errorf("reading %q: %w: it is not the key of %q", subject, ErrSignature, seen.Target)
+	}
+	again := bytes.Equal(before.data, data) // somebody restored it
+	if n := revision(e.value); e.err == nil && !again && n > 0 && before.data != nil && before.signer == e.signer && n <= revision(before.value) {
 		e.err = fmt.Errorf("reading %q: revision %d after %d: %w", subject, revision(e.value), revision(before.value), ErrStale)
 	}
 	if e.err == nil && e.data == nil && !removable(subject) {
@@ -108,7 +115,21 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 // removable reports whether the record of a subject may vanish without a signature:
 // if it is of no consequence to what is served.
 func removable(subject string) bool {
-	return strings.HasPrefix(subject, "seen.") || strings.Contains(subject, ".challenge.")
+	return strings.HasPrefix(subject, "g.") && strings.Contains(subject, ".challenge.")
+}
+
+// target is the record of the target that a report is of; nil if it is not known. s.mu
+// is held.
+func (s *State) target(report string) *Target {
+	words := strings.Split(report, ".")
+	t, _ := s.entry(TargetSubject(words[1], words[2])).value.(*Target)
+	return t
+}
+
+// believes reports whether signer is who signs a target's report. s.mu is held.
+func (s *State) believes(report string, signer Signer) bool {
+	t := s.target(report)
+	return slices.Contains(s.signers, signer) || t != nil && t.Signer == signer
 }
 
 // read decodes what stands under subject, if it can be believed.
@@ -125,11 +146,16 @@ func (s *State) read(subject string, data []byte) entry {
 		if len(words) != 4 {
 			return e
 		}
+		// Whose key it is, is asked when it is known: the target's record may come later.
+		payload, signer, err := signedBy(subject, data, func(Signer) bool { return true })
 		seen := &Seen{}
-		if e.err = json.Unmarshal(data, seen); e.err == nil && (seen.Target != words[2] || seen.ID != words[3]) {
-			e.err = fmt.Errorf("reading %q: it is about %q of %q", subject, seen.ID, seen.Target)
+		if err == nil {
+			err = json.Unmarshal(payload, seen)
 		}
-		e.value = seen
+		if err == nil && (seen.Target != words[2] || seen.ID != words[3] || seen.At.Before(time.Unix(1, 0))) {
+			err = fmt.Errorf("reading %q: it is about %q of %q, at %s", subject, seen.ID, seen.Target, seen.At)
+		}
+		e.value, e.signer, e.err = seen, signer, err
 		return e
 	}
 	var value any
@@ -170,7 +196,7 @@ func (s *State) read(subject string, data []byte) entry {
 }
 
 // revision is the revision of a record; 0 if it has none, and is newer than the one
-// before: a Seen, and records of a later version.
+// before: records of a later version.
 func revision(value any) uint64 {
 	switch v := value.(type) {
 	case *Record:
@@ -183,6 +209,8 @@ func revision(value any) uint64 {
 		return v.Revision
 	case *Config:
 		return v.Revision
+	case *Seen:
+		return uint64(v.At.UnixNano())
 	}
 	return 0
 }
@@ -292,7 +320,23 @@ func (s *State) Challenges(group string) []*Challenge { return list[Challenge](s
 
 // Seen returns what a target was seen serving of a certificate.
 func (s *State) Seen(group, target, id string) (*Seen, bool) {
-	return get[Seen](s, SeenSubject(group, target, id))
+	subject := SeenSubject(group, target, id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e := s.entry(subject)
+	seen, ok := e.value.(*Seen)
+	if !ok || !s.believes(subject, e.signer) {
+		return nil, false
+	}
+	return seen, true
+}
+
+// Stored returns the last record of subject that could be believed, as it stands in the
+// ledger; nil if there is none.
+func (s *State) Stored(subject string) []byte {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.entry(subject).data
 }
 
 // Config returns the configuration of the managers, sealed.

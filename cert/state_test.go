@@ -1,42 +1,136 @@
 package cert
 
 import (
-	"encoding/json"
+	"bytes"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
-// Every Seen takes the place of the one before: it has no revision.
-func TestSeenAgain(t *testing.T) {
-	s := NewState(nil, nil)
-	subject := SeenSubject("g", "lb-1", "id")
-	for seq := uint64(1); seq <= 3; seq++ {
-		data, err := json.Marshal(Seen{Version: 1, Target: "lb-1", ID: "id", Generation: seq})
+// A reporter is a target that signs reports.
+type reporter struct {
+	t *testing.T
+	*TargetKey
+}
+
+func newReporter(t *testing.T, name string) reporter {
+	seal, err := NewSealKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reporter{t, &TargetKey{Name: name, Seal: seal}}
+}
+
+func (r reporter) signer() Signer {
+	signer, err := r.Signer()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return signer
+}
+
+// report is one of a generation, at a second.
+func (r reporter) report(subject string, generation uint64, second int64) []byte {
+	id := subject[strings.LastIndex(subject, ".")+1:]
+	data, err := r.Sign(subject, Seen{Version: 1, Target: r.Name, ID: id, Generation: generation, At: time.Unix(second, 0).UTC()})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return data
+}
+
+// TestForgedReport tries to report in place of a target, by everything that somebody can
+// do who may append.
+func TestForgedReport(t *testing.T) {
+	manager, err := NewManagerKey("acme", make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewState([]Signer{manager.Signer()}, nil)
+	seq := uint64(0)
+	apply := func(subject string, data []byte) error {
+		seq++
+		return s.Apply(seq, subject, data)
+	}
+	revision := uint64(0)
+	enroll := func(r reporter) error {
+		subject := TargetSubject("g", r.Name)
+		revision++
+		data, err := manager.Sign(subject, Target{Version: 1, Group: "g", Name: r.Name, Public: r.Seal.Public(), Signer: r.signer(), Revision: revision})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Apply(seq, subject, data); err != nil {
-			t.Error(err)
-		}
-		if seen, ok := s.Seen("g", "lb-1", "id"); !ok || seen.Generation != seq {
+		return apply(subject, data)
+	}
+	own, other, stranger := newReporter(t, "lb-1"), newReporter(t, "lb-2"), newReporter(t, "lb-1")
+	subject := SeenSubject("g", "lb-1", "id")
+	want := func(generation uint64) {
+		t.Helper()
+		seen, ok := s.Seen("g", "lb-1", "id")
+		if !ok || seen.Generation != generation || s.Version(subject) != seq {
 			t.Errorf("after event %d it is %+v", seq, seen)
 		}
 	}
-	for seq := uint64(4); seq <= 5; seq++ { // of a later version
-		if err := s.Apply(seq, "g.g.later.thing", []byte("anything")); err != nil {
-			t.Error(err)
+	// What comes before the target is known, is believed once it is.
+	early := apply(subject, own.report(subject, 1, 100))
+	if _, ok := s.Seen("g", "lb-1", "id"); ok {
+		t.Error("somebody who is not known is believed")
+	}
+	if err := errors.Join(early, enroll(own), enroll(other), apply(subject, own.report(subject, 2, 200))); err != nil {
+		t.Fatal(err)
+	}
+	want(2)
+	_, unsigned, _ := bytes.Cut(own.report(subject, 3, 300), []byte("\n"))
+	elsewhere := SeenSubject("g", "lb-1", "other")
+	altered := own.report(subject, 3, 300)
+	altered[len(altered)-20] ^= 1
+	otherAsOwn := reporter{t, &TargetKey{Name: "lb-1", Seal: other.Seal}}
+	for name, data := range map[string][]byte{
+		"unsigned": unsigned, "by a stranger": stranger.report(subject, 3, 300), "by another target": otherAsOwn.report(subject, 3, 300),
+		"altered": altered, "of another certificate": own.report(elsewhere, 3, 300), "of another group": own.report(SeenSubject("h", "lb-1", "id"), 3, 300),
+		"the one before": own.report(subject, 1, 100), "as late as the last": own.report(subject, 3, 200), "nothing": nil, "garbage": []byte("x"),
+		"without a time": own.report(subject, 3, 0),
+	} {
+		if err := apply(subject, data); !errors.Is(err, ErrSignature) && !errors.Is(err, ErrStale) && name != "without a time" || err == nil {
+			t.Errorf("%s: %v", name, err)
 		}
+		want(2)
+		if s.Problems()[subject] == nil {
+			t.Errorf("%s: it is no problem", name)
+		}
+	}
+	// The last one again is no news, and heals; so does the next.
+	if err := apply(subject, s.Stored(subject)); err != nil || s.Problems()[subject] != nil {
+		t.Errorf("restored: %v, %v", err, s.Problems()[subject])
+	}
+	want(2)
+	if err := apply(subject, own.report(subject, 4, 201)); err != nil {
+		t.Error(err)
+	}
+	want(4)
+	// A target that enrolled anew has another key, and may have another clock.
+	if err := errors.Join(enroll(stranger), apply(subject, stranger.report(subject, 5, 50))); err != nil {
+		t.Error(err)
+	}
+	want(5)
+	if err := apply(subject, own.report(subject, 6, 500)); !errors.Is(err, ErrSignature) {
+		t.Errorf("the key of before: %v", err)
+	}
+	want(5)
+	if err := apply("g.g.later.thing", []byte("anything")); err != nil { // of a later version
+		t.Error(err)
 	}
 }
 
 // TestSeenTooLong has a target report more than anybody wants to know.
 func TestSeenTooLong(t *testing.T) {
-	s := NewState(nil, nil)
+	own := newReporter(t, "lb-1")
+	s := NewState([]Signer{own.signer()}, nil)
 	subject := SeenSubject("g", "lb-1", "id")
 	for seq, length := range []int{maxError, maxSeen} {
-		data, err := json.Marshal(Seen{Version: 1, Target: "lb-1", ID: "id", Generation: 1, Error: strings.Repeat("é", length/2)})
+		data, err := own.Sign(subject, Seen{Version: 1, Target: "lb-1", ID: "id", Generation: 1, At: time.Unix(int64(seq+1), 0), Error: strings.Repeat("é", length/2)})
 		if err != nil {
 			t.Fatal(err)
 		}

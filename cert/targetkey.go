@@ -1,7 +1,11 @@
 package cert
 
 import (
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +25,8 @@ type TargetKey struct {
 	Groups []string
 	// Signers are the managers that it believes.
 	Signers []Signer
-	// Seal opens what is sealed to the target.
+	// Seal opens what is sealed to the target. What it signs its reports with is derived
+	// from it, so that it has one secret to keep.
 	Seal *SealKey
 }
 
@@ -73,6 +78,41 @@ func ParseTargetKey(text string) (*TargetKey, error) {
 		return nil, fmt.Errorf("reading a target's key: %w", err)
 	}
 	return k, nil
+}
+
+// signing is what the target signs with.
+func (k *TargetKey) signing() (ed25519.PrivateKey, error) {
+	secret, err := k.Seal.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("deriving a target's signing key: %w", err)
+	}
+	seed, err := hkdf.Key(sha256.New, secret, nil, "fleetbus cert v1 target sign", ed25519.SeedSize)
+	if err != nil {
+		return nil, fmt.Errorf("deriving a target's signing key: %w", err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
+
+// Signer is who signs the target's reports, as managers are to know it.
+func (k *TargetKey) Signer() (Signer, error) {
+	key, err := k.signing()
+	if err != nil {
+		return "", err
+	}
+	return signerOf(key), nil
+}
+
+// Sign returns a report as it stands in the ledger under subject.
+func (k *TargetKey) Sign(subject string, report Seen) ([]byte, error) {
+	key, err := k.signing()
+	if err != nil {
+		return nil, err
+	}
+	payload, err := json.Marshal(report)
+	if err != nil {
+		return nil, fmt.Errorf("encoding %q: %w", subject, err)
+	}
+	return sign(key, subject, payload), nil
 }
 
 func (k *TargetKey) validate() error {

@@ -1,6 +1,7 @@
 package certmanager
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,7 +142,16 @@ func TestRecordsWrittenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.target(made.Group, "lb-1")
-	subjects := []string{cert.CertSubject(made.Group, made.ID), cert.KeySubject(made.Group), cert.TargetSubject(made.Group, "lb-1"), cert.ConfigSubject}
+	eventually(t, "the target serves it", func() error {
+		if _, ok := w.state.Seen(made.Group, "lb-1", made.ID); !ok {
+			return errors.New("it did not say so")
+		}
+		return nil
+	})
+	subjects := []string{
+		cert.CertSubject(made.Group, made.ID), cert.KeySubject(made.Group), cert.TargetSubject(made.Group, "lb-1"), cert.ConfigSubject,
+		cert.SeenSubject(made.Group, "lb-1", made.ID),
+	}
 	for _, subject := range subjects {
 		for range 40 {
 			if err := w.nc.Publish(cert.Prefix+"."+subject, []byte("none")); err != nil {
@@ -168,9 +178,103 @@ func TestRecordsWrittenOver(t *testing.T) {
 		_, certificate := state.Record(made.Group, made.ID)
 		_, key := state.GroupKey(made.Group)
 		_, target := state.Target(made.Group, "lb-1")
-		if _, config := state.Config(); !certificate || !key || !target || !config {
-			return fmt.Errorf("certificate %t, key %t, target %t, configuration %t", certificate, key, target, config)
+		_, report := state.Seen(made.Group, "lb-1", made.ID)
+		if _, config := state.Config(); !certificate || !key || !target || !config || !report {
+			return fmt.Errorf("certificate %t, key %t, target %t, configuration %t, report %t", certificate, key, target, config, report)
 		}
 		return nil
 	})
+}
+
+// TestForgedReports has others report in place of a target of the first wave, and in its
+// own words of before: no wave ends or is taken back by it.
+func TestForgedReports(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	w.run(w.options("m1"))
+	stuck, other := w.target("web", "lb-0"), w.target("web", "lb-1")
+	made, err := w.client().Make(within(t), MakeRequest{Group: "web", Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := cert.SeenSubject("web", "lb-0", made.ID)
+	eventually(t, "both serve it", func() error {
+		_, ok := w.state.Seen("web", "lb-0", made.ID)
+		if _, too := w.state.Seen("web", "lb-1", made.ID); !ok || !too {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	before := w.state.Stored(subject)
+	stuck.set(func() { stuck.mute = true })
+	if _, err := w.client().Renew(within(t), RenewRequest{ID: made.ID}); err != nil {
+		t.Fatal(err)
+	}
+	r := w.record("web", made.ID, "the first wave", func(r *cert.Record) bool { return r.Next != nil && r.Wave != nil })
+	good := cert.Seen{Version: 1, Target: "lb-0", ID: made.ID, Generation: 2, Serial: r.Next.Serial, At: time.Now().Add(time.Hour).UTC()}
+	bad := good
+	bad.Error = "nginx: no"
+	unsigned := func(seen cert.Seen) []byte {
+		data, err := json.Marshal(seen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for name, data := range map[string][]byte{
+		"unsigned": unsigned(good), "unsigned and failing": unsigned(bad), "by another target": must(other.own().Sign(subject, good))(t),
+		"failing, by another": must(other.own().Sign(subject, bad))(t), "of before": nil,
+	} {
+		if name == "of before" {
+			// A newer one of its own is there, so that the old one is one that is replayed.
+			again := cert.Seen{Version: 1, Target: "lb-0", ID: made.ID, Generation: 1, Serial: r.Current.Serial, At: time.Now().UTC()}
+			w.append(subject, must(stuck.own().Sign(subject, again))(t))
+			data = before
+		}
+		mine := w.state.Stored(subject)
+		if err := w.nc.Publish(cert.Prefix+"."+subject, data); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, name+": it is restored", func() error {
+			last, err := w.last(subject)
+			if err != nil || !bytes.Equal(last, mine) {
+				return fmt.Errorf("the last report is %q, %w", last, err)
+			}
+			return nil
+		})
+		if r, _ := w.state.Record("web", made.ID); r.Next == nil || r.Wave.Number != 1 || r.Withdrawn != 0 {
+			t.Fatalf("%s: the wave ended: %+v", name, r)
+		}
+	}
+	stuck.set(func() { stuck.mute = false })
+	stuck.poke <- struct{}{}
+	w.record("web", made.ID, "all have it", generation(2))
+}
+
+// last is what the ledger has last of a subject.
+func (w *world) last(subject string) ([]byte, error) {
+	js, err := jetstream.New(w.nc)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := js.Stream(within(w.t), cert.Stream)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := stream.GetLastMsgForSubject(within(w.t), cert.Prefix+"."+subject)
+	if err != nil {
+		return nil, err
+	}
+	return msg.Data, nil
+}
+
+// must is for calls whose failure ends the test.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
 }

@@ -235,6 +235,10 @@ func (s *session) overwritten(subject string) any {
 			g.Revision++
 			return &g
 		}
+	case len(words) == 4 && words[0] == "seen":
+		if _, ok := s.state.Seen(words[1], words[2], words[3]); ok {
+			return signed(s.state.Stored(subject))
+		}
 	case len(words) == 4 && words[2] == "target":
 		if before, ok := s.state.Target(words[1], words[3]); ok {
 			t := *before

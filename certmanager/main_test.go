@@ -546,9 +546,16 @@ func (w *world) target(group, name string) *target {
 	return g
 }
 
+// own is what the target signs its reports with.
+func (g *target) own() *cert.TargetKey { return &cert.TargetKey{Name: g.name, Seal: g.key} }
+
 func (g *target) enroll() (enrollment, error) {
 	var e enrollment
-	body, err := json.Marshal(map[string][]byte{"public": g.key.Public()})
+	signer, err := g.own().Signer()
+	if err != nil {
+		return e, err
+	}
+	body, err := json.Marshal(targetKeys{g.key.Public(), signer})
 	if err != nil {
 		return e, err
 	}
@@ -660,12 +667,12 @@ func (g *target) install(ctx context.Context, r *cert.Record) error {
 			g.served[r.ID] = append(g.served[r.ID], b.Generation)
 		}
 	})
-	data, err := json.Marshal(seen)
+	subject := cert.SeenSubject(g.group, g.name, r.ID)
+	data, err := g.own().Sign(subject, seen)
 	if err != nil {
 		return err
 	}
 	for {
-		subject := cert.SeenSubject(g.group, g.name, r.ID)
 		_, err := g.w.ledger.Append(ctx, subject, g.state.Version(subject), data)
 		if !errors.Is(err, ledger.ErrConflict) {
 			return err

@@ -185,8 +185,11 @@ func (s *session) until(ctx context.Context, done func() bool) error {
 	}
 }
 
-// put writes what decide returns as the new record of subject; nil removes it. When
-// somebody was faster, decide is asked again, with the state as it is then.
+// signed is a record that somebody signed already.
+type signed []byte
+
+// put writes what decide returns as the new record of subject, signed, unless it is
+// signed already; nil removes it. When somebody was faster, decide is asked again, with the state as it is then.
 func (s *session) put(ctx context.Context, subject string, decide func() (any, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, appendTime)
 	defer cancel()
@@ -197,7 +200,11 @@ func (s *session) put(ctx context.Context, subject string, decide func() (any, e
 			return err
 		}
 		var data []byte
-		if record != nil {
+		switch r := record.(type) {
+		case nil:
+		case signed:
+			data = r
+		default:
 			if data, err = s.key.Sign(subject, record); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package certmanager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -346,9 +347,9 @@ func (s *session) rekey(ctx context.Context, r *cert.Record, generation uint64) 
 	return err
 }
 
-// wrap gives a target the keys of its group. public is its sealing key, if it comes to
-// enroll; nil leaves what it is.
-func (s *session) wrap(ctx context.Context, group, name string, public []byte) error {
+// wrap gives a target the keys of its group, and takes its own, if it comes to enroll;
+// nil leaves what they are.
+func (s *session) wrap(ctx context.Context, group, name string, own *targetKeys) error {
 	err := s.put(ctx, cert.TargetSubject(group, name), func() (any, error) {
 		before, ok := s.state.Target(group, name)
 		g, keyed := s.state.GroupKey(group)
@@ -356,10 +357,10 @@ func (s *session) wrap(ctx context.Context, group, name string, public []byte) e
 			return nil, errUnchanged
 		}
 		t := *before
-		if public != nil && len(t.Public) == 0 {
-			t.Public, t.Joined = public, s.now().UTC()
+		if own != nil && t.Signer == "" && (len(t.Public) == 0 || bytes.Equal(own.Public, t.Public)) {
+			t.Public, t.Signer, t.Joined = own.Public, own.Signer, s.now().UTC()
 		}
-		if public != nil && string(public) != string(t.Public) {
+		if own != nil && (!bytes.Equal(own.Public, t.Public) || own.Signer != t.Signer) {
 			return nil, fmt.Errorf("enrolling target %q of group %q: %w", name, group, errOtherKey)
 		}
 		if len(t.Public) == 0 {
@@ -481,13 +482,18 @@ type enrollment struct {
 	Signers []cert.Signer `json:"signers"`
 }
 
-// enroll takes the sealing key of a target of that name, which nobody else may send.
+// targetKeys are the public keys of a target: the one to seal to, and the one by which
+// its reports are known.
+type targetKeys struct {
+	Public []byte      `json:"public"`
+	Signer cert.Signer `json:"signer"`
+}
+
+// enroll takes the keys of a target of that name, which nobody else may send.
 func (s *session) enroll(ctx context.Context, name string, data []byte) (any, error) {
-	request, err := decode[struct {
-		Public []byte `json:"public"`
-	}](data)
+	request, err := decode[targetKeys](data)
 	if err != nil {
 		return nil, err
 	}
-	return s.enrollTarget(ctx, name, request.Public)
+	return s.enrollTarget(ctx, name, &request)
 }

@@ -270,11 +270,10 @@ func (s *session) targets(ctx context.Context, in TargetRequest, _ func(string))
 	return all, nil
 }
 
-// enrollTarget takes the sealing key of a target into every group that it was invited
-// to.
-func (s *session) enrollTarget(ctx context.Context, name string, public []byte) (enrollment, error) {
-	if _, err := cert.NewKey(name, 0).SealTo(name, public); err != nil {
-		return enrollment{}, admin.Errorf(admin.Invalid, "", "target %q sent no sealing key", name)
+// enrollTarget takes the keys of a target into every group that it was invited to.
+func (s *session) enrollTarget(ctx context.Context, name string, own *targetKeys) (enrollment, error) {
+	if _, err := cert.NewKey(name, 0).SealTo(name, own.Public); err != nil || own.Signer.Validate() != nil {
+		return enrollment{}, admin.Errorf(admin.Invalid, "update the target", "target %q sent no key to seal to, or none to know its reports by", name)
 	}
 	e := enrollment{Groups: []string{}, Signers: []cert.Signer{s.key.Signer()}}
 	for _, t := range s.state.Targets("") {
@@ -284,7 +283,7 @@ func (s *session) enrollTarget(ctx context.Context, name string, public []byte) 
 		if err := s.ensureKey(ctx, t.Group); err != nil {
 			return e, err
 		}
-		if err := s.wrap(ctx, t.Group, name, public); err != nil {
+		if err := s.wrap(ctx, t.Group, name, own); err != nil {
 			if errors.Is(err, errOtherKey) {
 				return e, admin.Errorf(admin.Conflict, fmt.Sprintf("fleetbus cert target rm --group %s %s, and add it again", t.Group, name),
 					"target %q of group %q has enrolled with another key, which could have been stolen", name, t.Group)

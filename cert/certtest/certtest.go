@@ -88,9 +88,12 @@ func (m *Manager) Target(name string) (*cert.TargetKey, Event) {
 		Account: m.Key.Account(), Name: name, Groups: []string{m.Group}, Signers: []cert.Signer{m.Key.Signer()},
 		Seal: must(cert.NewSealKey())(m.t),
 	}
-	m.targets[name] = &cert.Target{Version: 1, Group: m.Group, Name: name, Public: k.Seal.Public(), Added: time.Now(), Joined: time.Now(), Keys: map[uint64]cert.Sealed{}}
+	m.targets[name] = &cert.Target{Version: 1, Group: m.Group, Name: name, Public: k.Seal.Public(), Signer: must(k.Signer())(m.t), Added: time.Now(), Joined: time.Now(), Keys: map[uint64]cert.Sealed{}}
 	return k, m.give(name)
 }
+
+// Signer is who signs the reports of a target.
+func (m *Manager) Signer(target string) cert.Signer { return m.targets[target].Signer }
 
 // give gives a target the group's key, and returns its record.
 func (m *Manager) give(name string) Event {

@@ -143,11 +143,16 @@ func (w *scribe) target(ctx context.Context, name string) (*cert.TargetKey, erro
 	if err != nil {
 		return nil, err
 	}
+	key := &cert.TargetKey{Account: benchAccount, Name: name, Groups: []string{benchGroup}, Signers: []cert.Signer{w.key.Signer()}, Seal: seal}
+	signer, err := key.Signer()
+	if err != nil {
+		return nil, err
+	}
 	now := time.Now().UTC()
 	err = w.append(ctx, cert.TargetSubject(benchGroup, name), func(revision uint64) any {
-		return cert.Target{Version: 1, Group: benchGroup, Name: name, Public: seal.Public(), Keys: map[uint64]cert.Sealed{1: sealed}, Added: now, Joined: now, Revision: revision}
+		return cert.Target{Version: 1, Group: benchGroup, Name: name, Public: seal.Public(), Signer: signer, Keys: map[uint64]cert.Sealed{1: sealed}, Added: now, Joined: now, Revision: revision}
 	})
-	return &cert.TargetKey{Account: benchAccount, Name: name, Groups: []string{benchGroup}, Signers: []cert.Signer{w.key.Signer()}, Seal: seal}, err
+	return key, err
 }
 
 // issue makes the bundle of a generation, with a private key of its own.

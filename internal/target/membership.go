@@ -29,7 +29,7 @@ const (
 	renewEvery = time.Hour
 )
 
-// Enroll sends the managers the target's sealing key, and keeps what it may open. It may
+// Enroll sends the managers the target's public keys, and keeps what it may open. It may
 // be done again: groups may have come or gone. A target that is in none is told so.
 func (t *Target) Enroll(ctx context.Context, nc *nats.Conn) error {
 	path := t.path(keyFile)
@@ -41,7 +41,7 @@ func (t *Target) Enroll(ctx context.Context, nc *nats.Conn) error {
 	if err != nil {
 		return err
 	}
-	groups, err := askGroups(ctx, nc, t.name, key.Seal)
+	groups, err := askGroups(ctx, nc, t.name, key)
 	if err != nil || slices.Equal(key.Groups, groups) {
 		return err
 	}
@@ -74,8 +74,12 @@ func (t *Target) pendingKey() (*cert.SealKey, error) {
 }
 
 // askGroups asks the managers for the groups of a target.
-func askGroups(ctx context.Context, nc *nats.Conn, name string, key *cert.SealKey) ([]string, error) {
-	body, err := json.Marshal(map[string][]byte{"public": key.Public()})
+func askGroups(ctx context.Context, nc *nats.Conn, name string, key *cert.TargetKey) ([]string, error) {
+	signer, err := key.Signer()
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(map[string]any{"public": key.Seal.Public(), "signer": signer})
 	if err != nil {
 		return nil, err
 	}
