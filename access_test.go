@@ -89,6 +89,9 @@ func addRole(t testing.TB, s *fleetbustest.Server, r identity.Role) {
 
 // byPassword connects over NATS with a user's name and password.
 func byPassword(s *fleetbustest.Server, user, password string, opts ...nats.Option) (*nats.Conn, error) {
+	if _, name, err := identity.SplitName(user); err == nil {
+		opts = append(opts, nats.CustomInboxPrefix(identity.Inbox(name)))
+	}
 	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), nats.UserInfo(user, password)}, opts...)...)
 }
 
@@ -96,6 +99,13 @@ func byPassword(s *fleetbustest.Server, user, password string, opts ...nats.Opti
 func byCertificate(s *fleetbustest.Server, cert tls.Certificate, opts ...nats.Option) (*nats.Conn, error) {
 	config := s.TLS()
 	config.Certificates = []tls.Certificate{cert}
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return nil, err
+	}
+	if name := leaf.Subject.CommonName; identity.CheckName(name) == nil {
+		opts = append(opts, nats.CustomInboxPrefix(identity.Inbox(name)))
+	}
 	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(config)}, opts...)...)
 }
 

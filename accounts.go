@@ -181,6 +181,11 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 	if err != nil {
 		return nil, err
 	}
+	if user.Role == identity.RoleTarget {
+		if err := s.haveCertificates(ctx, account); err != nil {
+			return nil, err
+		}
+	}
 	reply := admin.UserReply{User: public(user), CA: string(s.certs.caPEM()), Servers: s.clientAddrs()}
 	if err := g.issue(&reply); err != nil {
 		return nil, err

@@ -37,7 +37,8 @@ const (
 	managerAppears = 10 * time.Second
 )
 
-// certNoun is the noun of the records that say which accounts have certificates.
+// certNoun is the noun of the records that say which accounts have certificates: those
+// with a target, and those whose managers were asked for something.
 const certNoun = "certificates"
 
 // managerKey is the key of the managers of an account's certificates.
@@ -58,6 +59,7 @@ func certPrincipal(account string) identity.Principal {
 	for _, r := range identity.BuiltinRoles() {
 		if r.Name == identity.RoleCertManager {
 			p.Permissions = r.Permissions
+			p.Permissions.Subscribe.Allow = append(p.Permissions.Subscribe.Allow, p.Inbox()+".>")
 		}
 	}
 	return p
@@ -95,12 +97,9 @@ func (m *managers) findings(ctx context.Context) []doctor.Finding {
 	return doctor.Run(ctx, checkers...)
 }
 
-// runManagers runs a manager for each account that has certificates, until ctx is
-// done.
+// runManagers has targets read, and runs a manager, for each account that has
+// certificates, until ctx is done.
 func (s *Server) runManagers(ctx context.Context) {
-	if s.opts.CertManager == nil {
-		return
-	}
 	type run struct {
 		id     string // of the account: one that was made anew has another key
 		cancel context.CancelFunc
@@ -127,7 +126,13 @@ func (s *Server) runManagers(ctx context.Context) {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			running[name] = run{a.ID, cancel}
-			all.Go(func() { s.runManager(ctx, name) })
+			relay := cert.Relay{Logger: s.log.With("account", name)}
+			all.Go(func() {
+				s.runService(ctx, ServiceBinding{Name: "certrelay " + name, Principal: certPrincipal(name), Service: relay})
+			})
+			if s.opts.CertManager != nil {
+				all.Go(func() { s.runManager(ctx, name) })
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -135,6 +140,15 @@ func (s *Server) runManagers(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// haveCertificates makes an account one that has certificates.
+func (s *Server) haveCertificates(ctx context.Context, account string) error {
+	if _, known := s.fleet.directory.Records(certNoun)[account]; known {
+		return nil
+	}
+	_, err := s.fleet.change(ctx, certNoun+"."+account, func() (any, error) { return struct{}{}, nil })
+	return err
 }
 
 // runManager runs the manager of one account.
@@ -202,17 +216,14 @@ func (s *Server) answerCert(ctx context.Context, msg *nats.Msg) error {
 	if _, err := s.wantAccount(r.Account); err != nil {
 		return err
 	}
+	if err := s.haveCertificates(ctx, r.Account); err != nil {
+		return err
+	}
 	if r.Verb == admin.CertKeyVerb {
 		return s.answerCertKey(msg, r)
 	}
 	if s.opts.CertManager == nil {
 		return admin.Errorf(admin.Unavailable, "set certmanager to true on a node", "node %s manages no certificates", s.fleet.node)
-	}
-	if _, known := s.fleet.directory.Records(certNoun)[r.Account]; !known {
-		_, err := s.fleet.change(ctx, certNoun+"."+r.Account, func() (any, error) { return struct{}{}, nil })
-		if err != nil {
-			return err
-		}
 	}
 	session, err := s.open(certPrincipal(r.Account))
 	if err != nil {

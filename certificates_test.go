@@ -172,6 +172,7 @@ func TestTarget(t *testing.T) {
 	var denied []string
 	nc, err := nats.Connect(s.URL(), nats.Secure(s.TLS()),
 		nats.UserJWT(func() (string, error) { return reply.JWT, nil }, func(nonce []byte) ([]byte, error) { return user.Sign(nonce) }),
+		nats.CustomInboxPrefix(identity.Inbox("lb1")),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -181,10 +182,10 @@ func TestTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	js := must(jetstream.New(nc))(t)
-	its := must(cert.OpenLedger(ctx, js))(t)
+	const reads = "$FLEETBUS.cert.read."
+	its := must(cert.OpenLedger(ctx, must(jetstream.NewWithAPIPrefix(nc, reads+"lb1"))(t)))(t)
 	state := cert.NewState([]cert.Signer{cert.Signer(reply.Signer)}, nil)
-	f := must(ledger.NewFollower(state, ledger.FollowOptions{}))(t)
+	f := must(ledger.NewFollower(state, ledger.FollowOptions{Filter: []string{"g.>"}}))(t)
 	run, stop := context.WithCancel(ctx)
 	followed := make(chan error, 1)
 	go func() { followed <- f.Run(run, its) }()
@@ -233,11 +234,12 @@ func TestTarget(t *testing.T) {
 	for _, subject := range []string{
 		cert.Prefix + "." + cert.CertSubject("web", "id"), cert.Prefix + "." + cert.SeenSubject("web", "lb2", "id"), cert.EnrollSubject("lb2"),
 		cert.APISubject("mk"), cert.Prefix + ".config", "orders.new", "$JS.API.STREAM.DELETE.CERTS", "$JS.API.STREAM.PURGE.CERTS",
-		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.OTHER.x", "$JS.API.CONSUMER.DELETE.CERTS.x", "$JS.API.CONSUMER.PAUSE.CERTS.x", "admin.status",
+		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.CERTS.x", "$JS.API.CONSUMER.MSG.NEXT.CERTS.x", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.STREAM.INFO.CERTS",
+		"$JS.API.DIRECT.GET.CERTS", reads + "lb2.STREAM.INFO.CERTS", "admin.status",
 	} {
 		refused(subject, func() error { return nc.Publish(subject, []byte(`{}`)) })
 	}
-	for _, subject := range []string{"orders.>", cert.Prefix + ".>", ">"} {
+	for _, subject := range []string{"orders.>", cert.Prefix + ".>", ">", "_INBOX.>", "_INBOX.lb2.>", "_INBOX.*.x", reads + ">"} {
 		refused(subject, func() error {
 			_, err := nc.SubscribeSync(subject)
 			return err
@@ -246,5 +248,50 @@ func TestTarget(t *testing.T) {
 	stop()
 	if err := <-followed; err != nil {
 		t.Error(err)
+	}
+
+	// What it asks to be written elsewhere, or may not read, the engine is not asked for.
+	app := s.Dial("acme", "app")
+	elsewhere := must(app.SubscribeSync("orders.>"))(t)
+	must(0, app.Flush())(t)
+	last := func(subject string) string { return `{"last_by_subj":"` + cert.Prefix + "." + subject + `"}` }
+	mine, others := cert.SeenSubject("web", "lb1", "id"), cert.SeenSubject("web", "lb2", "id")
+	consumer := func(config string) string {
+		return `{"stream_name":"CERTS","config":{"deliver_policy":"all","ack_policy":"none",` + config + `}}`
+	}
+	filters := func(subjects string) string { return `"filter_subjects":["` + subjects + `"]` }
+	of := func(subject string) string { return filters(cert.Prefix + "." + subject) }
+	for call, body := range map[string]string{"STREAM.MSG.GET.CERTS": last(mine), "STREAM.INFO.CERTS": "", "CONSUMER.CREATE.CERTS.one": consumer(of(mine))} {
+		must(0, nc.PublishRequest(reads+"lb1."+call, "orders.new", []byte(body)))(t)
+		must(0, nc.PublishRequest(reads+"lb1."+call, "_INBOX.lb1x.y", []byte(body)))(t)
+		must(0, nc.Publish(reads+"lb1."+call, []byte(body)))(t)
+	}
+	ask := func(call, body string) string {
+		t.Helper()
+		return string(must(nc.Request(reads+"lb1."+call, []byte(body), 10*time.Second))(t).Data)
+	}
+	for call, bodies := range map[string][]string{
+		"STREAM.MSG.GET.CERTS":                            {last(others), last(cert.ConfigSubject), last("seen.web.lb1"), `{"seq":1}`, `{}`, `x`, "", `{"seq":1,"next_by_subj":">"}`},
+		"CONSUMER.CREATE.CERTS.two":                       {consumer(`"x":1`), consumer(filters(">")), consumer(of("config")), consumer(of("seen.>")), consumer(of("seen.web.*.id")), consumer(of(mine) + `,"filter_subject":">"`), `x`, ""},
+		"CONSUMER.CREATE.CERTS.two." + cert.Prefix + ".>": {consumer(of(mine))},
+		"CONSUMER.DURABLE.CREATE.CERTS.two":               {""}, "CONSUMER.DELETE.CERTS.one": {""}, "CONSUMER.LIST.CERTS": {""}, "STREAM.DELETE.CERTS": {""}, "STREAM.MSG.DELETE.CERTS": {`{"seq":1}`},
+		"STREAM.INFO.OTHER": {""}, "STREAM.LIST": {""}, "INFO": {""}, "CONSUMER.MSG.NEXT.OTHER.two": {""}, "CONSUMER.MSG.NEXT.CERTS.a.b": {""}, "STREAM.PURGE.CERTS": {""},
+	} {
+		for _, body := range bodies {
+			if answer := ask(call, body); !strings.Contains(answer, `"code":403`) {
+				t.Errorf("%s %s: %s", call, body, answer)
+			}
+		}
+	}
+	// A consumer that is to deliver elsewhere does not: it is one that is pulled from.
+	if answer := ask("CONSUMER.CREATE.CERTS.push", consumer(of(mine)+`,"deliver_subject":"orders.pushed"`)); !strings.Contains(answer, `"name":"push"`) || strings.Contains(answer, "deliver_subject") {
+		t.Error(answer)
+	}
+	if answer := ask("STREAM.MSG.GET.CERTS", last(mine)); !strings.Contains(answer, `"message"`) {
+		t.Error(answer)
+	}
+	must(0, app.Publish("orders.last", nil))(t)
+	if msg := must(elsewhere.NextMsg(10 * time.Second))(t); msg.Subject != "orders.last" {
+		t.Errorf("a target wrote %q to %q", msg.Data, msg.Subject)
 	}
 }

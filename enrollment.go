@@ -338,6 +338,9 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 		if err != nil {
 			return nil, err
 		}
+		if err := s.haveCertificates(ctx, account); err != nil {
+			return nil, err
+		}
 		reply.Signer = string(key.Signer())
 	}
 	return reply, nil

@@ -175,6 +175,7 @@ func (s *Server) connect(p identity.Principal, opts ...nats.Option) (*nats.Conn,
 	}
 	nc, err := s.broker.Connect(append([]nats.Option{
 		nats.Name(p.Name),
+		nats.CustomInboxPrefix(p.Inbox()),
 		nats.NoReconnect(),
 		nats.ErrorHandler(s.sessionError(p)),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),

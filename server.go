@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/portowner"
@@ -561,7 +562,7 @@ func (s *Server) dialFleet() (*nats.Conn, error) {
 	}
 	opts := []nats.Option{nats.Name(o.Client.Name), nats.MaxReconnects(-1), nats.Secure(config)}
 	if o.Client.Creds != "" {
-		opts = append(opts, nats.UserCredentials(o.Client.Creds))
+		opts = append(opts, admin.UserCredentials(o.Client.Creds))
 	}
 	nc, err := nats.Connect("tls://"+strings.Join(o.Client.Endpoints, ",tls://"), opts...)
 	if err != nil {

@@ -136,7 +136,7 @@ func TestFollowsOn(t *testing.T) {
 func TestRunEnds(t *testing.T) {
 	b := newBus(t)
 	r := open(t, cert.Options{Key: b.target("lb1")})
-	nc := dial(t, b.server.ClientURL())
+	nc := dial(t, b.server.ClientURL(), r.inbox)
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(t.Context(), nc) }()
 	waitFor(t, "its presence", func() bool { _, err := b.ask("", 100*time.Millisecond); return err == nil })
@@ -149,7 +149,7 @@ func TestRunEnds(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := r.Run(ctx, dial(t, b.server.ClientURL())); err != nil {
+	if err := r.Run(ctx, dial(t, b.server.ClientURL(), r.inbox)); err != nil {
 		t.Error(err)
 	}
 }

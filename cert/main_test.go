@@ -102,10 +102,10 @@ func stopServer(s *server.Server) {
 
 func portOf(s *server.Server) int { return s.Addr().(*net.TCPAddr).Port }
 
-func dial(t testing.TB, url string) *nats.Conn {
+func dial(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc := must(nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0),
-		nats.RetryOnFailedConnect(true), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))(t)
+	nc := must(nats.Connect(url, append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(10 * time.Millisecond), nats.ReconnectJitter(0, 0),
+		nats.RetryOnFailedConnect(true), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}, opts...)...))(t)
 	t.Cleanup(nc.Close)
 	return nc
 }
@@ -135,6 +135,15 @@ func busAt(t testing.TB, s *server.Server, m *certtest.Manager) *bus {
 	t.Helper()
 	nc := dial(t, s.ClientURL())
 	l := must(cert.OpenLedger(within(t, 30*time.Second), must(jetstream.New(nc))(t)))(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	relayed := make(chan error, 1)
+	go func() { relayed <- cert.Relay{}.Run(ctx, nc) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-relayed; err != nil {
+			t.Error(err)
+		}
+	})
 	return &bus{Manager: m, t: t, server: s, nc: nc, ledger: l}
 }
 
@@ -179,8 +188,9 @@ func (b *bus) lastSeen(target, id string) *cert.Seen {
 // A runner is a store that runs.
 type runner struct {
 	*cert.Store
-	log  *journal
-	stop func()
+	inbox nats.Option
+	log   *journal
+	stop  func()
 }
 
 func storeDir(t testing.TB) string { return filepath.Join(t.TempDir(), "certs") }
@@ -188,7 +198,7 @@ func storeDir(t testing.TB) string { return filepath.Join(t.TempDir(), "certs") 
 // open opens a store. Its log is for the test.
 func open(t testing.TB, o cert.Options) *runner {
 	t.Helper()
-	r := &runner{log: &journal{}, stop: func() {}}
+	r := &runner{inbox: nats.CustomInboxPrefix(o.Key.Inbox()), log: &journal{}, stop: func() {}}
 	if o.Logger == nil {
 		o.Logger = r.log.logger()
 	}
@@ -199,7 +209,7 @@ func open(t testing.TB, o cert.Options) *runner {
 // run runs a store over a connection of its own, until it is stopped or the test ends.
 func (r *runner) run(t testing.TB, url string) *runner {
 	t.Helper()
-	nc := dial(t, url)
+	nc := dial(t, url, r.inbox)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx, nc) }()

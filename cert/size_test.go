@@ -36,7 +36,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nc, err := nats.Connect("tls://bus.example", nats.UserCredentials("target.creds"))
+	nc, err := nats.Connect("tls://bus.example", nats.UserCredentials("target.creds"), nats.CustomInboxPrefix(key.Inbox()))
 	if err != nil {
 		return err
 	}

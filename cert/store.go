@@ -200,15 +200,19 @@ func (s *Store) Certificates() []Status {
 	return all
 }
 
-// Run keeps the store up to date by way of nc until ctx ends, and returns nil then. What
-// fails is tried again, and what is served goes on being served. It fails if nc is
-// closed, and if the store runs already.
+// Run keeps the store up to date by way of nc until ctx ends, and returns nil then. nc
+// was made with the option nats.CustomInboxPrefix and the key's Inbox. What fails is
+// tried again, and what is served goes on being served. Run fails if nc is closed, and if
+// the store runs already.
 func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 	if !s.running.CompareAndSwap(false, true) {
 		return errors.New("running a store of certificates: it runs already")
 	}
 	defer s.running.Store(false)
-	js, err := jetstream.New(nc)
+	if nc.Opts.InboxPrefix != s.o.Key.Inbox() {
+		return fmt.Errorf("running a store of certificates: the connection needs the option nats.CustomInboxPrefix(%q): a target hears nothing elsewhere", s.o.Key.Inbox())
+	}
+	js, err := jetstream.NewWithAPIPrefix(nc, readPrefix(s.o.Key.Name))
 	if err != nil {
 		return fmt.Errorf("running a store of certificates: %w", err)
 	}

@@ -102,6 +102,9 @@ func (k *TargetKey) Signer() (Signer, error) {
 	return signerOf(key), nil
 }
 
+// Inbox is what the target's connections are made with, as nats.CustomInboxPrefix.
+func (k *TargetKey) Inbox() string { return inbox(k.Name) }
+
 // Sign returns a report as it stands in the ledger under subject.
 func (k *TargetKey) Sign(subject string, report Seen) ([]byte, error) {
 	key, err := k.signing()

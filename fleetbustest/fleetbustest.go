@@ -192,7 +192,7 @@ func (s *Server) Founded() *fleetbus.Founded { return s.founded }
 // Connect connects over TLS with a creds file.
 func (s *Server) Connect(creds string, opts ...nats.Option) (*nats.Conn, error) {
 	s.t.Helper()
-	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), nats.UserCredentials(creds)}, opts...)...)
+	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), admin.UserCredentials(creds)}, opts...)...)
 }
 
 // Admin is the administrative API, as the admin that was made with the fleet.

@@ -366,6 +366,17 @@ func CredsLife(creds []byte) (issued, expires time.Time, err error) {
 	return time.Unix(claims.IssuedAt, 0), expires, nil
 }
 
+// CredsInbox returns the Inbox of the user whose creds file it is; what clients use by
+// default if it is not one of ours. It verifies no signature.
+func CredsInbox(creds []byte) string {
+	if token, err := jwt.ParseDecoratedJWT(creds); err == nil {
+		if claims, err := jwt.DecodeUserClaims(token); err == nil && CheckName(claims.Name) == nil {
+			return Inbox(claims.Name)
+		}
+	}
+	return "_INBOX"
+}
+
 // jwtHeader is the only one that the engine accepts.
 const jwtHeader = `{"typ":"JWT","alg":"ed25519-nkey"}`
 

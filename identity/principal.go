@@ -61,6 +61,19 @@ type Principal struct {
 // String returns the full name, such as "acme/alice".
 func (p Principal) String() string { return p.Account + "/" + p.Name }
 
+// Inbox begins the subjects where p hears replies: a role that may not read everything
+// lets it read those of no other. No user has the name that a service has there.
+func (p Principal) Inbox() string {
+	if p.Kind == KindService {
+		return Inbox("+" + p.Name)
+	}
+	return Inbox(p.Name)
+}
+
+// Inbox begins the subjects where the user of that name hears replies. It is what the
+// option nats.CustomInboxPrefix takes.
+func Inbox(name string) string { return "_INBOX." + name }
+
 // LogValue is the full name: the rest can be looked up.
 func (p Principal) LogValue() slog.Value { return slog.StringValue(p.String()) }
 

@@ -9,10 +9,12 @@ import (
 
 // The names of the built-in roles.
 const (
-	// RoleClient may do everything within its account, but with certificates.
+	// RoleClient may do everything within its account, but with certificates, and speak
+	// as a machine.
 	RoleClient = "client"
-	// RoleMachine may use the subjects that begin with machine.<its name>, and
-	// receive replies.
+	// RoleMachine may publish to machine.<its name>.out.>, which no client may, hear
+	// machine.<its name>.in.> and machines.>, answer what it is asked there, and receive
+	// replies.
 	RoleMachine = "machine"
 	// RoleAuditor may read everything within its account and write nothing.
 	RoleAuditor = "auditor"
@@ -48,23 +50,24 @@ type Role struct {
 // caller owns the result.
 func BuiltinRoles() []Role {
 	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
-	machine := "machine." + nameTemplate + ".>"
 	const day = 24 * time.Hour
 	// The ledger of certificates, and what is asked about them.
 	const certs, cert = Private + "certs.", Private + "cert."
+	inbox := Inbox(nameTemplate) + ".>"
 	user := everything.clone()
 	user.Deny = append(user.Deny, certsAPI()...)
+	user.Deny = append(user.Deny, machineSays("*"))
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{"admin.>"}},
-			Subscribe: Rule{Allow: []string{"_INBOX.>"}},
+			Subscribe: Rule{Allow: []string{inbox}},
 		}},
 		{Name: RoleAuditor, Builtin: true, Expires: day, Permissions: Permissions{
 			Subscribe: everything.clone(),
 		}},
 		{Name: RoleCertManager, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{certs + ">", cert + ">", "$JS.API.>"}},
-			Subscribe: Rule{Allow: []string{certs + ">", cert + ">", "_INBOX.>"}},
+			Subscribe: Rule{Allow: []string{certs + ">", cert + ">", inbox}},
 			Replies:   &Replies{Max: 100, For: time.Hour},
 		}},
 		{Name: RoleClient, Builtin: true, Expires: day, Permissions: Permissions{
@@ -72,20 +75,23 @@ func BuiltinRoles() []Role {
 			Subscribe: everything.clone(),
 		}},
 		{Name: RoleMachine, Builtin: true, Expires: day, Permissions: Permissions{
-			Publish:   Rule{Allow: []string{machine}},
-			Subscribe: Rule{Allow: []string{machine, "_INBOX.>"}},
+			Publish:   Rule{Allow: []string{machineSays(nameTemplate)}},
+			Subscribe: Rule{Allow: []string{"machine." + nameTemplate + ".in.>", "machines.>", inbox}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
-		// Its credentials outlive any outage of the bus that is worth waiting for.
+		// Its credentials outlive any outage of the bus that is worth waiting for. It
+		// reads the ledger by way of a node: whoever may use the engine's API can have
+		// it write what is stored to any subject.
 		{Name: RoleTarget, Builtin: true, Expires: 90 * day, Permissions: Permissions{
-			Publish: Rule{Allow: []string{certs + "seen.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate,
-				"$JS.API.STREAM.INFO.CERTS", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.DIRECT.GET.CERTS.>",
-				"$JS.API.CONSUMER.CREATE.CERTS.>", "$JS.API.CONSUMER.INFO.CERTS.>", "$JS.API.CONSUMER.MSG.NEXT.CERTS.>"}},
-			Subscribe: Rule{Allow: []string{cert + "ask.*", "_INBOX.>"}},
+			Publish:   Rule{Allow: []string{certs + "seen.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate, cert + "read." + nameTemplate + ".>"}},
+			Subscribe: Rule{Allow: []string{cert + "ask.*", inbox}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
 	}
 }
+
+// machineSays are the subjects that only the machine of that name may publish to.
+func machineSays(name string) string { return "machine." + name + ".out.>" }
 
 // certsAPI are the subjects by which the engine is asked to read the stream of the
 // certificates' ledger, to change it, and to delete it.

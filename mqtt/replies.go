@@ -51,7 +51,7 @@ func (s *session) expectReply(subject string, p *packet.Publish) string {
 	defer x.mu.Unlock()
 	now := time.Now()
 	if x.sub == nil {
-		x.inbox, x.waiting = nats.NewInbox()+".", map[string]expected{}
+		x.inbox, x.waiting = s.login.NewInbox()+".", map[string]expected{}
 		sub, err := s.login.Subscribe(x.inbox+"*", s.replied)
 		if err != nil || s.login.Flush() != nil { // what goes past the library does not wait for it
 			return ""

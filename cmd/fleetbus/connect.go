@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 // fleetFlags say how to reach a fleet. What is not given comes from variables,
@@ -156,9 +157,14 @@ func (a *app) connect(ctx context.Context, t endpoint, more ...nats.Option) (*na
 	}
 	if config != nil {
 		opts = append(opts, nats.Secure(config))
+		for _, pair := range config.Certificates {
+			if name := pair.Leaf.Subject.CommonName; identity.CheckName(name) == nil {
+				opts = append(opts, nats.CustomInboxPrefix(identity.Inbox(name)))
+			}
+		}
 	}
 	if t.creds != "" {
-		opts = append(opts, nats.UserCredentials(t.creds))
+		opts = append(opts, admin.UserCredentials(t.creds))
 	}
 	nc, err := nats.Connect(strings.Join(t.servers, ","), append(opts, more...)...)
 	switch {

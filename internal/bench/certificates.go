@@ -79,7 +79,7 @@ func Certificates(ctx context.Context, o Options) (Report, error) {
 
 // dialAs connects a new user of that name and role, who stays connected.
 func (s *system) dialAs(ctx context.Context, name, role string) (*nats.Conn, error) {
-	nc, err := s.dial(ctx, s.urls, nats.UserCredentials(s.admin))
+	nc, err := s.dial(ctx, s.urls, admin.UserCredentials(s.admin))
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +334,7 @@ func (h *certHouse) measureReplay(ctx context.Context) error {
 // certificates, and what is in use of the heap then, in bytes.
 func (s *system) replay(ctx context.Context, key *cert.TargetKey, n int, generation uint64) (time.Duration, float64, error) {
 	user := fmt.Sprintf("%s-%d", key.Name, generation)
-	nc, err := s.dialAs(ctx, user, identity.RoleCertManager)
+	nc, err := s.dialAs(ctx, key.Name, identity.RoleTarget)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -434,7 +434,7 @@ func target(i int) string { return "lb" + strconv.Itoa(i) }
 // subscribe runs the stores of as many targets. It returns those that run even if it
 // fails.
 func (h *certHouse) subscribe(ctx context.Context, s *system, w *scribe) ([]running, error) {
-	nc, err := s.dial(ctx, s.urls, nats.UserCredentials(s.admin))
+	nc, err := s.dial(ctx, s.urls, admin.UserCredentials(s.admin))
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"golang.org/x/time/rate"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -79,7 +78,7 @@ func (h *house) mqttFleet(ctx context.Context, n int, flags ...string) (*mqttBro
 
 // device makes a user with a certificate.
 func (s *system) device(ctx context.Context) (cert tls.Certificate, err error) {
-	nc, err := s.dial(ctx, s.urls, nats.UserCredentials(s.admin))
+	nc, err := s.dial(ctx, s.urls, admin.UserCredentials(s.admin))
 	if err != nil {
 		return cert, err
 	}

@@ -216,7 +216,7 @@ func (h *house) measureAdministration(ctx context.Context) error {
 		return err
 	}
 	defer s.stop()
-	nc, err := s.dial(ctx, s.urls[:1], nats.UserCredentials(s.admin))
+	nc, err := s.dial(ctx, s.urls[:1], admin.UserCredentials(s.admin))
 	if err != nil {
 		return err
 	}

@@ -111,7 +111,8 @@ func (h *house) fleet(n int) (*system, error) {
 		nodes = append(nodes, o)
 		s.urls = append(s.urls, "tls://"+addrs[2*i])
 		s.lines = append(s.lines, []string{h.fleetbus, "serve", "--data-dir", o.Dir, "--name", o.Name, "--advertise", o.Advertise,
-			"--listeners-nats-addr", addrs[2*i], "--cluster-addr", o.Cluster.Addr})
+			"--listeners-nats-addr", addrs[2*i], "--cluster-addr", o.Cluster.Addr,
+			"--certificates-manage=false"}) // a bench has managers of its own
 	}
 	founded, err := fleetbus.InitCluster(nodes)
 	if err != nil {
@@ -236,7 +237,7 @@ func (s *system) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if s.admin != "" {
-		nc, err := s.dial(ctx, s.urls, nats.UserCredentials(s.admin))
+		nc, err := s.dial(ctx, s.urls, admin.UserCredentials(s.admin))
 		if err != nil {
 			return err
 		}
@@ -286,7 +287,9 @@ func (s *system) enlist(ctx context.Context, api *admin.Client, name, role strin
 		reply, err = api.AddUser(ctx, admin.UserRequest{Name: benchAccount + "/" + name, Role: role, Key: public})
 		return err
 	})
-	return nats.UserJWTAndSeed(reply.JWT, seed), err
+	return func(o *nats.Options) error {
+		return errors.Join(nats.UserJWTAndSeed(reply.JWT, seed)(o), nats.CustomInboxPrefix(identity.Inbox(name))(o))
+	}, err
 }
 
 // newUserKey makes the key of a user.
