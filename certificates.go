@@ -225,49 +225,48 @@ func (s *Server) answerCert(ctx context.Context, msg *nats.Msg) error {
 	if s.opts.CertManager == nil {
 		return admin.Errorf(admin.Unavailable, "set certmanager to true on a node", "node %s manages no certificates", s.fleet.node)
 	}
+	key, err := s.managerKey(r.Account)
+	if err != nil {
+		return err
+	}
 	session, err := s.open(certPrincipal(r.Account))
 	if err != nil {
 		return err
 	}
 	defer session.Close()
-	return forward(ctx, session.Conn, cert.APISubject(r.Verb), r.Data, msg)
+	return forward(ctx, session.Conn, key.Signer(), cert.APISubject(r.Verb), r.Data, msg)
 }
 
-// forward publishes data as a request, and gives every answer to it to msg, up to the
-// last one. It waits for somebody to be there who answers.
-func forward(ctx context.Context, nc *nats.Conn, subject string, data []byte, msg *nats.Msg) error {
-	inbox := nc.NewInbox()
-	answers, err := nc.SubscribeSync(inbox)
-	if err != nil {
-		return fmt.Errorf("subscribing to %q: %w", inbox, err)
-	}
+// forward publishes data as a request, and gives every answer to it that signer signed
+// to msg, up to the last one. It waits for somebody to be there who answers.
+func forward(ctx context.Context, nc *nats.Conn, signer cert.Signer, subject string, data []byte, msg *nats.Msg) error {
 	appears, cancel := context.WithTimeout(ctx, managerAppears)
 	defer cancel()
-	if err := nc.PublishRequest(subject, inbox, data); err != nil {
-		return fmt.Errorf("asking %q: %w", subject, err)
-	}
+	answers, err := cert.Ask(nc, []cert.Signer{signer}, subject, data)
 	for {
-		answer, err := answers.NextMsgWithContext(ctx)
+		if err != nil {
+			return err
+		}
+		answer, problem := answers.Next(ctx)
 		switch {
-		case errors.Is(err, nats.ErrNoResponders) && appears.Err() == nil:
+		case errors.Is(problem, nats.ErrNoResponders) && appears.Err() == nil:
+			answers.Close()
 			select {
 			case <-ctx.Done():
 			case <-time.After(managersCheck / 4):
 			}
-			if err := nc.PublishRequest(subject, inbox, data); err != nil {
-				return fmt.Errorf("asking %q: %w", subject, err)
-			}
+			answers, err = cert.Ask(nc, []cert.Signer{signer}, subject, data)
 			continue
-		case errors.Is(err, nats.ErrNoResponders):
+		case errors.Is(problem, nats.ErrNoResponders):
 			return admin.Errorf(admin.Unavailable, "fleetbus status", "no node manages the certificates of this account")
-		case err != nil:
-			return fmt.Errorf("asking %q: %w", subject, err)
+		case problem != nil:
+			return fmt.Errorf("asking %q: %w", subject, problem)
 		}
-		if err := msg.Respond(answer.Data); err != nil {
+		if err := msg.Respond(answer); err != nil {
 			return fmt.Errorf("answering: %w", err)
 		}
 		var step admin.CertProgress
-		if json.Unmarshal(answer.Data, &step) != nil || step.Progress == nil {
+		if json.Unmarshal(answer, &step) != nil || step.Progress == nil {
 			return nil // the last one
 		}
 	}

@@ -59,8 +59,12 @@ func (r *registrar) Run(ctx context.Context, nc *nats.Conn) error {
 		return err
 	}
 	sub, err := nc.QueueSubscribe(cert.APISubject("ping"), "certmanager", func(msg *nats.Msg) {
-		_ = msg.Respond([]byte(`{"progress":"working"}`))
-		_ = msg.Respond([]byte(`{"data":` + string(msg.Data) + `}`))
+		_ = msg.Respond([]byte(`{"data":"forged"}`))
+		stranger, _ := cert.NewManagerKey("acme", make([]byte, 32))
+		_ = stranger.Answer(msg, json.RawMessage(`{"data":"forged"}`))
+		_ = r.key.Answer(&nats.Msg{Reply: msg.Reply, Sub: msg.Sub}, json.RawMessage(`{"data":"of another request"}`))
+		_ = r.key.Answer(msg, json.RawMessage(`{"progress":"working"}`))
+		_ = r.key.Answer(msg, json.RawMessage(`{"data":`+string(msg.Data)+`}`))
 	})
 	if err != nil {
 		return err

@@ -142,11 +142,7 @@ func asked(m *nats.Msg) bool { return m.Reply != "" && !strings.HasPrefix(m.Repl
 // answer does what a message asks for, in the background.
 func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Context, func(string)) (any, error)) {
 	respond := func(r reply) {
-		data, err := json.Marshal(r)
-		if err == nil {
-			err = m.Respond(data)
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := s.key.Answer(m, r); err != nil && ctx.Err() == nil {
 			s.m.log.Warn("request not answered", "subject", m.Subject, "err", err)
 		}
 	}

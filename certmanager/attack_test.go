@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -249,6 +250,64 @@ func TestForgedReports(t *testing.T) {
 	stuck.set(func() { stuck.mute = false })
 	stuck.poke <- struct{}{}
 	w.record("web", made.ID, "all have it", generation(2))
+}
+
+// TestFalseManager has somebody who has the role of a manager, and not the key, answer
+// requests: nobody believes it, and it hears no secret.
+func TestFalseManager(t *testing.T) {
+	w := newWorld(t)
+	w.configure(fakeConfig)
+	stranger := must(cert.NewManagerKey("acme", []byte(strings.Repeat("f", 32))))(t)
+	const planted = "planted-secret"
+	var mu sync.Mutex
+	var heard []string
+	answer := func(m *nats.Msg) {
+		if !strings.HasPrefix(m.Reply, "_INBOX.") {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if opened, err := stranger.OpenMessage("conf.update", sealedIn(m.Data)); err == nil {
+			heard = append(heard, string(opened))
+		}
+		heard = append(heard, string(m.Data))
+		data, err := json.Marshal(publicKey{stranger.Public()})
+		if err != nil {
+			t.Error(err)
+		}
+		r := reply{Reply: admin.Reply{Data: data}}
+		_ = stranger.Answer(m, r)
+		plain, _ := json.Marshal(r)
+		_ = m.Respond(plain)
+	}
+	impostor := dial(t, w.url)
+	must(impostor.Subscribe(cert.APISubject(">"), answer))(t) // beside the managers, and before them
+	must(0, impostor.Flush())(t)
+	w.run(w.options("m1"))
+	text := strings.TrimSuffix(fakeConfig, "}") + `,"dns":[{"name":"d","provider":"rfc2136","settings":{"key":"` + planted + `"}}]}`
+	for range 10 {
+		if _, err := w.client().UpdateConfig(within(t), []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := w.client().Certificates(within(t), ""); err != nil || len(all) != 0 {
+			t.Fatalf("%+v %v", all, err)
+		}
+	}
+	// Who does not know whom to believe confides in nobody.
+	if _, err := NewClient(w.nc).UpdateConfig(within(t), []byte(text)); !errors.Is(err, &admin.Error{Code: admin.Denied}) {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(heard) == 0 || strings.Contains(strings.Join(heard, ""), planted) {
+		t.Errorf("it heard %d requests, the secret among them", len(heard))
+	}
+}
+
+func sealedIn(data []byte) cert.Sealed {
+	var c confidence
+	_ = json.Unmarshal(data, &c)
+	return c.Sealed
 }
 
 // last is what the ledger has last of a subject.

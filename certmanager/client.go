@@ -21,6 +21,9 @@ const silence = 3 * alive
 type Client struct {
 	nc      *nats.Conn
 	account string // whose managers are asked by way of a node; "": those of nc's own
+	// Signer is who signs what managers of nc's own account answer. Empty: whoever
+	// answers is believed, and nothing confidential is said.
+	Signer cert.Signer
 	// Progress is told of the steps of what takes a while. It may be nil.
 	Progress func(step string)
 }
@@ -30,7 +33,7 @@ type Client struct {
 func NewClient(nc *nats.Conn) *Client { return &Client{nc: nc} }
 
 // NewAdminClient returns a Client for an administrator of the fleet, who asks the
-// managers of an account by way of a node.
+// managers of an account by way of a node, which knows who they are.
 func NewAdminClient(nc *nats.Conn, account string) *Client { return &Client{nc: nc, account: account} }
 
 // Make makes a certificate.
@@ -123,18 +126,18 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 			return out, fmt.Errorf("encoding request %q: %w", name, err)
 		}
 	}
-	inbox := c.nc.NewInbox()
-	sub, err := c.nc.SubscribeSync(inbox)
+	var signers []cert.Signer
+	if c.Signer != "" {
+		signers = []cert.Signer{c.Signer}
+	}
+	answers, err := cert.Ask(c.nc, signers, subject, body)
 	if err != nil {
 		return out, fmt.Errorf("asking for %q: %w", name, err)
 	}
-	defer func() { _ = sub.Unsubscribe() }() // the connection may be gone
-	if err := c.nc.PublishRequest(subject, inbox, body); err != nil {
-		return out, fmt.Errorf("asking for %q: %w", name, err)
-	}
+	defer answers.Close()
 	var parts []byte
 	for {
-		r, err := nextReply(ctx, sub)
+		r, err := nextReply(ctx, answers)
 		if err != nil {
 			return out, fmt.Errorf("asking the managers of certificates for %q: %w", name, err)
 		}
@@ -154,18 +157,15 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 	}
 }
 
-func nextReply(ctx context.Context, sub *nats.Subscription) (reply, error) {
+func nextReply(ctx context.Context, answers *cert.Answers) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
 	var r reply
-	msg, err := sub.NextMsgWithContext(ctx)
-	switch {
-	case err != nil:
+	data, err := answers.Next(ctx)
+	if err != nil {
 		return r, err
-	case len(msg.Data) == 0 && msg.Header.Get("Status") == "503":
-		return r, nats.ErrNoResponders
 	}
-	if err := json.Unmarshal(msg.Data, &r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return r, errors.New("the answer cannot be read")
 	}
 	return r, nil

@@ -13,8 +13,13 @@ import (
 // nodes, and whoever traces messages there does not read it.
 type confidence struct {
 	Sealed cert.Sealed `json:"sealed"`
+}
+
+// confided is what a confidence says, if it is a request.
+type confided struct {
+	Request json.RawMessage `json:"request"`
 	// Reply is the public key that the answer is to be sealed to.
-	Reply []byte `json:"reply,omitempty"`
+	Reply []byte `json:"reply"`
 }
 
 // publicKey is what confidences are sealed to.
@@ -33,11 +38,15 @@ func confidential(name string, do verb) verb {
 		if err != nil {
 			return nil, err
 		}
-		request, err := s.key.OpenMessage(name, in.Sealed)
+		opened, err := s.key.OpenMessage(name, in.Sealed)
 		if err != nil {
 			return nil, admin.Errorf(admin.Invalid, "", "the request is not sealed to the managers of this account")
 		}
-		out, err := do(ctx, s, request, progress)
+		r, err := decode[confided](opened)
+		if err != nil {
+			return nil, err
+		}
+		out, err := do(ctx, s, r.Request, progress)
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +54,7 @@ func confidential(name string, do verb) verb {
 		if err != nil {
 			return nil, fmt.Errorf("encoding an answer: %w", err)
 		}
-		sealed, err := cert.SealMessage(in.Reply, name, body)
+		sealed, err := cert.SealMessage(r.Reply, name, body)
 		if err != nil {
 			return nil, admin.Errorf(admin.Invalid, "", "the request has no key that the answer could be sealed to")
 		}
@@ -53,9 +62,13 @@ func confidential(name string, do verb) verb {
 	}
 }
 
-// confide is call for what has secrets in it.
+// confide is call for what has secrets in it. Whose key it is sealed to has to be known:
+// a node says it, or a Signer has signed it.
 func confide[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
 	var out Out
+	if c.account == "" && c.Signer == "" {
+		return out, admin.Errorf(admin.Denied, "ask as an administrator of the fleet", "whoever answers in this account could say to be its managers, and secrets are told to nobody else")
+	}
 	managers, err := call[publicKey](ctx, c, "public", struct{}{})
 	if err != nil {
 		return out, err
@@ -65,6 +78,9 @@ func confide[Out any](ctx context.Context, c *Client, name string, in any) (Out,
 		return out, err
 	}
 	body, err := json.Marshal(in)
+	if err == nil {
+		body, err = json.Marshal(confided{body, key.Public()})
+	}
 	if err != nil {
 		return out, fmt.Errorf("encoding request %q: %w", name, err)
 	}
@@ -72,7 +88,7 @@ func confide[Out any](ctx context.Context, c *Client, name string, in any) (Out,
 	if err != nil {
 		return out, fmt.Errorf("sealing request %q: %w", name, err)
 	}
-	answer, err := call[confidence](ctx, c, name, confidence{Sealed: sealed, Reply: key.Public()})
+	answer, err := call[confidence](ctx, c, name, confidence{sealed})
 	if err != nil {
 		return out, err
 	}

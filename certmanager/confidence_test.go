@@ -61,7 +61,7 @@ func TestConfidence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, bad := range []any{ConfigRequest{Config: json.RawMessage(fakeConfig)}, confidence{Sealed: other, Reply: []byte("x")}, struct{}{}} {
+	for _, bad := range []any{ConfigRequest{Config: json.RawMessage(fakeConfig)}, confidence{other}, struct{}{}} {
 		if _, err := call[confidence](within(t), c, "conf.update", bad); !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
 			t.Errorf("%+v: %v", bad, err)
 		}

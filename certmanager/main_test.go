@@ -472,7 +472,11 @@ func (w *world) request(group string, names ...string) string {
 	return id
 }
 
-func (w *world) client() *Client { return NewClient(w.nc) }
+func (w *world) client() *Client {
+	c := NewClient(w.nc)
+	c.Signer = w.key.Signer()
+	return c
+}
 
 // record waits until the record of a certificate is as it should.
 func (w *world) record(group, id, what string, good func(r *cert.Record) bool) *cert.Record {
@@ -559,12 +563,17 @@ func (g *target) enroll() (enrollment, error) {
 	if err != nil {
 		return e, err
 	}
-	msg, err := g.nc.RequestWithContext(within(g.w.t), cert.EnrollSubject(g.name), body)
+	answers, err := cert.Ask(g.nc, []cert.Signer{g.w.key.Signer()}, cert.EnrollSubject(g.name), body)
+	if err != nil {
+		return e, err
+	}
+	defer answers.Close()
+	data, err := answers.Next(within(g.w.t))
 	if err != nil {
 		return e, err
 	}
 	var r reply
-	if err := json.Unmarshal(msg.Data, &r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return e, err
 	}
 	if r.Error != nil {

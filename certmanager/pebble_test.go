@@ -154,7 +154,9 @@ func (r *rig) manager(name string) {
 }
 
 func (r *rig) client() *certmanager.Client {
-	return certmanager.NewClient(r.dial())
+	c := certmanager.NewClient(r.dial())
+	c.Signer = r.key.Signer()
+	return c
 }
 
 func (r *rig) configure(c *certmanager.Client) {

@@ -161,6 +161,7 @@ func (s *system) manage(ctx context.Context, w *scribe, n int, o *office, now fu
 		return stop, err
 	}
 	client := certmanager.NewClient(nc)
+	client.Signer = w.key.Signer()
 	return stop, s.eventually(ctx, "configuring managers", adminTimeout, func(ctx context.Context) error {
 		_, err := client.UpdateConfig(ctx, settings)
 		return err

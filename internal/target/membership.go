@@ -83,7 +83,12 @@ func askGroups(ctx context.Context, nc *nats.Conn, name string, key *cert.Target
 	if err != nil {
 		return nil, err
 	}
-	msg, err := nc.RequestWithContext(ctx, cert.EnrollSubject(name), body)
+	answers, err := cert.Ask(nc, key.Signers, cert.EnrollSubject(name), body)
+	if err != nil {
+		return nil, err
+	}
+	defer answers.Close()
+	data, err := answers.Next(ctx)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, admin.Errorf(admin.Unavailable, "fleetbus cert ls, as an administrator, starts them", "no manager of certificates answers in this account")
 	}
@@ -96,7 +101,7 @@ func askGroups(ctx context.Context, nc *nats.Conn, name string, key *cert.Target
 			Groups []string `json:"groups"`
 		} `json:"data"`
 	}
-	if err := json.Unmarshal(msg.Data, &reply); err != nil {
+	if err := json.Unmarshal(data, &reply); err != nil {
 		return nil, fmt.Errorf("reading an answer: %w", err)
 	}
 	if reply.Error != nil {
