@@ -101,10 +101,10 @@ func (c *Client) Config(ctx context.Context) (ConfigReply, error) {
 	return confide[ConfigReply](ctx, c, "conf.display", struct{}{})
 }
 
-// Root returns the root of an issuer that is an authority of our own, in PEM.
-func (c *Client) Root(ctx context.Context, issuer string) (string, error) {
-	reply, err := call[RootReply](ctx, c, "root", RootRequest{issuer})
-	return reply.Root, err
+// Root returns the root of an issuer that is an authority of our own, and the list of
+// what it has revoked.
+func (c *Client) Root(ctx context.Context, issuer string) (RootReply, error) {
+	return call[RootReply](ctx, c, "root", RootRequest{issuer})
 }
 
 // Status tells how certificates stand.

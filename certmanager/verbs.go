@@ -468,14 +468,20 @@ type RootRequest struct {
 	Issuer string `json:"issuer,omitempty"`
 }
 
-// RootReply is a root certificate in PEM.
+// RootReply is a root certificate in PEM, and what it has revoked.
 type RootReply struct {
 	Issuer string `json:"issuer"`
 	Root   string `json:"root"`
+	// CRL is the list of revoked certificates, in PEM; it is valid for a week.
+	CRL string `json:"crl"`
 }
 
-// A rooted issuer has a root that nobody knows unless it is told.
-type rooted interface{ Root() string }
+// A rooted issuer has a root, and a list of what it has revoked in DER, that nobody
+// knows unless it is told.
+type rooted interface {
+	Root() string
+	CRL(context.Context) ([]byte, error)
+}
 
 func (s *session) root(ctx context.Context, in RootRequest, _ func(string)) (RootReply, error) {
 	settings, err := s.configured()
@@ -491,7 +497,11 @@ func (s *session) root(ctx context.Context, in RootRequest, _ func(string)) (Roo
 			return RootReply{}, err
 		}
 		if r, ok := o.issuer.(rooted); ok {
-			return RootReply{Issuer: is.Name, Root: r.Root()}, nil
+			list, err := r.CRL(ctx)
+			if err != nil {
+				return RootReply{}, err
+			}
+			return RootReply{is.Name, r.Root(), string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list}))}, nil
 		}
 	}
 	if in.Issuer == "" {

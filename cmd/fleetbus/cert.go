@@ -483,7 +483,8 @@ func newCertRemove(a *app) *cobra.Command {
 }
 
 func newCertRoot(a *app) *cobra.Command {
-	return a.output(&cobra.Command{
+	var crl bool
+	cmd := &cobra.Command{
 		Use: "root [ISSUER]", Args: takes("[ISSUER]"), Annotations: reads(),
 		Short: "Print the root of the managers' own authority, which clients have to trust",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -491,20 +492,23 @@ func newCertRoot(a *app) *cobra.Command {
 			if len(args) > 0 {
 				issuer = args[0]
 			}
-			root, err := manage(cmd, a, "reading the root", func(ctx context.Context, c *certmanager.Client) (string, error) {
+			root, err := manage(cmd, a, "reading the root", func(ctx context.Context, c *certmanager.Client) (certmanager.RootReply, error) {
 				return c.Root(ctx, issuer)
 			})
 			if err != nil {
 				return err
 			}
-			value := struct {
-				Root string `json:"root"`
-			}{root}
-			return a.show(report{value: value, text: func(p *page) {
-				for line := range strings.SplitSeq(strings.TrimSpace(root), "\n") {
+			text := root.Root
+			if crl {
+				text = root.CRL
+			}
+			return a.show(report{value: root, text: func(p *page) {
+				for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 					p.line("%s", line)
 				}
 			}})
 		},
-	})
+	}
+	cmd.Flags().BoolVar(&crl, "crl", false, "print the list of certificates that it has revoked, which is valid for a week")
+	return a.output(cmd)
 }

@@ -21,7 +21,7 @@ func startAuthority(string) (*authority, error) {
 				return nil, err
 			}
 			roots := x509.NewCertPool()
-			if !roots.AppendCertsFromPEM([]byte(root)) {
+			if !roots.AppendCertsFromPEM([]byte(root.Root)) {
 				return nil, errors.New("the authority has no root")
 			}
 			return roots, nil
