@@ -7,7 +7,7 @@
 // away. A Go server does so with a [Store]:
 //
 //	store, err := cert.Open(cert.Options{Key: key, Dir: dir})
-//	go store.Run(ctx, nc)
+//	go store.Run(ctx, nc) // made with nats.CustomInboxPrefix(key.Inbox())
 //	tlsConfig.GetCertificate = store.GetCertificate
 //
 // # Records
@@ -16,14 +16,16 @@
 //
 //	g.<group>.cert.<id>         a [Record]: a certificate, over all its renewals
 //	g.<group>.key               a [GroupKey]
-//	g.<group>.target.<name>     a [Target], with what it opens the group key by
+//	g.<group>.target.<name>     a [Target], with what it opens the group key by and signs by
 //	g.<group>.challenge.<id>    a [Challenge] that every target has to answer
 //	seen.<group>.<target>.<id>  a [Seen]: what a target was seen serving
 //	config                      the [Config] of the managers
 //
-// The target signs what it was seen serving, and managers sign all else. A record is always whole: the last of a subject
-// is all there is to know. It is decoded leniently: what is unknown does no harm, and
-// subjects that are unknown are left alone. A manager that writes a record anew drops
-// the fields that it does not know, so that all managers are to be of the version that
-// writes a field before it is relied on.
+// The target signs what it was seen serving, and managers sign all else. A record is
+// always whole: the last of a subject is all there is to know. It is decoded leniently:
+// what is unknown does no harm, and subjects that are unknown are left alone. A manager
+// that writes a record anew drops the fields that it does not know, so that all managers
+// are to be of the version that writes a field before it is relied on.
+//
+// A target uses no API of the engine: it reads by way of a [Relay], which nodes run.
 package cert

@@ -106,8 +106,8 @@ func newRoleAdd(a *app) *cobra.Command {
 		Long: `Make a role, or set what is named of one that exists, for all users who have it.
 A new role allows nothing that is not named, and credentials last 24h. The texts
 {{name()}} and {{account-name()}} in a subject stand for the user's.`,
-		Example: `  fleetbus role add sensor --publish 'site.{{name()}}.>' --subscribe '_INBOX.>'
-  fleetbus role add worker --subscribe 'jobs.>,_INBOX.>' --reply-max 1 --payload 64KiB --network 10.0.0.0/8`,
+		Example: `  fleetbus role add sensor --publish 'site.{{name()}}.>' --subscribe '_INBOX.{{name()}}.>'
+  fleetbus role add worker --subscribe 'jobs.>,_INBOX.{{name()}}.>' --reply-max 1 --payload 64KiB --network 10.0.0.0/8`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[0]
 			what := fmt.Sprintf("adding role %q", name)
