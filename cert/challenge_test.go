@@ -57,7 +57,13 @@ func TestHTTPChallenge(t *testing.T) {
 	if code, _ := get("POST", "/.well-known/acme-challenge/token-c1"); code != 405 {
 		t.Errorf("a POST is answered with %d", code)
 	}
-	b.publish(certEvent(cert.ChallengeSubject("web", "c1"), nil))
+	// Somebody who may append cannot take it back.
+	b.publish(certEvent(cert.ChallengeSubject("web", "c1"), nil), b.Challenge("c3", "http-01", "a.example"))
+	waitFor(t, "the next challenge", func() bool { code, _ := get("GET", "/.well-known/acme-challenge/token-c3"); return code == 200 })
+	if code, _ := get("GET", "/.well-known/acme-challenge/token-c1"); code != 200 {
+		t.Errorf("somebody took a challenge back: %d", code)
+	}
+	b.publish(b.TakeBack("c1"))
 	waitFor(t, "the challenge to go", func() bool { code, _ := get("GET", "/.well-known/acme-challenge/token-c1"); return code == 404 })
 	if _, err := b.ask("token-c1", 100*time.Millisecond); err == nil {
 		t.Error("it says that it answers a challenge that is gone")

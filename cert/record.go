@@ -262,9 +262,9 @@ type Challenge struct {
 	Token   string `json:"token"`
 	KeyAuth string `json:"key_authorization"`
 	// At is when it was presented, and Until when it is of no use any more, even by a
-	// clock that is a day off. The record is removed before.
-	At    time.Time `json:"at"`
-	Until time.Time `json:"until"`
+	// clock that is a day off. Zero: it was taken back.
+	At    time.Time `json:"at,omitzero"`
+	Until time.Time `json:"until,omitzero"`
 }
 
 // A Config is what the managers know and nobody else: accounts at authorities, secrets

@@ -100,8 +100,8 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	if n := revision(e.value); e.err == nil && !again && n > 0 && before.data != nil && before.signer == e.signer && n <= revision(before.value) {
 		e.err = fmt.Errorf("reading %q: revision %d after %d: %w", subject, revision(e.value), revision(before.value), ErrStale)
 	}
-	if e.err == nil && e.data == nil && !removable(subject) {
-		e.err = fmt.Errorf("reading %q: a record of this kind is not removed without a signature: %w", subject, ErrSignature)
+	if e.err == nil && e.data == nil {
+		e.err = fmt.Errorf("reading %q: no record is removed without a signature: %w", subject, ErrSignature)
 	}
 	if e.err != nil {
 		before.version, before.err = seq, e.err
@@ -110,12 +110,6 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	}
 	s.set(subject, e)
 	return nil
-}
-
-// removable reports whether the record of a subject may vanish without a signature:
-// if it is of no consequence to what is served.
-func removable(subject string) bool {
-	return strings.HasPrefix(subject, "g.") && strings.Contains(subject, ".challenge.")
 }
 
 // target is the record of the target that a report is of; nil if it is not known. s.mu
@@ -310,13 +304,16 @@ func (s *State) Targets(group string) []*Target {
 	return slices.DeleteFunc(list[Target](s, group, "target"), func(t *Target) bool { return t.Removed })
 }
 
-// Challenge returns the challenge of that id.
+// Challenge returns the challenge of that id, even if it was taken back.
 func (s *State) Challenge(group, id string) (*Challenge, bool) {
 	return get[Challenge](s, ChallengeSubject(group, id))
 }
 
-// Challenges returns the challenges of a group, of every group if that is empty.
-func (s *State) Challenges(group string) []*Challenge { return list[Challenge](s, group, "challenge") }
+// Challenges returns the challenges of a group, of every group if that is empty, without
+// those that were taken back.
+func (s *State) Challenges(group string) []*Challenge {
+	return slices.DeleteFunc(list[Challenge](s, group, "challenge"), func(c *Challenge) bool { return c.Until.IsZero() })
+}
 
 // Seen returns what a target was seen serving of a certificate.
 func (s *State) Seen(group, target, id string) (*Seen, bool) {

@@ -163,7 +163,7 @@ func TestList(t *testing.T) {
 		for _, id := range []string{"b", "a"} {
 			apply(CertSubject(group, id), Record{Version: 1, Group: group, ID: id, Revision: 1})
 			apply(TargetSubject(group, id), Target{Version: 1, Group: group, Name: id, Revision: 1})
-			apply(ChallengeSubject(group, id), Challenge{Version: 1, Group: group, ID: id, Revision: 1})
+			apply(ChallengeSubject(group, id), Challenge{Version: 1, Group: group, ID: id, Revision: 1, Until: time.Unix(1, 0)})
 		}
 	}
 	again := NewState([]Signer{key.Signer()}, nil)
@@ -204,9 +204,15 @@ func TestList(t *testing.T) {
 			t.Errorf("%d keys of %d groups", n, len(groups))
 		}
 	}
-	// Of a challenge that is over its version is left, for the next one of the subject.
-	apply(ChallengeSubject("web", "c"), Challenge{Version: 1, Group: "web", ID: "c", Revision: 1})
-	if err := s.Apply(seq+1, ChallengeSubject("web", "c"), nil); err != nil || len(s.Challenges("web")) != 2 || s.Version(ChallengeSubject("web", "c")) != seq+1 {
-		t.Errorf("%d challenges, %v", len(s.Challenges("web")), err)
+	// A challenge is taken back by a signature only, and the next one of its subject is newer.
+	subject := ChallengeSubject("web", "c")
+	apply(subject, Challenge{Version: 1, Group: "web", ID: "c", Revision: 1, Until: time.Unix(1, 0)})
+	if err := s.Apply(seq+1, subject, nil); !errors.Is(err, ErrSignature) || len(s.Challenges("web")) != 3 {
+		t.Errorf("taken back by nobody: %d challenges, %v", len(s.Challenges("web")), err)
+	}
+	seq++
+	apply(subject, Challenge{Version: 1, Group: "web", ID: "c", Revision: 2})
+	if c, ok := s.Challenge("web", "c"); !ok || c.Revision != 2 || len(s.Challenges("web")) != 2 {
+		t.Errorf("taken back: %+v, %d challenges", c, len(s.Challenges("web")))
 	}
 }

@@ -143,7 +143,7 @@ func TestRecordsWrittenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.target(made.Group, "lb-1")
-	eventually(t, "the target serves it", func() error {
+	await.Nil(t, "the target serves it", func() error {
 		if _, ok := w.state.Seen(made.Group, "lb-1", made.ID); !ok {
 			return errors.New("it did not say so")
 		}
@@ -199,7 +199,7 @@ func TestForgedReports(t *testing.T) {
 		t.Fatal(err)
 	}
 	subject := cert.SeenSubject("web", "lb-0", made.ID)
-	eventually(t, "both serve it", func() error {
+	await.Nil(t, "both serve it", func() error {
 		_, ok := w.state.Seen("web", "lb-0", made.ID)
 		if _, too := w.state.Seen("web", "lb-1", made.ID); !ok || !too {
 			return errors.New("not yet")
@@ -236,7 +236,7 @@ func TestForgedReports(t *testing.T) {
 		if err := w.nc.Publish(cert.Prefix+"."+subject, data); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, name+": it is restored", func() error {
+		await.Nil(t, name+": it is restored", func() error {
 			last, err := w.last(subject)
 			if err != nil || !bytes.Equal(last, mine) {
 				return fmt.Errorf("the last report is %q, %w", last, err)

@@ -189,7 +189,7 @@ func (s *session) until(ctx context.Context, done func() bool) error {
 type signed []byte
 
 // put writes what decide returns as the new record of subject, signed, unless it is
-// signed already; nil removes it. When somebody was faster, decide is asked again, with the state as it is then.
+// signed already. When somebody was faster, decide is asked again, with the state as it is then.
 func (s *session) put(ctx context.Context, subject string, decide func() (any, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, appendTime)
 	defer cancel()
@@ -201,7 +201,6 @@ func (s *session) put(ctx context.Context, subject string, decide func() (any, e
 		}
 		var data []byte
 		switch r := record.(type) {
-		case nil:
 		case signed:
 			data = r
 		default:

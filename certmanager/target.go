@@ -405,7 +405,7 @@ func (s *session) present(ctx context.Context, group string, c cert.Challenge) (
 	if c.Token == "" {
 		return nil, fmt.Errorf("presenting the challenge for %q: it has no token", c.Name)
 	}
-	c.Version, c.Revision, c.Group, c.At = recordVersion, 1, group, s.now().UTC()
+	c.Version, c.Group, c.At = recordVersion, group, s.now().UTC()
 	if least := c.At.Add(challengeLife); c.Until.Before(least) {
 		c.Until = least
 	}
@@ -450,8 +450,12 @@ func (s *session) post(ctx context.Context, c *cert.Challenge) error {
 		err := errHeld
 		s.alone("post "+subject, func() { // or our own would come in each other's way
 			err = s.put(ctx, subject, func() (any, error) {
-				if _, taken := s.state.Challenge(c.Group, c.ID); taken {
+				before, ok := s.state.Challenge(c.Group, c.ID)
+				if ok && !before.Until.IsZero() {
 					return nil, errHeld
+				}
+				if c.Revision = 1; ok {
+					c.Revision = before.Revision + 1
 				}
 				return c, nil
 			})
@@ -462,13 +466,14 @@ func (s *session) post(ctx context.Context, c *cert.Challenge) error {
 	}
 }
 
-// withdraw removes a challenge.
+// withdraw takes a challenge back.
 func (s *session) withdraw(ctx context.Context, c *cert.Challenge) error {
 	err := s.put(ctx, cert.ChallengeSubject(c.Group, c.ID), func() (any, error) {
-		if now, ok := s.state.Challenge(c.Group, c.ID); !ok || now.Token != c.Token {
+		now, ok := s.state.Challenge(c.Group, c.ID)
+		if !ok || now.Token != c.Token {
 			return nil, errUnchanged // another has its place
 		}
-		return nil, nil
+		return cert.Challenge{Version: recordVersion, Revision: now.Revision + 1, Group: c.Group, ID: c.ID}, nil
 	})
 	if errors.Is(err, errUnchanged) {
 		return nil

@@ -213,3 +213,11 @@ func (m *Manager) Challenge(id, kind, name string) Event {
 		return cert.Challenge{Version: 1, Revision: revision, Group: m.Group, ID: id, Type: kind, Name: name, Token: "token-" + id, KeyAuth: "token-" + id + ".thumbprint", Until: time.Now().Add(time.Hour)}
 	})
 }
+
+// TakeBack signs that a challenge is of no use any more.
+func (m *Manager) TakeBack(id string) Event {
+	m.t.Helper()
+	return m.Sign(cert.ChallengeSubject(m.Group, id), func(revision uint64) any {
+		return cert.Challenge{Version: 1, Revision: revision, Group: m.Group, ID: id}
+	})
+}
