@@ -95,6 +95,38 @@ func TestRequestsByWayOfAStream(t *testing.T) {
 	}
 }
 
+// TestReportsByWayOfAStream has the engine write a report in place of a target: it is a
+// finding, and nothing else.
+func TestReportsByWayOfAStream(t *testing.T) {
+	s, c := startNode(t)
+	s.ExpectError("ledger event not applied")
+	ctx := within(t)
+	made, err := c.Make(ctx, MakeRequest{Policy: cert.Policy{Names: []string{"a.example"}}, Wait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, _ := dialAs(t, s, "app", identity.RoleClient)
+	js := must(jetstream.New(app))(t)
+	must(js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "DETOUR", Subjects: []string{"detour.>"}, MaxBytes: 1 << 20, RePublish: &jetstream.RePublish{Source: "detour.>", Destination: cert.Prefix + ".seen.>"},
+	}))(t)
+	body := must(json.Marshal(cert.Seen{Version: 1, Target: "lb-1", ID: made.ID, Generation: 1, Serial: made.Current.Serial, At: time.Now()}))(t)
+	must(js.Publish(ctx, "detour.default.lb-1."+made.ID, body))(t)
+	subject := cert.SeenSubject(made.Group, "lb-1", made.ID)
+	eventually(t, "a finding", func() error {
+		status, err := c.Status(ctx, StatusRequest{})
+		if err != nil {
+			return err
+		}
+		for _, f := range status.Findings {
+			if f.Code == CodeRecord && f.Subject == subject {
+				return nil
+			}
+		}
+		return fmt.Errorf("there are %+v", status.Findings)
+	})
+}
+
 // TestLedgerAndClients has a user who may do everything ask the engine for the ledger of
 // certificates.
 func TestLedgerAndClients(t *testing.T) {
