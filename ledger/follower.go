@@ -238,7 +238,10 @@ func (f *Follower) follow(ctx context.Context, l *Ledger) (connected bool, err e
 		if err != nil {
 			return true, err
 		}
-		if meta.Sequence.Consumer != expected {
+		switch {
+		case meta.Stream != l.name: // somebody had the engine deliver it here
+			return true, fmt.Errorf("delivery %d is of stream %q", expected, meta.Stream)
+		case meta.Sequence.Consumer != expected:
 			return true, fmt.Errorf("delivery %d was lost", expected)
 		}
 		f.apply(Event{

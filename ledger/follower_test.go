@@ -91,6 +91,49 @@ func TestFollower(t *testing.T) {
 	}
 }
 
+// TestFollowerFedByOthers has somebody who may create streams have the engine deliver
+// them to the inbox where the events of the ledger are expected.
+func TestFollowerFedByOthers(t *testing.T) {
+	s := startServer(t, server.Options{})
+	l := open(t, s.ClientURL(), Options{})
+	evil := connect(t, s.ClientURL())
+	pulls, err := evil.Conn().SubscribeSync("$JS.API.CONSUMER.MSG.NEXT.FLEET.*")
+	if err != nil || evil.Conn().Flush() != nil {
+		t.Fatal(err)
+	}
+	var log journal
+	f := follow(t, l, FollowOptions{Logger: log.logger()})
+	defer f.stop()
+	ctx := within(t, 30*time.Second)
+	pull, err := pulls.NextMsgWithContext(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = evil.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "EVIL", Subjects: []string{"evil.*"}, SubjectTransform: &jetstream.SubjectTransformConfig{Source: "evil.*", Destination: "ledger.{{wildcard(1)}}"},
+	})
+	for i := 0; i < 5 && err == nil; i++ {
+		_, err = evil.Publish(ctx, "evil.forged", []byte("v1"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := fmt.Sprintf(`{"stream_name":"EVIL","config":{"name":"push","deliver_subject":%q,"deliver_policy":"all","ack_policy":"none"}}`, pull.Reply)
+	if _, err := evil.Conn().Request("$JS.API.CONSUMER.CREATE.EVIL.push", []byte(request), 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(20*time.Second, func() bool { return log.has("ledger interrupted") || len(f.state.rows()) > 0 }) {
+		t.Fatal("nothing was delivered")
+	}
+	last := mustAppend(t, l, "true", 0, "v1")
+	if err := f.Wait(ctx, last); err != nil {
+		t.Error(err)
+	}
+	if rows := f.state.rows(); !maps.Equal(rows, map[string]record{"true": {last, "v1"}}) {
+		t.Errorf("followed into %v", rows)
+	}
+}
+
 func TestFollowerEmptyLedger(t *testing.T) {
 	s := startServer(t, server.Options{})
 	f := follow(t, open(t, s.ClientURL(), Options{}), FollowOptions{})
