@@ -553,7 +553,7 @@ func TestOwnAuthority(t *testing.T) {
 func startOwn(t testing.TB, own *authority) (*fleetbustest.Server, *admin.Client) {
 	t.Helper()
 	s := fleetbustest.Start(t, withLines, own.serve(t))
-	nc, err := nats.Connect(s.URL(), nats.Secure(own.trusted()), nats.UserCredentials(s.Founded().AdminCreds))
+	nc, err := nats.Connect(s.URL(), nats.Secure(own.trusted()), admin.UserCredentials(s.Founded().AdminCreds))
 	if err != nil {
 		t.Fatal(err)
 	}

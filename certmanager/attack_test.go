@@ -113,7 +113,7 @@ func TestReportsByWayOfAStream(t *testing.T) {
 	body := must(json.Marshal(cert.Seen{Version: 1, Target: "lb-1", ID: made.ID, Generation: 1, Serial: made.Current.Serial, At: time.Now()}))(t)
 	must(js.Publish(ctx, "detour.default.lb-1."+made.ID, body))(t)
 	subject := cert.SeenSubject(made.Group, "lb-1", made.ID)
-	eventually(t, "a finding", func() error {
+	await.Nil(t, "a finding", func() error {
 		status, err := c.Status(ctx, StatusRequest{})
 		if err != nil {
 			return err

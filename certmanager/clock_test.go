@@ -2,9 +2,10 @@ package certmanager
 
 import (
 	"context"
-	"github.com/fleetbus/fleetbus/internal/await"
 	"testing"
 	"time"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 
 	"github.com/nats-io/nats.go"
 

@@ -574,7 +574,7 @@ func TestUnknownRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.record("web", id, "it is renewed", generation(2))
-	wantFinding(t, m, CodeRecord, "no manager that is trusted signed it")
+	wantFinding(t, m, CodeRecord, cert.ErrSignature.Error())
 	// One that somebody wrote over is still written to.
 	w.append(subject, []byte("scribble"))
 	if _, err := w.client().Renew(within(t), RenewRequest{ID: id}); err != nil {

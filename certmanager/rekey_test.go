@@ -414,7 +414,7 @@ func TestChallengesLeaveNothing(t *testing.T) {
 	var all sync.WaitGroup
 	for n := range 20 {
 		all.Go(func() {
-			if err := s.post(within(t), &cert.Challenge{Version: 1, Revision: 1, Group: "mail", Token: fmt.Sprint(n), At: s.now()}); err != nil {
+			if err := s.post(within(t), &cert.Challenge{Version: 1, Revision: 1, Group: "mail", Token: fmt.Sprint(n), At: s.now(), Until: s.now().Add(time.Hour)}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -122,7 +122,7 @@ func TestFollowerFedByOthers(t *testing.T) {
 	if _, err := evil.Conn().Request("$JS.API.CONSUMER.CREATE.EVIL.push", []byte(request), 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(20*time.Second, func() bool { return log.has("ledger interrupted") || len(f.state.rows()) > 0 }) {
+	if !await.True(20*time.Second, func() bool { return log.has("ledger interrupted") || len(f.state.rows()) > 0 }) {
 		t.Fatal("nothing was delivered")
 	}
 	last := mustAppend(t, l, "true", 0, "v1")
