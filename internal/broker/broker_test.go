@@ -125,11 +125,13 @@ func (r *realm) sys(t testing.TB, b *Broker) *nats.Conn {
 	return nc
 }
 
+// publish stores n messages, each once, however often it has to ask.
 func publish(t testing.TB, js jetstream.JetStream, n int) {
 	t.Helper()
 	for i := range n {
+		id := nats.NewInbox()
 		eventually(t, "an answer", func(ctx context.Context) error {
-			_, err := js.Publish(ctx, "events.x", fmt.Appendf(nil, "%d", i))
+			_, err := js.Publish(ctx, "events.x", fmt.Appendf(nil, "%d", i), jetstream.WithMsgID(id))
 			return err
 		})
 	}
