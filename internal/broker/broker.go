@@ -360,10 +360,15 @@ func (b *Broker) MonitorAddr() net.Addr {
 // ID is the engine's id of this run of the server.
 func (b *Broker) ID() string { return b.srv.ID() }
 
+// insideTimeout is how long a connection inside the process may take to open. Nothing
+// of it is lost on the way: who waits for longer than the client's two seconds waits
+// for a processor.
+const insideTimeout = 15 * time.Second
+
 // Connect opens a connection inside the process. It needs credentials as any
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside)}, opts...)...)
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside), nats.Timeout(insideTimeout)}, opts...)...)
 }
 
 // StoreAccount makes token the JWT of the account with that public key, on this
