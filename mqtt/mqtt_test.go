@@ -71,7 +71,7 @@ func (p *peer) send(packets ...packet.Packet) {
 // next is the next packet, which must be a P.
 func next[P packet.Packet](p *peer) P {
 	p.t.Helper()
-	if err := p.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := p.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		p.t.Fatal(err)
 	}
 	got, err := p.r.Next()
