@@ -138,6 +138,9 @@ func (m *Manager) with(ctx context.Context, nc *nats.Conn, do func(context.Conte
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s, err := m.open(ctx, nc)
+	if err != nil && ctx.Err() != nil {
+		return nil // Once tells of it
+	}
 	if err != nil {
 		return err
 	}
