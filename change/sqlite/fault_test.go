@@ -373,14 +373,15 @@ func TestSecrets(t *testing.T) {
 	h.exec(`UPDATE users SET password = '`+planted+`new'`, `DELETE FROM users WHERE id = 1`,
 		`REPLACE INTO users VALUES (9, '`+planted+`mail2', '', '')`,
 		`ALTER TABLE users ADD COLUMN secret DEFAULT '`+planted+`default'`)
-	jwt := "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0." + planted
+	const header = "eyJhbGciOiJIUzI1NiJ9"
+	jwt := header + ".eyJzdWIiOiIxMjM0NTY3ODkwIn0." + planted
 	h.exec(`INSERT INTO keys VALUES ('` + jwt + `', '` + planted + `')`)
 	h.expect("insert users.9", "resync keys")
 	h.quiet()
 	r.stop(t)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if strings.Contains(h.raw.String(), planted) || strings.Contains(h.raw.String(), "eyJ") {
+	if strings.Contains(h.raw.String(), planted) || strings.Contains(h.raw.String(), header) {
 		t.Errorf("a secret is on the bus:\n%s", &h.raw)
 	}
 	if logged.Len() == 0 || strings.Contains(logged.String(), planted) {
