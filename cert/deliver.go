@@ -17,9 +17,11 @@ import (
 )
 
 const (
-	// spread is over how long the targets of a group look what they serve, and report:
-	// what a thousand do at once, all wait for.
-	spread = 400 * time.Millisecond
+	// spread is over how long all targets of a group look what they serve, and report:
+	// what a thousand do at once, all wait for, and most of all those who do not serve
+	// it yet. A wave waits for its targets, who know how many they are: they take
+	// spreadEach for each.
+	spread, spreadEach = time.Second, 2 * time.Millisecond
 	// patience is how long a program may take until it serves what it was given.
 	patience = 10 * time.Second
 	// recheck is how often a program that is not this one is looked at again: it may
@@ -76,16 +78,7 @@ func (s *Store) keepDelivered(ctx context.Context) {
 			now := time.Now()
 			s.tellAgain(func(key certKey) bool { f, ok := fails[key]; return ok && !now.Before(f.next) })
 		case <-s.told:
-			wait := gatherReload
-			if s.o.Program == nil {
-				wait += mathrand.N(spread)
-			}
-			gathered := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-			case <-gathered.C:
-			}
-			gathered.Stop()
+			s.gatherUntold(ctx)
 		}
 		if timer != nil {
 			timer.Stop()
@@ -95,6 +88,42 @@ func (s *Store) keepDelivered(ctx context.Context) {
 		}
 		s.deliver(ctx, fails, look)
 	}
+}
+
+// gatherUntold waits until what is to be delivered is: what comes meanwhile may be more
+// urgent.
+func (s *Store) gatherUntold(ctx context.Context) {
+	began, share := time.Now(), mathrand.Float64()
+	for {
+		due := began.Add(gatherReload + time.Duration(share*float64(s.spread())))
+		timer := time.NewTimer(time.Until(due))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-s.told:
+			timer.Stop()
+			continue
+		}
+		timer.Stop()
+		return
+	}
+}
+
+// spread is over how long the targets of a group deliver what this one is to deliver.
+func (s *Store) spread() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.o.Program != nil || len(s.untold) == 0 {
+		return 0
+	}
+	over := spread
+	for key := range s.untold {
+		r, ok := s.groups[key.group].state.Record(key.group, key.id)
+		if ok && r.Next != nil && r.Wave != nil && slices.Contains(r.Wave.Targets, s.o.Key.Name) {
+			over = min(over, time.Duration(len(r.Wave.Targets))*spreadEach)
+		}
+	}
+	return over
 }
 
 // awaitWhole waits until all groups are whole: a program that is given some of its

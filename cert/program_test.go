@@ -198,6 +198,42 @@ func TestWaves(t *testing.T) {
 	step("an old one", cert.Record{Current: one, Withdrawn: 2}, three, 1)
 }
 
+// TestReportInTime: a target that a wave names, which waits for it, reports soon; one among
+// all takes its time.
+func TestReportInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := certtest.New(t, "web")
+		f := newFeed(t, m, cert.Options{})
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { f.RunAlone(ctx); close(ended) }()
+		issue := func(generation uint64) *cert.Bundle {
+			return m.Issue(certtest.Request{ID: "a", Names: []string{"a.example"}, Generation: generation})
+		}
+		one, two := issue(1), issue(2)
+		for i, r := range []cert.Record{
+			{Current: one},
+			{Current: one, Next: two, Wave: &cert.Wave{Number: 1, Targets: []string{"lb1"}}},
+		} {
+			f.seq++
+			if err := f.Apply("web", f.seq, cert.CertSubject("web", "a"), m.Record("a", r).Data); err != nil {
+				t.Fatal(err)
+			}
+			wait := 1200 * time.Millisecond
+			if r.Wave != nil {
+				wait = 150 * time.Millisecond
+			}
+			time.Sleep(wait)
+			synctest.Wait()
+			if seen := f.seen("a"); seen.Generation != uint64(i+1) || seen.Error != "" {
+				t.Errorf("after %v it has seen %+v", wait, seen)
+			}
+		}
+		cancel()
+		<-ended
+	})
+}
+
 // TestTicket: a session is resumed while its certificate is served, and no longer.
 func TestTicket(t *testing.T) {
 	m := certtest.New(t, "web")
