@@ -494,13 +494,14 @@ func (w *world) record(group, id, what string, good func(r *cert.Record) bool) *
 	return found
 }
 
-// current waits until so many targets were seen serving a certificate.
+// current waits until nothing is rolled out, and so many targets were seen serving a
+// certificate, as the managers see it.
 func (w *world) current(id string, n int) {
 	w.t.Helper()
 	await.Nil(w.t, "targets serve it", func() error {
 		status, err := w.client().Status(within(w.t), StatusRequest{ID: id})
-		if err == nil && status.Certificates[0].Current != n {
-			err = errors.New(status.Certificates[0].Line())
+		if err == nil && (status.Certificates[0].Current != n || status.Certificates[0].Wave != nil) {
+			err = fmt.Errorf("%s, %+v", status.Certificates[0].Line(), status.Certificates[0].Wave)
 		}
 		return err
 	})
