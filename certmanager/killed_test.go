@@ -48,7 +48,7 @@ func TestProcess(t *testing.T) {
 	m, err := certmanager.New(certmanager.Options{
 		Name: "killed", Key: func(context.Context) (*cert.ManagerKey, error) { return cert.ParseManagerKey(p.Key) },
 		Issuers: map[string]certmanager.OpenIssuer{"acme": openACME(p.Nameserver)}, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Every: 200 * time.Millisecond, Lease: time.Second,
+		Every: 200 * time.Millisecond, Lease: 4 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestKilledProcesses(t *testing.T) {
 	r.configure(r.client())
 	chain, leaf := oldLeaf(t)
 	var ids []string
-	for range 10 {
+	for range 6 {
 		killed, process := make(chan struct{}), cmd.Process
 		fault := certmanagertest.Fault{Every: 1 + rand.IntN(30), Times: 1, Late: rand.IntN(2) == 0, Answer: func(w http.ResponseWriter, r *http.Request) {
 			_ = process.Kill()

@@ -32,7 +32,7 @@ type outage struct {
 	nodes []*fleetbustest.Server
 }
 
-const outageLease = time.Second
+const outageLease = 2 * time.Second
 
 func newOutage(t *testing.T, nodes int, edit func(*fleetbus.Options)) *outage {
 	t.Helper()
@@ -85,7 +85,7 @@ func (o *outage) run(lose, giveBack func()) {
 		return nil
 	})
 	lose()
-	<-time.After(3 * outageLease) // so that every lease is over, which is what is tested
+	<-time.After(2 * outageLease) // so that every lease is over, which is what is tested
 	for i := range n {
 		o.a.DNS.Show(fmt.Sprintf("_acme-challenge.n%d.example.test", i))
 	}

@@ -36,6 +36,7 @@ const (
 	Authorize   = "/authZ/"
 	Certificate = "/certZ/"
 	Revoke      = "/revoke-cert"
+	ListOrders  = "/list-orderz/"
 	RenewalInfo = "/draft-ietf-acme-ari-03/renewalInfo/"
 )
 
@@ -80,6 +81,7 @@ type Authority struct {
 	ca        *ca.CAImpl
 	db        *db.MemoryStore
 	manage    http.Handler
+	listing   sync.RWMutex // orders
 	web       http.Handler
 	http, tls *vantage
 
