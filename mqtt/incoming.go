@@ -199,9 +199,9 @@ func (s *session) put(to address, reply string, header nats.Header, p *packet.Pu
 	}
 	s.route(to.topic, p)
 	if s.lines == nil {
-		s.lines = s.p.buffers.get()
+		s.lines = s.p.buffers.large()
 	}
-	if s.lines = wire.AppendPublish(s.lines, to.subject, reply, head, p.Payload); len(s.lines) >= bufferSize-readBuffer {
+	if s.lines = wire.AppendPublish(s.lines, to.subject, reply, head, p.Payload); len(s.lines) >= largeSize-readBuffer {
 		s.flush()
 	}
 	return nil

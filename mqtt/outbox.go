@@ -24,8 +24,7 @@ type outbox struct {
 	mu      sync.Mutex
 	before  [][]byte // what waits before wait
 	wait    []byte
-	size    int  // of both, in bytes
-	busy    bool // something is being written
+	size    int // of both, in bytes
 	wake    chan struct{}
 	ended   bool
 }
@@ -61,7 +60,7 @@ func (o *outbox) sendIn(in *batch, p packet.Packet) bool {
 	if o.ended {
 		return true
 	}
-	o.ready(in)
+	o.ready()
 	b, err := p.Append(o.wait, o.v, o.max)
 	if err != nil {
 		return false
@@ -75,20 +74,25 @@ func (o *outbox) sendWire(in *batch, wire []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.ended && wire != nil {
-		o.ready(in)
+		o.ready()
 		o.put(in, append(o.wait, wire...))
 	}
 	return wire != nil
 }
 
-// ready has room in wait, if there is much to send; mu is held.
-func (o *outbox) ready(in *batch) {
-	switch {
-	case len(o.wait) >= chunk:
+// ready has room in wait: little, because there may be very many clients who are sent
+// one message each, until there is more; mu is held.
+func (o *outbox) ready() {
+	switch n := len(o.wait); {
+	case n >= chunk:
 		o.before = append(o.before, o.wait)
-		o.wait = o.buffers.get()
-	case o.wait == nil && (in != nil || o.busy):
-		o.wait = o.buffers.get()
+		o.wait = o.buffers.large()
+	case n >= smallSize/2 && cap(o.wait) < largeSize:
+		wait := append(o.buffers.large(), o.wait...)
+		o.buffers.put(o.wait)
+		o.wait = wait
+	case o.wait == nil:
+		o.wait = o.buffers.small()
 	}
 }
 
@@ -152,7 +156,7 @@ func (o *outbox) write() {
 		for {
 			o.mu.Lock()
 			all, last, size, ended := o.before, o.wait, o.size, o.ended
-			o.before, o.wait, o.size, o.busy = nil, nil, 0, size > 0
+			o.before, o.wait, o.size = nil, nil, 0
 			o.mu.Unlock()
 			if size == 0 {
 				if ended {
@@ -187,22 +191,33 @@ func (o *outbox) writeOne(b []byte) bool {
 	return true
 }
 
-// buffers are for those who are busy. They are safe for concurrent use.
-type buffers struct{ pool sync.Pool }
+// buffers are lent to whoever has something to write. They are safe for concurrent use.
+type buffers struct{ smalls, larges sync.Pool }
 
-// bufferSize is the size of one, in bytes: it has a chunk, and most packets beside.
-const bufferSize = 32 << 10
+// smallSize and largeSize are the sizes of buffers, in bytes. A large one has a chunk,
+// and most packets beside.
+const smallSize, largeSize = 2 << 10, 20 << 10
 
-func (b *buffers) get() []byte {
-	if one, ok := b.pool.Get().(*[bufferSize]byte); ok {
+func (b *buffers) small() []byte {
+	if one, ok := b.smalls.Get().(*[smallSize]byte); ok {
 		return one[:0]
 	}
-	return new([bufferSize]byte)[:0]
+	return new([smallSize]byte)[:0]
+}
+
+func (b *buffers) large() []byte {
+	if one, ok := b.larges.Get().(*[largeSize]byte); ok {
+		return one[:0]
+	}
+	return new([largeSize]byte)[:0]
 }
 
 // put takes one back, which nobody uses; what is none is left alone.
 func (b *buffers) put(one []byte) {
-	if cap(one) == bufferSize {
-		b.pool.Put((*[bufferSize]byte)(one[:bufferSize]))
+	switch cap(one) {
+	case smallSize:
+		b.smalls.Put((*[smallSize]byte)(one[:smallSize]))
+	case largeSize:
+		b.larges.Put((*[largeSize]byte)(one[:largeSize]))
 	}
 }
