@@ -144,7 +144,7 @@ func (f *fleet) accountToken(a identity.Account) (string, error) {
 	if !f.admitting && slices.ContainsFunc(roles, func(r identity.Role) bool { return r.AllowedIn(a.Name) }) {
 		roles, issued = nil, a.Created
 	}
-	token, err := f.authority.AccountJWT(a, roles, f.directory.Revocations(a.Name), issued)
+	token, err := f.authority.AccountJWT(a, roles, f.directory.Revocations(a.Name), f.directory.Flows(a.Name), issued)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", a.Name, err)
 	}

@@ -62,7 +62,7 @@ func TestAuthorityMarshal(t *testing.T) {
 		t.Errorf("the hash is %q, then %q", a.Hash(), b.Hash())
 	}
 	account := newAccount(t, a, "acme")
-	if _, err := b.AccountJWT(account, nil, nil, epoch()); err != nil {
+	if _, err := b.AccountJWT(account, nil, nil, Flows{}, epoch()); err != nil {
 		t.Errorf("an authority does not know its account again: %v", err)
 	}
 	if newAuthority(t).Hash() == a.Hash() {

@@ -18,7 +18,7 @@ func TestSentinel(t *testing.T) {
 	if !s.BearerToken || s.Expires != 0 || s.IssuerAccount != callout.Public || !reflect.DeepEqual(s.Permissions, jwt.Permissions{Pub: deny, Sub: deny}) {
 		t.Errorf("the sentinel is %s", s)
 	}
-	account := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(callout, nil, nil, epoch())))
+	account := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(callout, nil, nil, Flows{}, epoch())))
 	if !account.DidSign(s) || account.Authorization.AuthUsers.Contains(s.Subject) {
 		t.Error("the sentinel passes the callout by, or is not of its account")
 	}
@@ -84,9 +84,9 @@ func TestCalloutResponse(t *testing.T) {
 	a := newAuthority(t)
 	now := epoch()
 	callout := must[Account](t)(a.CalloutAccount(now))
-	calloutClaims := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(callout, nil, nil, epoch())))
+	calloutClaims := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(callout, nil, nil, Flows{}, epoch())))
 	target := newAccount(t, a, "acme")
-	targetClaims := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(target, nil, nil, epoch())))
+	targetClaims := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(target, nil, nil, Flows{}, epoch())))
 	user, _ := newUserKey(t)
 	req, _ := calloutQuestion(t, user, now.Add(time.Minute))
 	p := Principal{Account: "acme", Name: "alice", Kind: KindUser, Expires: now.Add(time.Hour)}

@@ -19,6 +19,7 @@ import (
 // record of its subject, or its removal:
 //
 //	account.<name>  user.<account>.<name>  role.<name>  node.<name>  token.<id>
+//	export.<account>.<id>  import.<account>.<id>  adapter.<name>
 //
 // Records of other nouns are kept and given back by Marshal, and so are the
 // fields that this version does not know, so that nothing is lost when a node
@@ -325,6 +326,11 @@ type state struct {
 	users    map[string]User // by full name
 	nodes    map[string]Node
 	tokens   map[string]Token
+	exports  map[string]Export // by account.id
+	imports  map[string]Import // by account.id
+	adapters map[string]Adapter
+	// flowing is worked out from them when it is wanted. Nil: not yet.
+	flowing flowing
 	// holders are the full names of the users that a certificate is registered
 	// for, by its KeyHash.
 	holders map[string]map[string]struct{}
@@ -346,6 +352,9 @@ func newState() state {
 		users:     map[string]User{},
 		nodes:     map[string]Node{},
 		tokens:    map[string]Token{},
+		exports:   map[string]Export{},
+		imports:   map[string]Import{},
+		adapters:  map[string]Adapter{},
 		holders:   map[string]map[string]struct{}{},
 		withdrawn: map[string]withdrawnKey{},
 	}
@@ -369,11 +378,11 @@ func (s *state) role(name string) (Role, bool) {
 func (s *state) put(version uint64, subject string, data []byte) error {
 	noun, name, _ := strings.Cut(subject, ".")
 	switch noun {
-	case "account", "role", "node", "token":
+	case "account", "role", "node", "token", "adapter":
 		if err := CheckName(name); err != nil {
 			return err
 		}
-	case "user":
+	case "user", "export", "import":
 		if _, _, err := SplitName(strings.Replace(name, ".", "/", 1)); err != nil {
 			return err
 		}
@@ -381,6 +390,10 @@ func (s *state) put(version uint64, subject string, data []byte) error {
 		if CheckSubject(subject) != nil || len(data) > 0 && !json.Valid(data) {
 			return nil // no event that a snapshot could hold
 		}
+	}
+	switch noun {
+	case "account", "export", "import", "adapter":
+		s.flowing = nil
 	}
 	r := record{version: version, data: slices.Clone(data)}
 	err := s.fold(noun, name, data)
@@ -401,6 +414,12 @@ func (s *state) fold(noun, name string, data []byte) error {
 		return set(s.nodes, name, data, func(n *Node) { n.Name = name })
 	case "token":
 		return set(s.tokens, name, data, func(t *Token) { t.ID = name })
+	case "export":
+		return set(s.exports, name, data, func(e *Export) { e.Account, e.ID, _ = strings.Cut(name, ".") })
+	case "import":
+		return set(s.imports, name, data, func(i *Import) { i.Account, i.ID, _ = strings.Cut(name, ".") })
+	case "adapter":
+		return set(s.adapters, name, data, func(a *Adapter) { a.Name = name })
 	case "user":
 		account, user, _ := strings.Cut(name, ".")
 		return s.foldUser(account, user, data)

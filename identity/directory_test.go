@@ -299,7 +299,7 @@ func TestRevocations(t *testing.T) {
 	check(d, want)
 
 	a := newAuthority(t)
-	if _, err := a.AccountJWT(newAccount(t, a, "a"), nil, d.Revocations("a"), epoch()); err != nil {
+	if _, err := a.AccountJWT(newAccount(t, a, "a"), nil, d.Revocations("a"), Flows{}, epoch()); err != nil {
 		t.Error(err)
 	}
 }
@@ -316,6 +316,7 @@ func TestDirectoryConcurrency(t *testing.T) {
 		func(int) { d.Users("a"); d.Roles(); d.Nodes(); d.Tokens(); d.Accounts() },
 		func(int) { d.User("a", "b"); d.Role("client"); d.Node("n"); d.Token("t"); d.Account("a") },
 		func(int) { d.Revocations("a"); d.Seq(); d.Version("user.a.b"); d.AccountByPublic("x") },
+		func(int) { d.Flows("a"); d.Exports(""); d.Imports("a"); d.Adapters(); _ = d.CheckExport(Export{}) },
 		func(int) { _, _ = d.Authenticate(Credentials{Token: "x"}, "prod", time.Time{}) },
 	} {
 		wg.Go(func() {
@@ -331,9 +332,9 @@ func TestDirectoryConcurrency(t *testing.T) {
 // and an event that is applied twice changes nothing.
 func TestDirectoryProperty(t *testing.T) {
 	subject := rapid.OneOf(
-		rapid.SampledFrom([]string{"account.a", "user.a.b", "user.a.c", "role.client", "node.n", "token.t", "weather.x", "account.*", "user.a"}),
+		rapid.SampledFrom([]string{"account.a", "user.a.b", "user.a.c", "role.client", "node.n", "token.t", "weather.x", "account.*", "user.a", "export.a.b", "import.a.b", "adapter.a"}),
 		rapid.String(),
-		rapid.StringMatching(`(account|user|role|node|token|other)\.[a-z*.]{0,6}`),
+		rapid.StringMatching(`(account|user|role|node|token|export|import|adapter|other)\.[a-z*.]{0,6}`),
 	)
 	data := rapid.OneOf(
 		rapid.SliceOf(rapid.Byte()),
@@ -381,6 +382,7 @@ func TestDirectoryProperty(t *testing.T) {
 func toString(d *Directory) string {
 	data, err := json.Marshal([]any{
 		d.state.accounts, d.state.users, d.state.roles, d.state.nodes, d.state.tokens, d.state.withdrawn,
+		d.state.exports, d.state.imports, d.state.adapters, d.Flows("a"),
 	})
 	return strings.TrimSpace(string(data) + message(err))
 }

@@ -55,10 +55,10 @@ func (a *Authority) newAccount(name, id string, limits Limits, now time.Time) (A
 // AccountJWT signs the account as the engine must see it: with its limits, a
 // scoped signing key for each of roles that is AllowedIn it, and revoked, the
 // public keys of users and the time up to which what was issued to them is void
-// (see Directory.Revocations). The same arguments give the same token on every
-// node. Of two versions the engine keeps the one that was issued later, in whole
+// (see Directory.Revocations), and what crosses its border (see Directory.Flows).
+// The same arguments give the same token on every node. Of two versions the engine keeps the one that was issued later, in whole
 // seconds: see Directory.Issued.
-func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string]time.Time, issued time.Time) (string, error) {
+func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string]time.Time, flows Flows, issued time.Time) (string, error) {
 	key, err := a.checkAccount(account)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
@@ -91,7 +91,7 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 	case systemID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 	case fleetID:
-		claims.Exports.Add(renewExport())
+		claims.Exports.Add(renewExport(), adapterExport())
 	case calloutID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 		if claims.Authorization, err = a.calloutAuthorization(); err != nil {
@@ -104,6 +104,16 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 		}
 		claims.Imports.Add(renewal)
+	}
+	for _, e := range flows.Exports {
+		claims.Exports.Add(e.engineExport())
+	}
+	for _, f := range flows.Imports {
+		in, err := a.engineImport(f)
+		if err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+		claims.Imports.Add(in)
 	}
 	token, err := encode(claims, a.signing, issued)
 	if err != nil {

@@ -40,7 +40,7 @@ func TestAccountJWT(t *testing.T) {
 	}
 	revoked, _ := newUserKey(t)
 	at := epoch().Add(-time.Minute)
-	token := must[string](t)(a.AccountJWT(account, append(BuiltinRoles(), custom), map[string]time.Time{revoked: at}, epoch()))
+	token := must[string](t)(a.AccountJWT(account, append(BuiltinRoles(), custom), map[string]time.Time{revoked: at}, Flows{}, epoch()))
 	claims := claimsOf[*jwt.AccountClaims](t, token)
 	operator := claimsOf[*jwt.OperatorClaims](t, a.Operator())
 	if !operator.DidSign(claims) {
@@ -101,7 +101,7 @@ func TestAccountJWTOfTheFleet(t *testing.T) {
 	fleet := must[Account](t)(a.FleetAccount(now))
 	callout := must[Account](t)(a.CalloutAccount(now))
 	sign := func(account Account) *jwt.AccountClaims {
-		return claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, epoch())))
+		return claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, Flows{}, epoch())))
 	}
 	if c := sign(system); c.Limits.IsJSEnabled() || len(c.SigningKeys) != 1 || c.HasExternalAuthorization() || c.Name != "SYS" {
 		t.Errorf("the system account is %s", c)
@@ -132,14 +132,14 @@ func TestAccountJWTIsOne(t *testing.T) {
 	a := newAuthority(t)
 	account := newAccount(t, a, "acme")
 	d := NewDirectory()
-	first := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, d.Issued(account)))
-	if again := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, d.Issued(account))); again != first {
+	first := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, Flows{}, d.Issued(account)))
+	if again := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, Flows{}, d.Issued(account))); again != first {
 		t.Errorf("the same account is signed as\n%s and as\n%s", first, again)
 	}
 	if err := d.Apply(1, "role.x", []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
-	next := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, d.Issued(account)))
+	next := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, Flows{}, d.Issued(account)))
 	if b, n := claimsOf[*jwt.AccountClaims](t, first).IssuedAt, claimsOf[*jwt.AccountClaims](t, next).IssuedAt; n != b+1 {
 		t.Errorf("the account was issued at %d after %d", n, b)
 	}
@@ -174,7 +174,7 @@ func TestAccountJWTRefuses(t *testing.T) {
 		`checking role "bad"`:            {account: good, roles: []Role{{Name: "bad", Expires: -1}}},
 		`"*" is revoked, but is not the`: {account: good, revoked: map[string]time.Time{"*": epoch()}},
 	} {
-		_, err := a.AccountJWT(c.account, c.roles, c.revoked, epoch())
+		_, err := a.AccountJWT(c.account, c.roles, c.revoked, Flows{}, epoch())
 		wantError(t, err, want)
 		wantError(t, err, "signing account")
 	}
@@ -194,7 +194,7 @@ func TestUserJWT(t *testing.T) {
 		t.Errorf("the user is %s", user)
 	}
 	// The engine's own checks of a scoped user.
-	c := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, roles, nil, epoch())))
+	c := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, roles, nil, Flows{}, epoch())))
 	scope, ok := c.SigningKeys.GetScope(user.Issuer)
 	if !ok || !c.DidSign(user) {
 		t.Fatal("the account did not sign the user")
@@ -269,7 +269,7 @@ func TestSessionJWT(t *testing.T) {
 		!reflect.DeepEqual(user.Tags, jwt.TagList{"name:alice", "kind:user", "role:client"}) {
 		t.Errorf("the session is %s", user)
 	}
-	c := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, nil, nil, epoch())))
+	c := claimsOf[*jwt.AccountClaims](t, must[string](t)(a.AccountJWT(account, nil, nil, Flows{}, epoch())))
 	if scope, ok := c.SigningKeys.GetScope(user.Issuer); !ok || scope != nil {
 		t.Errorf("the session is signed by a key with scope %v", scope)
 	}
@@ -331,7 +331,7 @@ func TestEncodeRefuses(t *testing.T) {
 // keeps it, and makes it anew with each event of the account.
 func TestAccountJWTSize(t *testing.T) {
 	a := newAuthority(t)
-	token := must[string](t)(a.AccountJWT(newAccount(t, a, "acme"), BuiltinRoles(), nil, epoch()))
+	token := must[string](t)(a.AccountJWT(newAccount(t, a, "acme"), BuiltinRoles(), nil, Flows{}, epoch()))
 	if len(token) > 3840 || strings.Count(token, ".") != 2 {
 		t.Errorf("the JWT has %d bytes", len(token))
 	}

@@ -74,7 +74,7 @@ func newTestFleet(t *testing.T) *testFleet {
 	}
 	tokens := map[string]string{}
 	for _, account := range f.accounts {
-		tokens[account.Public] = must[string](t)(f.authority.AccountJWT(account, identity.BuiltinRoles(), nil, now))
+		tokens[account.Public] = must[string](t)(f.authority.AccountJWT(account, identity.BuiltinRoles(), nil, identity.Flows{}, now))
 	}
 	stores := t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -428,7 +428,7 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 	roles := identity.BuiltinRoles()
 	var preload strings.Builder
 	for _, a := range []identity.Account{system, account} {
-		token, err := authority.AccountJWT(a, roles, nil, now)
+		token, err := authority.AccountJWT(a, roles, nil, identity.Flows{}, now)
 		if err != nil {
 			return "", err
 		}
