@@ -74,7 +74,9 @@ func (s *Server) wantAccount(name string) (identity.Account, error) {
 // accountInfo adds what the engine knows; what it does not tell is an error in
 // the answer, not the end of it.
 func (s *Server) accountInfo(ctx context.Context, a identity.Account) admin.AccountInfo {
-	info := admin.AccountInfo{Account: a, Users: len(s.fleet.directory.Users(a.Name))}
+	info := admin.AccountInfo{
+		Account: a, Users: len(s.fleet.directory.Users(a.Name)), Exports: s.fleet.exports(a.Name), Imports: s.fleet.imports(a.Name),
+	}
 	conns, err := s.fleetConnections(ctx, a.Public, "")
 	info.Connections = len(conns)
 	if err != nil {
@@ -125,6 +127,9 @@ func (s *Server) removeAccount(ctx context.Context, r admin.Name) (any, error) {
 		return names.Err()
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := s.removeFlows(ctx, a.Name); err != nil {
 		return nil, err
 	}
 	for _, src := range s.fleet.sources() {

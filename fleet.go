@@ -164,6 +164,9 @@ func (f *fleet) act(ev ledger.Event) {
 	case "user":
 		account, user, _ := strings.Cut(name, ".")
 		closed, err = f.actUser(account, user)
+	case "export", "import":
+		account, _, _ := strings.Cut(name, ".")
+		err = f.actFlow(noun, account)
 	}
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)

@@ -140,11 +140,14 @@ type AccountRequest struct {
 // AccountInfo is an account and what it has.
 type AccountInfo struct {
 	identity.Account
-	Users       int      `json:"users"`
-	Connections int      `json:"connections"`
-	Streams     int      `json:"streams"`
-	Bytes       uint64   `json:"bytes"`
-	Errors      []string `json:"errors,omitempty"`
+	Users       int    `json:"users"`
+	Connections int    `json:"connections"`
+	Streams     int    `json:"streams"`
+	Bytes       uint64 `json:"bytes"`
+	// Exports and Imports are what crosses its border, or is to.
+	Exports []ExportInfo `json:"exports"`
+	Imports []ImportInfo `json:"imports"`
+	Errors  []string     `json:"errors,omitempty"`
 }
 
 // AddAccount makes an account, live on every node of the answer. An account of

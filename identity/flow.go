@@ -203,6 +203,9 @@ func (e Export) Consents(p Party) (since time.Time, ok bool) {
 	return e.To[i].Since, true
 }
 
+// Covers reports whether everything under subject is exported.
+func (e Export) Covers(subject string) bool { return covers(e.Subject, subject) }
+
 func (e Export) find(p Party) int {
 	return slices.IndexFunc(e.To, func(c Consent) bool { return c.Public == p.Public })
 }
