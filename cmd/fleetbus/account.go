@@ -15,7 +15,7 @@ import (
 
 func newAccountCommand(a *app) *cobra.Command {
 	return a.onFleet(noun("account", "Accounts, which isolate subjects from each other",
-		newAccountAdd(a), newAccountList(a), newAccountInfo(a), newAccountRemove(a)))
+		newAccountAdd(a), newAccountList(a), newAccountInfo(a), newAccountRemove(a), newAccountExport(a), newAccountImport(a)))
 }
 
 // limitFlags are the flags that set limits.
@@ -154,6 +154,7 @@ func newAccountInfo(a *app) *cobra.Command {
 					{"payload", human.Limit(i.Limits.Payload, human.Size)},
 					{"data", human.Limit(i.Limits.Data, human.Size)},
 					{"subscriptions", human.Limit(i.Limits.Subscriptions, human.Int)}})
+				flowTables(p, i)
 			}})
 		},
 	})

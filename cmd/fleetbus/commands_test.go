@@ -57,6 +57,15 @@ func testAdminister(t *testing.T, f *testFleet) {
 	f.answerWith(t, "account.ls", []admin.AccountInfo{acme})
 	f.answerWith(t, "account.add", spreadOver(0))
 	f.answerWith(t, "account.rm", spreadOver(1))
+	exported := identity.Export{Party: identity.Party{Account: "acme"}, Subject: "registration.>", To: []identity.Consent{
+		{Party: identity.Party{Account: "ops"}}, {Party: identity.Party{Account: "lost"}, Revoked: created}}}
+	f.answerWith(t, "export.ls", []admin.ExportInfo{{Export: exported, Importers: []string{"ops"}}})
+	f.answerWith(t, "export.add", spreadOver(0))
+	f.answerWith(t, "export.rm", spreadOver(0))
+	f.answerWith(t, "import.ls", []admin.ImportInfo{{State: admin.ImportWaiting, Import: identity.Import{
+		Party: identity.Party{Account: "ops"}, From: identity.Party{Account: "acme"}, Subject: "registration.>", As: "fleet.acme.>"}}})
+	f.answerWith(t, "import.add", spreadOver(0))
+	f.answerWith(t, "import.rm", spreadOver(0))
 	f.answerWith(t, "user.ls", []identity.User{alice})
 	f.answerWith(t, "user.info", admin.UserInfo{User: alice, Connections: []admin.Connection{{Node: "n1", ID: 7, Remote: "10.0.0.1:5"}, {Node: "n2", ID: 8}}})
 	f.answerWith(t, "user.rm", spreadOver(2))
@@ -92,6 +101,23 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "account rm acme", code: exitUsage, stderr: "fix: add --yes"},
 		{line: "account rm acme --dry-run", stdout: "would remove account acme with 2 users and 3 streams (2KiB), and close 1 connection"},
 		{line: "account rm acme --yes", stdout: "account acme is removed: 1 connection closed on 2 of 2 nodes (12 ms)"},
+		{line: "account export acme registration.> --to ops,beta", stdout: "registration.> of account acme is exported to ops, beta on 2 of 2 nodes (12 ms)"},
+		{line: "account export acme registration.> --public --dry-run", stdout: "would let everybody have registration.> of account acme"},
+		{line: "account export acme registration.>", code: exitUsage, stderr: "fix: --to ACCOUNT, or --public"},
+		{line: "account export acme $SYS.> --to ops", code: exitUsage, stderr: "such subjects stay in their account"},
+		{line: "account export ls", stdout: "acme     registration.>  messages  ops  ops"},
+		{line: "account export rm acme registration.> --dry-run", stdout: "would take registration.> of account acme back from all, which ops imports now"},
+		{line: "account export rm acme registration.> --to ops --yes", stdout: "registration.> of account acme is taken back from ops on 2 of 2"},
+		{line: "account export rm acme registration.> --to ops", code: exitUsage, stderr: "fix: add --yes"},
+		{line: "account export rm acme other --yes", code: exitNotFound, stderr: "fix: fleetbus account export ls acme"},
+		{line: "account import ops acme:registration.> --as fleet.acme.>", stdout: "account ops has registration.> of account acme as fleet.acme.> on 2 of 2"},
+		{line: "account import ops acme:registration.> --dry-run", stdout: "would let account ops have registration.> of account acme as registration.>"},
+		{line: "account import ops registration.>", code: exitUsage, stderr: "fix: write it like acme:registration.>"},
+		{line: "account import ls ops -o jsonl", stdout: `"state":"waiting"`},
+		{line: "account import ls ops", stdout: "ops      fleet.acme.>  messages  acme:registration.>  waiting"},
+		{line: "account import rm ops fleet.acme.> --yes", stdout: "account ops has fleet.acme.> no more on 2 of 2 nodes (12 ms)"},
+		{line: "account import rm ops fleet.acme.> --dry-run", stdout: "would end the import of acme:registration.> into account ops as fleet.acme.>"},
+		{line: "account import rm ops other --yes", code: exitNotFound, stderr: "fix: fleetbus account import ls ops"},
 		{line: "user ls acme", stdout: "acme/alice  client  allowed  1      1             2026-01-02T03:04:05Z"},
 		{line: "user info acme/alice", stdout: "n1    7           -     10.0.0.1:5  -"},
 		{line: "user info acme/alice -o json", stdout: `"node": "n1"`},

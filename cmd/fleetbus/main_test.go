@@ -71,7 +71,8 @@ func leaves(cmd *cobra.Command, do func(*cobra.Command)) {
 		}
 		if c.HasSubCommands() {
 			leaves(c, do)
-		} else if c.Runnable() {
+		}
+		if c.Annotations[kind] != "" || !c.HasSubCommands() && c.Runnable() {
 			do(c)
 		}
 	}
