@@ -451,6 +451,9 @@ func (s *Server) addRole(ctx context.Context, r identity.Role) (any, error) {
 	if err := r.Validate(); err != nil {
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
 	}
+	if _, _, err := r.Hours.Open(began); err != nil {
+		return nil, admin.Errorf(admin.Invalid, "write the zone like Europe/Berlin", "%v", err)
+	}
 	if known, ok := s.fleet.directory.Role(r.Name); ok && known.Builtin {
 		return nil, admin.Errorf(admin.Conflict, "choose another name", "role %q is built in", r.Name)
 	}

@@ -50,7 +50,7 @@ func (c *callout) Close() {
 func (s *Server) serveCallout(ctx context.Context) (*callout, error) {
 	c := &callout{Server: s, busy: make(chan struct{}, calloutsAtOnce), passwords: make(chan struct{}, passwordsAtOnce)}
 	var err error
-	if c.arrivals, err = s.watchArrivals(); err != nil {
+	if c.arrivals, err = s.watchArrivals(ctx); err != nil {
 		return nil, fmt.Errorf("watching arrivals: %w", err)
 	}
 	if err := c.serve(ctx); err != nil {
@@ -168,7 +168,8 @@ func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaim
 	if err != nil {
 		return "", p, err
 	}
-	if p.Limits != (identity.Limits{}) {
+	// Connections are counted by the nodes.
+	if limits := p.Limits; limits != (identity.Limits{Connections: limits.Connections}) {
 		c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "principal", p, "error", errLimits)
 		return "", p, errLimits
 	}
@@ -188,6 +189,7 @@ type arrival struct {
 	Client struct {
 		ID      uint64   `json:"id"`
 		Account string   `json:"acc"`
+		User    string   `json:"user"`
 		Tags    []string `json:"tags"`
 	} `json:"client"`
 }
@@ -196,9 +198,9 @@ type arrival struct {
 const arrivalsSubject = "$SYS.ACCOUNT.*.CONNECT"
 
 // watchArrivals closes those who came in by signed credentials although they are
-// denied. The engine looks at the revocations before it puts a client into its
+// denied, and those who are too many. The engine looks at the revocations before it puts a client into its
 // account; a denial that acts between the two finds nobody to close.
-func (s *Server) watchArrivals() (*nats.Conn, error) {
+func (s *Server) watchArrivals(ctx context.Context) (*nats.Conn, error) {
 	self := s.nodePrincipal(identity.SystemName)
 	nc, err := s.broker.Connect(append(s.systemAuth(), nats.Name("arrivals"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(self)))...)
 	if err != nil {
@@ -212,6 +214,10 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 		}
 		if user, out := s.shutOut(a); out && s.broker.Close(a.Client.ID) {
 			s.log.Warn("client refused", "listener", natsListenerName, "principal", user, "error", "it was denied as it came in")
+			return
+		}
+		if account, name, ok := s.arrival(a); ok {
+			s.arrived(ctx, account, name)
 		}
 	})
 	if err == nil {
@@ -227,26 +233,36 @@ func (s *Server) watchArrivals() (*nats.Conn, error) {
 // shutOut reports whether a is this node's, was let in by the engine alone, and is
 // of a user who is denied or gone.
 func (s *Server) shutOut(a arrival) (user string, out bool) {
-	name := ""
+	account, name, ok := s.arrival(a)
+	if !ok || len(a.Client.Tags) == 0 || a.Server.ID != s.broker.ID() {
+		return "", false
+	}
+	u, ok := s.fleet.directory.User(account.Name, name)
+	return account.Name + "/" + name, !ok || u.Denied
+}
+
+// arrival says whose a is, if it is no session: whoever opened one has looked
+// again.
+func (s *Server) arrival(a arrival) (account identity.Account, name string, ok bool) {
+	if len(a.Client.Tags) == 0 {
+		name = a.Client.User // as the callout had it
+	}
 	for _, tag := range a.Client.Tags {
 		if strings.HasPrefix(tag, identity.KindTag) {
-			return "", false // a session: whoever opened it has looked again
+			return account, "", false
 		}
 		if n, ok := strings.CutPrefix(tag, identity.NameTag); ok {
 			name = n
 		}
 	}
-	if name == "" || a.Server.ID != s.broker.ID() {
-		return "", false
+	if name == "" {
+		return account, "", false
 	}
-	account, ok := s.fleet.directory.AccountByPublic(a.Client.Account)
-	if !ok {
-		if account, ok = s.fleet.account(identity.FleetName); !ok || account.Public != a.Client.Account {
-			return "", false
-		}
+	if account, ok = s.fleet.directory.AccountByPublic(a.Client.Account); !ok {
+		account, ok = s.fleet.account(identity.FleetName)
+		ok = ok && account.Public == a.Client.Account
 	}
-	u, ok := s.fleet.directory.User(account.Name, name)
-	return account.Name + "/" + name, !ok || u.Denied
+	return account, name, ok
 }
 
 // calloutCredentials are what the engine's client presented.

@@ -55,6 +55,7 @@ type fleet struct {
 	admitting bool
 
 	resting resting
+	crowd   crowd
 
 	mu     sync.Mutex
 	ledger *ledger.Ledger

@@ -99,8 +99,28 @@ func (s *Server) login(listener string) Login {
 			session.Close()
 			return nil, err
 		}
+		if err := s.crowded(ctx, session); err != nil {
+			return nil, err
+		}
 		return session, nil
 	}
+}
+
+// crowded says that the principal of a session that has just been let in has too
+// many, if it may have a number only.
+func (s *Server) crowded(ctx context.Context, session *Session) error {
+	p := session.Principal
+	account, ok := s.fleet.account(p.Account)
+	if !ok || p.Limits.Connections == 0 {
+		return nil
+	}
+	if err := s.thin(ctx, account, p.Name); err != nil {
+		s.log.Warn("the connections of a user could not be counted", "principal", p, "error", err)
+	}
+	if session.IsClosed() {
+		return fmt.Errorf("letting in %q: %w", p, identity.ErrTooManyConnections)
+	}
+	return nil
 }
 
 // mayRest is how many sessions of an account may rest on this node. The engine

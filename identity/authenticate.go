@@ -180,12 +180,22 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 	case len(role.Networks) > 0 && !networksContain(role.Networks, c.Remote):
 		return Principal{}, refuse("user %q came from %s, which role %q does not allow", p, quote(c.Remote), role.Name)
 	}
+	until, open, err := role.Hours.Open(now)
+	switch {
+	case err != nil:
+		return Principal{}, refuse("user %q has a role with hours: %w", p, err)
+	case !open:
+		return Principal{}, refuse("user %q came outside of the hours of role %q", p, role.Name)
+	}
 	if p.Kind == "" {
 		p.Kind = KindUser
 	}
 	p.Permissions = role.Permissions.Expand(account, name)
 	if life := user.Life(role); life > 0 {
 		p.Expires = now.Add(life)
+	}
+	if !until.IsZero() && (p.Expires.IsZero() || until.Before(p.Expires)) {
+		p.Expires = until
 	}
 	if err := p.Validate(); err != nil {
 		return Principal{}, refuse("checking user %q: %w", p, err)

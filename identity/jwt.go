@@ -140,6 +140,7 @@ func (a *Authority) checkAccount(account Account) (keyPair, error) {
 
 func setAccountLimits(claims *jwt.AccountClaims, l Limits) {
 	claims.Limits.Conn = limit(l.Connections)
+	claims.Limits.LeafNodeConn = limit(l.Leafs)
 	claims.Limits.NatsLimits = natsLimits(l)
 	claims.Limits.JetStreamLimits = jwt.JetStreamLimits{
 		MemoryStorage: limit(l.Memory),
@@ -175,6 +176,7 @@ func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error
 	}
 	scope.Template.NatsLimits = natsLimits(role.Limits)
 	scope.Template.Src = jwt.CIDRList(role.Networks)
+	role.Hours.scope(&scope.Template.UserLimits)
 	scope.Template.AllowedConnectionTypes = connectionTypes(role.Listeners)
 	return scope, nil
 }

@@ -30,12 +30,13 @@ func TestNewAccount(t *testing.T) {
 func TestAccountJWT(t *testing.T) {
 	a := newAuthority(t)
 	account := newAccount(t, a, "acme")
-	account.Limits = Limits{Connections: 1, Subscriptions: 2, Payload: 3, Data: 4, Storage: 5, Memory: 6, Streams: 7, Consumers: 8}
+	account.Limits = Limits{Connections: 1, Leafs: 9, Subscriptions: 2, Payload: 3, Data: 4, Storage: 5, Memory: 6, Streams: 7, Consumers: 8}
 	custom := Role{
 		Name:        "meter",
 		Permissions: Permissions{Publish: Rule{Allow: []string{"meter.{{name()}}"}, Deny: []string{"meter.x"}}, Replies: &Replies{Max: 3, For: time.Second}},
 		Limits:      Limits{Subscriptions: 10, Payload: 20, Data: 30, Connections: 40},
 		Networks:    []string{"10.0.0.0/8"},
+		Hours:       Hours{Spans: []string{"22:00-06:30"}, Zone: "Europe/Berlin"},
 		Listeners:   []string{"nats", "websocket", "leaf", "mqtt", "amqp"},
 	}
 	revoked, _ := newUserKey(t)
@@ -51,7 +52,7 @@ func TestAccountJWT(t *testing.T) {
 	}
 	want := jwt.OperatorLimits{
 		NatsLimits:      jwt.NatsLimits{Subs: 2, Payload: 3, Data: 4},
-		AccountLimits:   jwt.AccountLimits{Imports: -1, Exports: -1, WildcardExports: true, Conn: 1, LeafNodeConn: -1},
+		AccountLimits:   jwt.AccountLimits{Imports: -1, Exports: -1, WildcardExports: true, Conn: 1, LeafNodeConn: 9},
 		JetStreamLimits: jwt.JetStreamLimits{DiskStorage: 5, MemoryStorage: 6, Streams: 7, Consumer: 8},
 	}
 	claims.Limits.JetStreamTieredLimits = nil
@@ -81,7 +82,7 @@ func TestAccountJWT(t *testing.T) {
 			Resp: &jwt.ResponsePermission{MaxMsgs: 3, Expires: time.Second},
 		},
 		Limits: jwt.Limits{
-			UserLimits: jwt.UserLimits{Src: jwt.CIDRList{"10.0.0.0/8"}},
+			UserLimits: jwt.UserLimits{Src: jwt.CIDRList{"10.0.0.0/8"}, Times: []jwt.TimeRange{{Start: "22:00:00", End: "06:30:00"}}, Locale: "Europe/Berlin"},
 			NatsLimits: jwt.NatsLimits{Subs: 10, Payload: 20, Data: 30},
 		},
 		AllowedConnectionTypes: jwt.StringList{"STANDARD", "WEBSOCKET", "LEAFNODE", "LEAFNODE_WS", "IN_PROCESS"},

@@ -52,8 +52,11 @@ var ErrTooManyConnections = errors.New("the account has as many clients as it ma
 // Limits bound what an account or a connection may use. Zero is unlimited in
 // every field.
 type Limits struct {
-	// Connections of clients at once, of an account.
+	// Connections of clients at once, on all nodes: of an account, or of one user of
+	// a role.
 	Connections int64 `json:"connections,omitempty"`
+	// Leafs is the links of sites at once, of an account.
+	Leafs int64 `json:"leafs,omitempty"`
 	// Subscriptions at once, of an account or a connection.
 	Subscriptions int64 `json:"subscriptions,omitempty"`
 	// Payload of one message in bytes, of an account or a connection.
@@ -130,7 +133,7 @@ func (l Limits) Validate() error {
 		field string
 		value int64
 	}{
-		{"connections", l.Connections}, {"subscriptions", l.Subscriptions}, {"payload", l.Payload}, {"data", l.Data},
+		{"connections", l.Connections}, {"leafs", l.Leafs}, {"subscriptions", l.Subscriptions}, {"payload", l.Payload}, {"data", l.Data},
 		{"storage", l.Storage}, {"memory", l.Memory}, {"streams", l.Streams}, {"consumers", l.Consumers},
 	} {
 		if f.value < 0 {

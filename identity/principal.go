@@ -48,7 +48,8 @@ type Principal struct {
 	Role string `json:"role,omitempty"`
 	// Permissions within Account.
 	Permissions Permissions `json:"permissions"`
-	// Limits of each connection: Subscriptions, Payload and Data count.
+	// Limits of each connection: Subscriptions, Payload and Data count. Connections
+	// is how many the principal may have.
 	Limits Limits `json:"limits,omitzero"`
 	// Listeners that the principal may come in by. Empty: any.
 	Listeners []string `json:"listeners,omitempty"`

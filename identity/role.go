@@ -34,7 +34,8 @@ type Role struct {
 	// Permissions within the account of the user. Their subjects may hold the
 	// templates {{name()}} and {{account-name()}}.
 	Permissions Permissions `json:"permissions"`
-	// Limits of each connection: Subscriptions, Payload and Data count.
+	// Limits of each connection: Subscriptions, Payload and Data count. Connections
+	// is how many each user may have.
 	Limits Limits `json:"limits,omitzero"`
 	// Expires is the life of credentials and sessions. Zero: no end.
 	Expires time.Duration `json:"expires,omitempty"`
@@ -42,6 +43,8 @@ type Role struct {
 	Networks []string `json:"networks,omitempty"`
 	// Listeners that a user may come in by. Empty: any.
 	Listeners []string `json:"listeners,omitempty"`
+	// Hours of the day at which a user may be connected. Zero: any.
+	Hours Hours `json:"hours,omitzero"`
 	// Builtin is true for a role that every fleet has.
 	Builtin bool `json:"builtin,omitempty"`
 }
@@ -112,7 +115,7 @@ func (r Role) AllowedIn(account string) bool {
 
 // Validate returns every problem of r, joined; nil if there is none.
 func (r Role) Validate() error {
-	errs := []error{CheckName(r.Name), r.Permissions.Validate(), r.Limits.Validate(), checkNetworks(r.Networks)}
+	errs := []error{CheckName(r.Name), r.Permissions.Validate(), r.Limits.Validate(), checkNetworks(r.Networks), r.Hours.Validate()}
 	if r.Expires < 0 {
 		errs = append(errs, errors.New("checking expires: it is negative"))
 	}
@@ -129,5 +132,6 @@ func (r Role) clone() Role {
 	r.Permissions = r.Permissions.clone()
 	r.Networks = slices.Clone(r.Networks)
 	r.Listeners = slices.Clone(r.Listeners)
+	r.Hours = r.Hours.clone()
 	return r
 }

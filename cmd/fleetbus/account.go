@@ -20,12 +20,12 @@ func newAccountCommand(a *app) *cobra.Command {
 
 // limitFlags are the flags that set limits.
 type limitFlags struct {
-	connections, subscriptions, streams, consumers int64
-	payload, data, storage, memory                 size
+	connections, leafs, subscriptions, streams, consumers int64
+	payload, data, storage, memory                        size
 }
 
 func (l *limitFlags) add(flags *pflag.FlagSet) {
-	flags.Int64Var(&l.connections, "connections", 0, "connections at once; 0 is unlimited")
+	flags.Int64Var(&l.leafs, "leafs", 0, "links of sites at once; 0 is unlimited")
 	flags.Int64Var(&l.streams, "streams", 0, "streams; 0 is unlimited")
 	flags.Int64Var(&l.consumers, "consumers", 0, "consumers; 0 is unlimited")
 	flags.Var(&l.storage, "storage", "what streams may hold on disk, replicas counted, such as 10GiB; 0B is unlimited")
@@ -33,8 +33,9 @@ func (l *limitFlags) add(flags *pflag.FlagSet) {
 	l.addConnection(flags)
 }
 
-// addConnection adds those that bound one connection.
+// addConnection adds those that bound one connection, and how many there are.
 func (l *limitFlags) addConnection(flags *pflag.FlagSet) {
+	flags.Int64Var(&l.connections, "connections", 0, "connections at once, on all nodes; 0 is unlimited")
 	flags.Int64Var(&l.subscriptions, "subscriptions", 0, "subscriptions at once; 0 is unlimited")
 	flags.Var(&l.payload, "payload", "size of one message, such as 64KiB; 0B is unlimited")
 	flags.Var(&l.data, "data", "what may be under way at once, such as 10MiB; 0B is unlimited")
@@ -47,7 +48,7 @@ func (l *limitFlags) apply(flags *pflag.FlagSet, limits *identity.Limits) {
 		limit *int64
 		value int64
 	}{
-		{"connections", &limits.Connections, l.connections}, {"subscriptions", &limits.Subscriptions, l.subscriptions},
+		{"connections", &limits.Connections, l.connections}, {"leafs", &limits.Leafs, l.leafs}, {"subscriptions", &limits.Subscriptions, l.subscriptions},
 		{"payload", &limits.Payload, int64(l.payload)}, {"data", &limits.Data, int64(l.data)},
 		{"storage", &limits.Storage, int64(l.storage)}, {"memory", &limits.Memory, int64(l.memory)},
 		{"streams", &limits.Streams, l.streams}, {"consumers", &limits.Consumers, l.consumers},
@@ -146,6 +147,7 @@ func newAccountInfo(a *app) *cobra.Command {
 				fields(p, []field{{"name", i.Name}, {"id", i.ID}, {"public key", i.Public}, {"created", human.Time(i.Created)},
 					{"users", human.Int(int64(i.Users))},
 					{"connections", human.Int(int64(i.Connections)) + " of " + human.Limit(i.Limits.Connections, human.Int)},
+					{"links of sites", "at most " + human.Limit(i.Limits.Leafs, human.Int)},
 					{"streams", human.Int(int64(i.Streams)) + " of " + human.Limit(i.Limits.Streams, human.Int)},
 					{"consumers", "at most " + human.Limit(i.Limits.Consumers, human.Int)},
 					{"stored", human.Size(int64(i.Bytes))},

@@ -29,6 +29,8 @@ type roleFlags struct {
 	limits                   limitFlags
 	expires                  life
 	networks, listeners      []string
+	hours                    []string
+	zone                     string
 }
 
 func (f *roleFlags) add(flags *pflag.FlagSet) {
@@ -41,6 +43,8 @@ func (f *roleFlags) add(flags *pflag.FlagSet) {
 	f.limits.addConnection(flags)
 	flags.Var(&f.expires, "expires", "life of credentials, such as 24h or 30d, or never")
 	flags.StringSliceVar(&f.networks, "network", nil, "networks that users may come from, such as 10.0.0.0/8 (default: any)")
+	flags.StringSliceVar(&f.hours, "hours", nil, "times of the day at which users may be connected, such as 08:00-18:00 (default: any)")
+	flags.StringVar(&f.zone, "zone", "", "time `zone` of --hours, such as Europe/Berlin (default: UTC)")
 	flags.StringSliceVar(&f.listeners, "listener", nil, "listeners that users may come in by (default: any)")
 }
 
@@ -54,11 +58,14 @@ func (f *roleFlags) apply(flags *pflag.FlagSet, r *identity.Role) {
 	}{
 		{"publish", &p.Publish.Allow, f.publish}, {"publish-deny", &p.Publish.Deny, f.publishDeny},
 		{"subscribe", &p.Subscribe.Allow, f.subscribe}, {"subscribe-deny", &p.Subscribe.Deny, f.subscribeDeny},
-		{"network", &r.Networks, f.networks}, {"listener", &r.Listeners, f.listeners},
+		{"network", &r.Networks, f.networks}, {"hours", &r.Hours.Spans, f.hours}, {"listener", &r.Listeners, f.listeners},
 	} {
 		if flags.Changed(l.name) {
 			*l.list = l.to
 		}
+	}
+	if flags.Changed("zone") {
+		r.Hours.Zone = f.zone
 	}
 	f.limits.apply(flags, &r.Limits)
 	if flags.Changed("reply-max") || flags.Changed("reply-for") {
@@ -202,6 +209,8 @@ func newRoleInfo(a *app) *cobra.Command {
 					{"publish", formatRule(r.Permissions.Publish)}, {"subscribe", formatRule(r.Permissions.Subscribe)},
 					{"replies", answers}, {"expires", formatLife(r.Expires)},
 					{"networks", or(strings.Join(r.Networks, ","), "any")}, {"listeners", or(strings.Join(r.Listeners, ","), "any")},
+					{"hours", or(strings.TrimSpace(strings.Join(r.Hours.Spans, ",")+" "+r.Hours.Zone), "any")},
+					{"connections", human.Limit(r.Limits.Connections, human.Int)},
 					{"subscriptions", human.Limit(r.Limits.Subscriptions, human.Int)},
 					{"payload", human.Limit(r.Limits.Payload, human.Size)}, {"data", human.Limit(r.Limits.Data, human.Size)}})
 			}})
