@@ -229,7 +229,7 @@ type grant struct {
 func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, error) {
 	g := &grant{s: s, request: r, name: name, kind: identity.KindUser, now: time.Now(), roleRequested: r.Role != ""}
 	var ok bool
-	if g.account, ok = s.fleet.account(account); !ok || account == identity.SystemName || account == identity.CalloutName {
+	if g.account, ok = s.fleet.account(account); !ok || account == identity.CalloutName {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus account add "+account, "there is no account %q", account)
 	}
 	known, exists := s.fleet.directory.User(account, name)
@@ -238,7 +238,9 @@ func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, er
 	case exists && roleName == "":
 		roleName = known.Role
 	case roleName == "" && account == identity.FleetName:
-		roleName = "admin"
+		roleName = identity.RoleAdmin
+	case roleName == "" && account == identity.SystemName:
+		roleName = identity.RoleAuditor
 	case roleName == "":
 		roleName = "client"
 	}
@@ -375,7 +377,7 @@ func (s *Server) listUsers(_ context.Context, r admin.Name) (any, error) {
 	all := []identity.User{}
 	accounts := []identity.Account{{Name: r.Name}}
 	if r.Name == "" {
-		accounts = append(s.fleet.directory.Accounts(), s.fleet.fleetAccount()...)
+		accounts = append(s.fleet.directory.Accounts(), s.fleet.ownAccounts()...)
 	} else if _, ok := s.fleet.account(r.Name); !ok {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus account ls", "there is no account %q", r.Name)
 	}
@@ -491,7 +493,7 @@ func (s *Server) removeRole(ctx context.Context, r admin.Name) (any, error) {
 	if role.Builtin {
 		return nil, admin.Errorf(admin.Conflict, "", "role %q is built in", r.Name)
 	}
-	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.fleetAccount()...) {
+	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.ownAccounts()...) {
 		for _, u := range s.fleet.directory.Users(a.Name) {
 			if u.Role == r.Name {
 				return nil, admin.Errorf(admin.Conflict, "fleetbus user rm "+u.String(), "user %q has role %q", u, r.Name)

@@ -258,10 +258,7 @@ func (s *Server) arrival(a arrival) (account identity.Account, name string, ok b
 	if name == "" {
 		return account, "", false
 	}
-	if account, ok = s.fleet.directory.AccountByPublic(a.Client.Account); !ok {
-		account, ok = s.fleet.account(identity.FleetName)
-		ok = ok && account.Public == a.Client.Account
-	}
+	account, ok = s.fleet.accountByPublic(a.Client.Account)
 	return account, name, ok
 }
 

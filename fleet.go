@@ -186,12 +186,27 @@ func (f *fleet) act(ev ledger.Event) {
 	}
 }
 
-func (f *fleet) fleetAccount() []identity.Account {
-	a, ok := f.account(identity.FleetName)
-	if !ok {
-		return nil
+// ownAccounts are the fleet's own that can have users.
+func (f *fleet) ownAccounts() (all []identity.Account) {
+	for _, name := range []string{identity.FleetName, identity.SystemName} {
+		if a, ok := f.account(name); ok {
+			all = append(all, a)
+		}
 	}
-	return []identity.Account{a}
+	return all
+}
+
+// accountByPublic finds an account that can have users by its public key.
+func (f *fleet) accountByPublic(public string) (identity.Account, bool) {
+	if a, ok := f.directory.AccountByPublic(public); ok {
+		return a, true
+	}
+	own := f.ownAccounts()
+	i := slices.IndexFunc(own, func(a identity.Account) bool { return a.Public == public })
+	if i < 0 {
+		return identity.Account{}, false
+	}
+	return own[i], true
 }
 
 // actAccount stores an account, or drops the one that had the name before.
@@ -247,7 +262,7 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 // so for who showed a creds file. What the others may do was settled when they
 // came in, so that they have to come in again.
 func (f *fleet) actRole(name string) (closed int, err error) {
-	accounts := append(f.directory.Accounts(), f.fleetAccount()...)
+	accounts := append(f.directory.Accounts(), f.ownAccounts()...)
 	err = f.storeAccounts(accounts)
 	for _, a := range accounts {
 		holders := map[string]bool{}
@@ -292,7 +307,7 @@ func (f *fleet) admit() error {
 	f.storing.Lock()
 	f.admitting = true
 	f.storing.Unlock()
-	return f.storeAccounts(append(f.directory.Accounts(), f.fleetAccount()...))
+	return f.storeAccounts(append(f.directory.Accounts(), f.ownAccounts()...))
 }
 
 // admits reports whether users are let in.

@@ -65,7 +65,10 @@ func (s *Server) keepReplicas(ctx context.Context) {
 
 func (s *Server) copyStreams(ctx context.Context, since time.Time) error {
 	var errs []error
-	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.fleetAccount()...) {
+	for _, a := range append(s.fleet.directory.Accounts(), s.fleet.ownAccounts()...) {
+		if a.Name == identity.SystemName {
+			continue // it has none
+		}
 		err := s.inAccount(a.Name, func(js jetstream.JetStream) error {
 			return s.copyStreamsOf(ctx, js, a, since)
 		})

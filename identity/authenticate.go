@@ -152,7 +152,7 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 	d.mu.RLock()
 	user, isUser := d.state.users[account+"/"+name]
 	_, isAccount := d.state.accounts[account]
-	isAccount = isAccount || account == FleetName
+	isAccount = isAccount || account == FleetName || account == SystemName
 	role, isRole := d.state.role(user.Role)
 	d.mu.RUnlock()
 	p := Principal{
@@ -190,7 +190,7 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 	if p.Kind == "" {
 		p.Kind = KindUser
 	}
-	p.Permissions = role.Permissions.Expand(account, name)
+	p.Permissions = role.In(account).Expand(account, name)
 	if life := user.Life(role); life > 0 {
 		p.Expires = now.Add(life)
 	}

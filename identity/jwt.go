@@ -170,7 +170,7 @@ func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error
 	scope := jwt.NewUserScope()
 	scope.Key = key.public
 	scope.Role = role.Name
-	scope.Template.Permissions = enginePermissions(role.Permissions)
+	scope.Template.Permissions = enginePermissions(role.In(account.Name))
 	if !isSpecialAccount(account.Name) {
 		allowRenewal(&scope.Template.Permissions)
 	}

@@ -139,18 +139,18 @@ func TestBuiltinRoles(t *testing.T) {
 			t.Error(err)
 		}
 		life := 24 * time.Hour
-		if r.Name == RoleTarget { // which has to live through outages of the bus
+		if r.Name == RoleTarget || r.Name == RoleLeaf || r.Name == RoleMetrics { // which have to live through outages of the bus
 			life *= 90
 		}
 		if !r.Builtin || r.Expires != life {
 			t.Errorf("role %q is not as built in: %+v", r.Name, r)
 		}
 		if inFleet := r.Name == RoleAdmin; r.AllowedIn(FleetName) != inFleet || r.AllowedIn("acme") == inFleet ||
-			r.AllowedIn(SystemName) || r.AllowedIn(CalloutName) {
+			r.AllowedIn(SystemName) != (r.Name == RoleAuditor) || r.AllowedIn(CalloutName) {
 			t.Errorf("role %q is allowed in the wrong accounts", r.Name)
 		}
 	}
-	if want := []string{"admin", "auditor", "certmanager", "client", "machine", "target"}; !reflect.DeepEqual(names, want) {
+	if want := []string{"admin", "auditor", "certmanager", "client", "leaf", "machine", "metrics", "target"}; !reflect.DeepEqual(names, want) {
 		t.Errorf("the roles are %q, want %q", names, want)
 	}
 	BuiltinRoles()[3].Permissions.Publish.Allow[0] = "changed"

@@ -77,11 +77,13 @@ func BuiltinRoles() []Role {
 			Publish:   user,
 			Subscribe: everything.clone(),
 		}},
+		leafRole(),
 		{Name: RoleMachine, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{machineSays(nameTemplate)}},
 			Subscribe: Rule{Allow: []string{"machine." + nameTemplate + ".in.>", "machines.>", inbox}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
+		metricsRole(),
 		// Its credentials outlive any outage of the bus that is worth waiting for. It
 		// reads the ledger by way of a node: whoever may use the engine's API can have
 		// it write what is stored to any subject.
@@ -101,16 +103,6 @@ func machineSays(name string) string { return "machine." + name + ".out.>" }
 func certsAPI() []string {
 	const verb, longer = "$JS.API.*.*.", "$JS.API.*.*.*." // such as STREAM.DELETE and STREAM.MSG.DELETE
 	return []string{verb + "CERTS", verb + "CERTS.>", longer + "CERTS", longer + "CERTS.>"}
-}
-
-// AllowedIn reports whether the role can be had in the account of that name. The
-// fleet's own account holds the ledger and has the role admin alone, no other
-// account has that one, and the engine's accounts have none.
-func (r Role) AllowedIn(account string) bool {
-	if r.Name == RoleAdmin {
-		return account == FleetName
-	}
-	return !isSpecialAccount(account)
 }
 
 // Validate returns every problem of r, joined; nil if there is none.
