@@ -46,8 +46,10 @@ type fleet struct {
 	// the follower runs.
 	broker *broker.Broker
 	system func() []nats.Option
-	// publics are the accounts' public keys by name; for act alone.
-	publics map[string]string
+	// publics are the accounts' public keys by name, and adapting the accounts that
+	// each adapter takes from; for act alone.
+	publics  map[string]string
+	adapting map[string][]string
 
 	// storing is held while accounts are handed to the engine, admitting changes
 	// under it.
@@ -68,7 +70,7 @@ type fleet struct {
 func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), log: log,
-		closed: map[uint64]int{}, publics: map[string]string{},
+		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{},
 	}
 	// What the snapshot is folded upon, and all there is if it is corrupt.
 	_, genesis, err := ledger.ReadSnapshot(h.path("genesis.snapshot"))
@@ -88,6 +90,9 @@ func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet,
 	}
 	for _, a := range f.directory.Accounts() {
 		f.publics[a.Name] = a.Public
+	}
+	for _, a := range f.directory.Adapters() {
+		f.adapting[a.Name] = accountsOf(a)
 	}
 	return f, nil
 }
@@ -168,6 +173,8 @@ func (f *fleet) act(ev ledger.Event) {
 	case "export", "import":
 		account, _, _ := strings.Cut(name, ".")
 		err = f.actFlow(noun, account)
+	case "adapter":
+		err = f.actAdapter(name)
 	}
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)

@@ -185,6 +185,11 @@ func (s *Server) open(p identity.Principal, opts ...nats.Option) (*Session, erro
 // connect makes the in-process connection of a principal, with a key that exists
 // for this connection only.
 func (s *Server) connect(p identity.Principal, opts ...nats.Option) (*nats.Conn, error) {
+	return s.dialAs(s.broker.Connect, p, opts...)
+}
+
+// dialAs is connect by one of the broker's ways.
+func (s *Server) dialAs(dial func(...nats.Option) (*nats.Conn, error), p identity.Principal, opts ...nats.Option) (*nats.Conn, error) {
 	account, ok := s.fleet.account(p.Account)
 	if !ok {
 		return nil, fmt.Errorf("opening a session of %q: there is no account %q", p, p.Account)
@@ -193,7 +198,7 @@ func (s *Server) connect(p identity.Principal, opts ...nats.Option) (*nats.Conn,
 	if err != nil {
 		return nil, fmt.Errorf("opening a session: %w", err)
 	}
-	nc, err := s.broker.Connect(append([]nats.Option{
+	nc, err := dial(append([]nats.Option{
 		nats.Name(p.Name),
 		nats.CustomInboxPrefix(p.Inbox()),
 		nats.NoReconnect(),

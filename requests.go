@@ -62,6 +62,9 @@ func (s *Server) handlers() map[string]handler {
 		"import.add":   on(s.addImport),
 		"import.ls":    on(s.listImports),
 		"import.rm":    on(s.removeImport),
+		"adapter.add":  on(s.addAdapter),
+		"adapter.ls":   on(s.listAdapters),
+		"adapter.rm":   on(s.removeAdapter),
 		"user.add":     on(s.addUser),
 		"user.ls":      on(s.listUsers),
 		"user.info":    on(s.getUser),
@@ -88,6 +91,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 	// What nodes ask one another is counted apart: it is asked by requests that are
 	// under way.
 	people, nodes := make(chan struct{}, requestsAtOnce), make(chan struct{}, requestsAtOnce)
+	conn := s.conn
 	subscribe := func(subject, queue string, busy chan struct{}, answer func(context.Context, *nats.Msg) error) error {
 		serve := func(msg *nats.Msg) {
 			select {
@@ -106,9 +110,9 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		}
 		var err error
 		if queue == "" {
-			_, err = s.conn.Subscribe(subject, serve)
+			_, err = conn.Subscribe(subject, serve)
 		} else {
-			_, err = s.conn.QueueSubscribe(subject, queue, serve)
+			_, err = conn.QueueSubscribe(subject, queue, serve)
 		}
 		if err != nil {
 			return fmt.Errorf("subscribing to %q: %w", subject, err)
@@ -127,17 +131,23 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(nodeInfoSubject, "", nodes, s.answerNodeInfo),
 		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
+		subscribe(nodeAdaptersSubject, "", nodes, s.answerAdapters),
 		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
 		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
-		subscribe(identity.RenewRequests, "renew", people, s.answer(s.renewUser)),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
 		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),
 	)
+	// What follows believes what the engine says of who asks.
+	conn = s.exact
+	err = errors.Join(err,
+		subscribe(identity.RenewRequests, "renew", people, s.answer(s.renewUser)),
+		s.serveAdapters(ctx, conn),
+	)
 	if err != nil {
 		return err
 	}
-	return s.conn.Flush()
+	return errors.Join(s.conn.Flush(), conn.Flush())
 }
 
 func (s *Server) subscribeSync(ctx context.Context) error {

@@ -36,16 +36,18 @@ type Server struct {
 	ready chan struct{}
 
 	// Set by Run before ready is closed.
-	home     *home
-	fleet    *fleet
-	broker   *broker.Broker
-	certs    *certificates
-	conn     *nats.Conn // the fleet account, as this node
-	started  time.Time
-	failures failures
-	managers managers
-	links    links
-	disk     disk
+	home   *home
+	fleet  *fleet
+	broker *broker.Broker
+	certs  *certificates
+	// conn is in the fleet account, as this node; exact, too: see ConnectExact.
+	conn, exact *nats.Conn
+	adapters    adapters
+	started     time.Time
+	failures    failures
+	managers    managers
+	links       links
+	disk        disk
 
 	mu      sync.Mutex
 	running bool
@@ -199,6 +201,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	s.startServices(ctx, undo)
 	undo.background(ctx, s.runSources)
 	undo.background(ctx, s.runManagers)
+	undo.background(ctx, s.runAdapters)
 	undo.background(ctx, s.keepLinks)
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
@@ -383,15 +386,20 @@ func (s *Server) nodePrincipal(account string) identity.Principal {
 // what a node answers. It returns when the node has caught up, or when it is
 // clear that the quorum is away.
 func (s *Server) join(ctx context.Context, undo *cleanup) error {
-	session, err := s.open(s.nodePrincipal(identity.FleetName), func(o *nats.Options) error {
+	forever := func(o *nats.Options) error {
 		o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
 		return nil
-	})
+	}
+	session, err := s.open(s.nodePrincipal(identity.FleetName), forever)
 	if err != nil {
 		return err
 	}
 	undo.add(session.Close)
 	s.conn = session.Conn
+	if s.exact, err = s.dialAs(s.broker.ConnectExact, s.nodePrincipal(identity.FleetName), forever); err != nil {
+		return err
+	}
+	undo.add(s.exact.Close)
 	replicas := 1
 	if len(s.fleet.directory.Nodes()) >= 3 && s.opts.Mode == Mesh {
 		replicas = 3
