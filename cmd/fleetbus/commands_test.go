@@ -66,6 +66,11 @@ func testAdminister(t *testing.T, f *testFleet) {
 		Party: identity.Party{Account: "ops"}, From: identity.Party{Account: "acme"}, Subject: "registration.>", As: "fleet.acme.>"}}})
 	f.answerWith(t, "import.add", spreadOver(0))
 	f.answerWith(t, "import.rm", spreadOver(0))
+	f.answerWith(t, "adapter.add", spreadOver(0))
+	f.answerWith(t, "adapter.rm", spreadOver(0))
+	f.answerWith(t, "adapter.ls", []admin.AdapterInfo{{
+		Adapter: identity.Adapter{Name: "reg", From: []identity.Party{{Account: "acme"}, {Account: "beta"}}, Subject: "registration.>", To: identity.Party{Account: "ops"}, Stream: "REG"},
+		Nodes:   []admin.AdapterCount{{Node: "n1", Received: 5, Stored: 3, Refused: 1, Pending: 1}, {Node: "n2", Received: 1, Stored: 1}}, Waiting: []string{"beta"}}})
 	f.answerWith(t, "user.ls", []identity.User{alice})
 	f.answerWith(t, "user.info", admin.UserInfo{User: alice, Connections: []admin.Connection{{Node: "n1", ID: 7, Remote: "10.0.0.1:5"}, {Node: "n2", ID: 8}}})
 	f.answerWith(t, "user.rm", spreadOver(2))
@@ -118,6 +123,16 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "account import rm ops fleet.acme.> --yes", stdout: "account ops has fleet.acme.> no more on 2 of 2 nodes (12 ms)"},
 		{line: "account import rm ops fleet.acme.> --dry-run", stdout: "would end the import of acme:registration.> into account ops as fleet.acme.>"},
 		{line: "account import rm ops other --yes", code: exitNotFound, stderr: "fix: fleetbus account import ls ops"},
+		{line: "adapter add reg --from acme,beta --subject registration.> --to ops --stream REG", stdout: "adapter reg is live on 2 of 2 nodes (12 ms)"},
+		{line: "adapter add reg --from acme --subject registration.> --to ops --stream REG --dry-run", stdout: "would write registration.> of acme to stream REG of account ops"},
+		{line: "adapter add reg --from acme", code: exitUsage, stderr: "fix: --from ACCOUNT --subject SUBJECT"},
+		{line: "adapter add reg --from acme --subject $JS.> --to ops --stream REG", code: exitUsage, stderr: "such subjects stay in their account"},
+		{line: "adapter ls", stdout: "reg   acme, beta  registration.>  ops/REG  4       1"},
+		{line: "adapter status reg", stdout: "n1    5         3       1        1"},
+		{line: "adapter status reg -o json", stdout: `"received": 5`},
+		{line: "adapter status none", code: exitNotFound, stderr: "fix: fleetbus adapter ls"},
+		{line: "adapter rm reg --dry-run", stdout: "would end adapter reg, by which acme, beta reaches stream REG of account ops"},
+		{line: "adapter rm reg --yes", stdout: "adapter reg is removed on 2 of 2 nodes (12 ms)"},
 		{line: "user ls acme", stdout: "acme/alice  client  allowed  1      1             2026-01-02T03:04:05Z"},
 		{line: "user info acme/alice", stdout: "n1    7           -     10.0.0.1:5  -"},
 		{line: "user info acme/alice -o json", stdout: `"node": "n1"`},

@@ -127,7 +127,7 @@ func TestTree(t *testing.T) {
 func TestWritesCanBeTried(t *testing.T) {
 	a, _, _ := testApp("")
 	root := newRootCommand(a)
-	for _, noun := range []string{"account", "user", "role", "token", "node", "stream"} {
+	for _, noun := range []string{"account", "user", "role", "token", "node", "stream", "adapter"} {
 		cmd, _, err := root.Find([]string{noun})
 		if err != nil {
 			t.Fatal(err)
