@@ -21,7 +21,6 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/fleetbustest"
@@ -242,7 +241,7 @@ func dialRaw(t *testing.T, s *fleetbustest.Server, creds string) *rawClient {
 	config := s.TLS()
 	config.ServerName = "127.0.0.1"
 	conn := tls.Client(plain, config)
-	sig, err := key.(nkeys.KeyPair).Sign([]byte(info.Nonce))
+	sig, err := key.Sign([]byte(info.Nonce))
 	if err != nil {
 		t.Fatal(err)
 	}
