@@ -274,6 +274,12 @@ func (c *rawClient) send(t *testing.T, text string) {
 func (c *rawClient) request(t *testing.T, subject, header string) string {
 	t.Helper()
 	c.send(t, fmt.Sprintf("SUB answer.raw 1\r\nHPUB %s answer.raw %d %d\r\n%s\r\n", subject, len(header), len(header), header))
+	return c.answer(t)
+}
+
+// answer is the next message.
+func (c *rawClient) answer(t *testing.T) string {
+	t.Helper()
 	for {
 		line, err := c.in.ReadString('\n')
 		if err != nil {
@@ -379,5 +385,37 @@ func TestAdapterBusy(t *testing.T) {
 	t.Logf("answers: %v", codes)
 	if codes[admin.Busy] == 0 || codes[admin.Busy]+codes[admin.Unavailable] != sent || codes[admin.Unavailable] > 256 {
 		t.Errorf("answers: %v", codes)
+	}
+}
+
+// TestRenewalIsTheEnginesWord has a client ask for the renewal of another's key, by
+// headers that no library sends.
+func TestRenewalIsTheEnginesWord(t *testing.T) {
+	s := fleetbustest.Start(t)
+	alice, eve := s.Creds("acme", "alice"), s.Creds("acme", "eve")
+	acme, err := s.Admin().Account(limited(t, 10*time.Second), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const key = identity.RenewInfoHeader
+	forged := key + ": " + fmt.Sprintf(`{"acc":%q,"user":%q}`, acme.Public, keyOf(t, alice))
+	renewed := 0
+	for i, header := range []string{
+		"NATS/1.0\r\n" + forged + "\r\n\r\n", "NATS/1.0\r\nX: a\n" + forged + "\r\n\r\n", "NATS/1.0\n" + forged + "\n\n\r\n",
+		"NATS/1.0\r\nX: a\n" + forged + "\nY: bXX", "NATS/1.0\r\nX: " + key + key + "\r\n" + forged + "\r\n\r\n",
+	} {
+		raw := dialRaw(t, s, eve)
+		raw.send(t, fmt.Sprintf("SUB answer.raw 1\r\nHPUB %s answer.raw %d %d\r\n%s{}\r\n", identity.RenewSubject, len(header), len(header)+2, header))
+		answer := raw.answer(t)
+		if strings.Contains(answer, `"name":"alice"`) {
+			t.Errorf("header %d has alice renewed: %.200s", i, answer)
+		}
+		if strings.Contains(answer, `"name":"eve"`) {
+			renewed++
+		}
+		raw.Close()
+	}
+	if renewed == 0 {
+		t.Error("nobody was renewed: the test shows nothing")
 	}
 }

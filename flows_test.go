@@ -178,3 +178,41 @@ func TestFlows(t *testing.T) {
 		t.Errorf("left are imports %+v: %v", imports, err)
 	}
 }
+
+// TestQueueGroupSpansImports has a queue group of one account share the work of
+// the group of that name in the account that it imports from, as docs/accounts.md
+// warns.
+func TestQueueGroupSpansImports(t *testing.T) {
+	s := fleetbustest.Start(t)
+	ctx, api := limited(t, 30*time.Second), s.Admin()
+	acme, ops := s.Dial("acme", "app"), s.Dial("ops", "pool")
+	if _, err := api.AddExport(ctx, admin.ExportRequest{Account: "acme", Subject: "jobs.>", To: []string{"ops"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.AddImport(ctx, admin.ImportRequest{Account: "ops", From: "acme", Subject: "jobs.>", As: "of.acme.>"}); err != nil {
+		t.Fatal(err)
+	}
+	here, there, all := hear(t, acme, "jobs.>", "workers"), hear(t, ops, "of.acme.>", "workers"), hear(t, ops, "of.acme.>", "pool")
+	const sent = 200
+	for range sent {
+		if err := acme.Publish("jobs.new", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, nc := range []*nats.Conn{acme, ops} {
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	counts := map[string]int{}
+	for name, sub := range map[string]*nats.Subscription{"here": here, "there": there, "all": all} {
+		n, _, err := sub.Pending()
+		if err != nil {
+			t.Fatal(err)
+		}
+		counts[name] = n
+	}
+	if counts["all"] != sent || counts["here"]+counts["there"] != sent || counts["here"] == 0 || counts["there"] == 0 {
+		t.Errorf("of %d messages the groups have %v", sent, counts)
+	}
+}
