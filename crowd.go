@@ -3,13 +3,26 @@ package fleetbus
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+)
+
+const (
+	// nodeCrowdSubject is asked of all nodes: which connections do these users have.
+	nodeCrowdSubject = "node.crowd"
+	// crowdAtOnce bounds the users that are asked for at once: a node looks through
+	// all connections of the account for an answer.
+	crowdAtOnce = 100
 )
 
 // errCrowd is why a connection above the number that its user may have is closed.
@@ -20,9 +33,42 @@ var errCrowd = errors.New("its user has as many connections as the role allows")
 // closes those of its own that came when the others were enough.
 type crowd struct {
 	mu sync.Mutex
-	// looking are the users that are being looked at, true for those that somebody
-	// came for meanwhile.
-	looking map[string]bool
+	// came are the users, by account, that somebody has come for and that nobody has
+	// looked at since. An account that is there is being looked at.
+	came map[string]map[string]bool
+}
+
+// add notes that somebody came, and reports whether nobody is looking.
+func (c *crowd) add(account, name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names, busy := c.came[account]
+	if !busy {
+		names = map[string]bool{}
+		if c.came == nil {
+			c.came = map[string]map[string]bool{}
+		}
+		c.came[account] = names
+	}
+	names[name] = true
+	return !busy
+}
+
+// next takes some of those who came; after the last nobody is looking any more.
+func (c *crowd) next(account string) (names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.came[account] {
+		if len(names) == crowdAtOnce {
+			return names
+		}
+		names = append(names, name)
+		delete(c.came[account], name)
+	}
+	if len(names) == 0 {
+		delete(c.came, account)
+	}
+	return names
 }
 
 // quota is how many connections a user may have at once; 0 is any number.
@@ -37,53 +83,77 @@ func (f *fleet) quota(account, name string) int64 {
 
 // arrived looks at the connections of a user who has just come in somewhere.
 func (s *Server) arrived(ctx context.Context, account identity.Account, name string) {
-	if s.fleet.quota(account.Name, name) == 0 {
+	if s.fleet.quota(account.Name, name) == 0 || !s.fleet.crowd.add(account.Name, name) {
 		return
 	}
-	full, c := account.Name+"/"+name, &s.fleet.crowd
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.looking[full]; ok {
-		c.looking[full] = true
-		return
-	}
-	if c.looking == nil {
-		c.looking = map[string]bool{}
-	}
-	c.looking[full] = false
 	s.group.Go(func() {
-		for again := true; again; {
-			if err := s.thin(ctx, account, name); err != nil && ctx.Err() == nil {
-				s.log.Warn("the connections of a user could not be counted", "principal", full, "error", err)
+		for names := s.fleet.crowd.next(account.Name); len(names) > 0; names = s.fleet.crowd.next(account.Name) {
+			if err := s.thin(ctx, account, names); err != nil && ctx.Err() == nil {
+				s.log.Warn("the connections of users could not be counted", "account", account.Name, "error", err)
 			}
-			c.mu.Lock()
-			if again = c.looking[full]; again {
-				c.looking[full] = false
-			} else {
-				delete(c.looking, full)
-			}
-			c.mu.Unlock()
 		}
 	})
 }
 
-// thin closes those connections of a user on this node that are too many. The
-// oldest stay, and of two nodes' each keeps the same order.
-func (s *Server) thin(ctx context.Context, account identity.Account, name string) error {
-	most := s.fleet.quota(account.Name, name)
-	if most == 0 {
-		return nil
+// crowdRequest and crowdReply travel on nodeCrowdSubject.
+type crowdRequest struct {
+	Account string   `json:"account"` // its public key
+	Users   []string `json:"users"`
+}
+
+type crowdReply struct {
+	Node        string                        `json:"node"`
+	Connections map[string][]admin.Connection `json:"connections"` // by user
+}
+
+func (s *Server) answerCrowd(_ context.Context, msg *nats.Msg) error {
+	var req crowdRequest
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
 	}
-	all, err := s.fleetConnections(ctx, account.Public, name)
-	if int64(len(all)) <= most {
+	all, err := s.fleet.connections(req.Account, "")
+	if err != nil {
 		return err
 	}
-	slices.SortFunc(all, func(a, b admin.Connection) int {
-		return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+	reply := crowdReply{Node: s.fleet.node, Connections: map[string][]admin.Connection{}}
+	for _, c := range all {
+		if slices.Contains(req.Users, c.Name) {
+			reply.Connections[c.Name] = append(reply.Connections[c.Name], admin.Connection{
+				Node: s.fleet.node, ID: c.ID, Kind: c.Kind, Remote: c.Remote, Started: c.Started,
+			})
+		}
+	}
+	return respond(msg, reply)
+}
+
+// thin closes those connections of users on this node that are too many. The
+// oldest stay, and all nodes count in the same order. A node that does not answer
+// does not count.
+func (s *Server) thin(ctx context.Context, account identity.Account, names []string) error {
+	expect := s.fleet.up()
+	all := map[string][]admin.Connection{}
+	_, err := scatter(ctx, s.conn, nodeCrowdSubject, crowdRequest{account.Public, names}, infoTimeout, func(r crowdReply) bool {
+		for name, connections := range r.Connections {
+			all[name] = append(all[name], connections...)
+		}
+		delete(expect, r.Node)
+		return len(expect) == 0
 	})
-	for _, c := range all[most:] {
-		if c.Node == s.fleet.node && s.closeConnection(account.Name, c) {
-			s.log.Warn("client refused", "listener", c.Kind, "remote", c.Remote, "principal", account.Name+"/"+name, "error", errCrowd)
+	if err == nil && len(expect) > 0 {
+		err = fmt.Errorf("no answer from %s", strings.Join(slices.Sorted(maps.Keys(expect)), ", "))
+	}
+	for name, connections := range all {
+		most := s.fleet.quota(account.Name, name)
+		if most == 0 || int64(len(connections)) <= most {
+			continue
+		}
+		slices.SortFunc(connections, func(a, b admin.Connection) int {
+			return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+		})
+		for _, c := range connections[most:] {
+			if c.Node == s.fleet.node && s.closeConnection(account.Name, c) {
+				s.log.Warn("client refused", "listener", c.Kind, "remote", c.Remote, "principal", account.Name+"/"+name, "error", errCrowd)
+			}
 		}
 	}
 	return err

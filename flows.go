@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -47,7 +48,7 @@ func flowError(err error) error {
 	if errors.Is(err, identity.ErrFlow) {
 		code = admin.Conflict
 	}
-	return admin.Errorf(code, "", "%v", err)
+	return admin.Errorf(code, "", "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // exportOf is the export that a request is about, as it is now.
@@ -294,10 +295,28 @@ func (s *Server) removeFlows(ctx context.Context, account string) error {
 			}
 		}
 	}
-	for _, e := range s.fleet.directory.Exports(account) {
-		if err := remove(exportSubject(e)); err != nil {
+	for _, e := range s.fleet.directory.Exports("") {
+		edit := func() (any, error) { return nil, nil }
+		if e.Account != account {
+			if !slices.ContainsFunc(e.To, func(c identity.Consent) bool { return c.Account == account }) {
+				continue
+			}
+			edit = func() (any, error) { return s.fleet.without(e, account) }
+		}
+		if _, err := s.fleet.change(ctx, exportSubject(e), edit); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// without is an export as it is now, less what an account was given of it.
+func (f *fleet) without(e identity.Export, account string) (any, error) {
+	for _, now := range f.directory.Exports(e.Account) {
+		if now.ID == e.ID {
+			now.To = slices.DeleteFunc(now.To, func(c identity.Consent) bool { return c.Account == account })
+			return now, nil
+		}
+	}
+	return nil, errSame
 }

@@ -69,7 +69,11 @@ func TestFlows(t *testing.T) {
 	if spread, err = api.AddExport(ctx, export); err != nil || spread.Changed {
 		t.Errorf("exported again as %+v: %v", spread, err)
 	}
-	heard, nosy := hear(t, ops, "fleet.>", ""), hear(t, eve, ">", "")
+	heard := hear(t, ops, "fleet.>", "")
+	var nosy []*nats.Subscription
+	for _, subject := range []string{"registration.>", "fleet.>", "time.*", "clock.*"} {
+		nosy = append(nosy, hear(t, eve, subject, ""))
+	}
 	if _, err := api.AddImport(ctx, asFleet); err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +108,11 @@ func TestFlows(t *testing.T) {
 	msg, err := heard.NextMsgWithContext(ctx)
 	if err != nil || msg.Subject != "fleet.acme.web1" {
 		t.Fatalf("heard %+v: %v", msg, err)
+	}
+	for range 50 {
+		if _, err := heard.NextMsgWithContext(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := api.RemoveExport(ctx, export); err != nil {
 		t.Fatal(err)
@@ -166,12 +175,20 @@ func TestFlows(t *testing.T) {
 		}
 		return err
 	})
-	silent(t, eve, nosy, "an account that nothing was consented to")
+	for _, sub := range nosy {
+		silent(t, eve, sub, "an account that nothing was consented to")
+	}
 
+	if _, err := api.AddExport(ctx, admin.ExportRequest{Account: "ops", Subject: "news", To: []string{"acme", "beta"}}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := api.RemoveAccount(ctx, "acme"); err != nil {
 		t.Fatal(err)
 	}
-	if exports, err := api.Exports(ctx, ""); err != nil || len(exports) != 1 || exports[0].Account != "ops" {
+	if exports, err := api.Exports(ctx, "ops"); err != nil || len(exports) != 2 || len(exports[0].To) != 1 || exports[0].To[0].Account != "beta" {
+		t.Errorf("ops exports %+v: %v", exports, err)
+	}
+	if exports, err := api.Exports(ctx, ""); err != nil || len(exports) != 2 || exports[0].Account != "ops" {
 		t.Errorf("left are exports %+v: %v", exports, err)
 	}
 	if imports, err := api.Imports(ctx, ""); err != nil || len(imports) != 0 {

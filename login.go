@@ -114,7 +114,7 @@ func (s *Server) crowded(ctx context.Context, session *Session) error {
 	if !ok || p.Limits.Connections == 0 {
 		return nil
 	}
-	if err := s.thin(ctx, account, p.Name); err != nil {
+	if err := s.thin(ctx, account, []string{p.Name}); err != nil {
 		s.log.Warn("the connections of a user could not be counted", "principal", p, "error", err)
 	}
 	if session.IsClosed() {

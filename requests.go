@@ -132,6 +132,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
 		subscribe(nodeAdaptersSubject, "", nodes, s.answerAdapters),
+		subscribe(nodeCrowdSubject, "", nodes, s.answerCrowd),
 		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
 		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),

@@ -20,13 +20,13 @@ import (
 // the header. So a client could show one of its own to the library. On this
 // connection there is one infoHeader, the engine's.
 func (b *Broker) ConnectExact(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(exactInside{b.srv})}, opts...)...)
+	return nats.Connect("", append([]nats.Option{nats.InProcessServer(exactInside{b.inside})}, opts...)...)
 }
 
-type exactInside struct{ srv *server.Server }
+type exactInside struct{ *inside }
 
 func (i exactInside) InProcessConn() (net.Conn, error) {
-	conn, err := inside(i).InProcessConn()
+	conn, err := i.inside.InProcessConn()
 	if err != nil {
 		return nil, err
 	}

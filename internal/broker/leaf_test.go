@@ -52,7 +52,7 @@ func TestLeafCannotForge(t *testing.T) {
 		t.Fatal(err)
 	}
 	leaf := engine(t, fmt.Sprintf(`server_name: leaf, listen: "127.0.0.1:-1", leafnodes { remotes: [{url: "nats://site:x@127.0.0.1:%d"}] }`, links.LeafNode.Port))
-	fleet, err := (&Broker{srv: hub}).ConnectExact(nats.UserInfo("fleet", "x"))
+	fleet, err := (&Broker{srv: hub, inside: &inside{srv: hub}}).ConnectExact(nats.UserInfo("fleet", "x"))
 	if err != nil {
 		t.Fatal(err)
 	}
