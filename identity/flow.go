@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nats-io/jwt/v2"
 )
 
 // A Party is one account for good: an account that takes its name later has
@@ -535,4 +537,64 @@ func (d *Directory) Consented(i Import) bool {
 	defer d.mu.Unlock()
 	_, ok := d.state.consented(d.flows(), i)
 	return ok
+}
+
+// engineExport is an export as the engine has it.
+func (e Export) engineExport() *jwt.Export {
+	out := &jwt.Export{Name: e.ID, Subject: jwt.Subject(e.Subject), Type: exportType(e.Service), TokenReq: !e.Everybody}
+	if e.Service {
+		out.ResponseType = jwt.ResponseTypeSingleton
+	}
+	for _, c := range e.To {
+		if !c.Revoked.IsZero() {
+			out.RevokeAt(c.Public, c.Revoked)
+		}
+	}
+	return out
+}
+
+func exportType(service bool) jwt.ExportType {
+	if service {
+		return jwt.Service
+	}
+	return jwt.Stream
+}
+
+// engineImport is an import as the engine has it, with the consent of the account
+// that it is from.
+func (a *Authority) engineImport(f Flow) (*jwt.Import, error) {
+	out := &jwt.Import{
+		Name: f.ID, Account: f.exporter.Public, Subject: jwt.Subject(f.Subject), LocalSubject: jwt.RenamingSubject(f.As), Type: exportType(f.Service),
+	}
+	switch {
+	case f.adapter != "":
+		fleet, err := a.accountKey(fleetID)
+		if err != nil {
+			return nil, err
+		}
+		out.Name, out.Account, out.Share = "adapter "+f.adapter, fleet.public, true
+	case !f.since.IsZero():
+		var err error
+		if out.Token, err = a.activation(f); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// activation is the consent of the account that exports, signed by a key of it:
+// a strict operator lets none be signed by the account's own.
+func (a *Authority) activation(f Flow) (string, error) {
+	if _, err := a.checkAccount(f.exporter); err != nil {
+		return "", err
+	}
+	issuer, signer, err := a.session(f.exporter.ID)
+	if err != nil {
+		return "", err
+	}
+	claims := jwt.NewActivationClaims(f.Public)
+	claims.Name = f.ID
+	claims.ImportSubject, claims.ImportType = jwt.Subject(f.Subject), exportType(f.Service)
+	claims.IssuerAccount = issuer
+	return encode(claims, signer, f.since)
 }
