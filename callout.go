@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +31,7 @@ const (
 // callout decides on the engine's clients.
 type callout struct {
 	*Server
-	service, arrivals *nats.Conn
+	service, passages *nats.Conn
 	// busy and passwords hold one for each that is under way.
 	busy, passwords chan struct{}
 	// ours says of an engine's public curve key whether it is this node's.
@@ -43,18 +41,18 @@ type callout struct {
 // Close ends both.
 func (c *callout) Close() {
 	c.service.Close()
-	c.arrivals.Close()
+	c.passages.Close()
 }
 
 // serveCallout decides on the engine's clients until it is closed.
 func (s *Server) serveCallout(ctx context.Context) (*callout, error) {
 	c := &callout{Server: s, busy: make(chan struct{}, calloutsAtOnce), passwords: make(chan struct{}, passwordsAtOnce)}
 	var err error
-	if c.arrivals, err = s.watchArrivals(ctx); err != nil {
-		return nil, fmt.Errorf("watching arrivals: %w", err)
+	if c.passages, err = s.watchPassages(ctx); err != nil {
+		return nil, fmt.Errorf("watching who comes and goes: %w", err)
 	}
 	if err := c.serve(ctx); err != nil {
-		c.arrivals.Close()
+		c.passages.Close()
 		return nil, fmt.Errorf("starting the callout: %w", err)
 	}
 	return c, nil
@@ -117,6 +115,7 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 	presented, seq := calloutCredentials(req), c.fleet.directory.Seq()
 	answer, p, refused := c.decide(ctx, req, presented)
 	if refused != nil {
+		c.tellRefusal(presented, p, refused)
 		if answer, err = authority.CalloutRefusal(req, operatorText(refused), time.Now()); err != nil {
 			return err
 		}
@@ -136,7 +135,8 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 	if err := c.service.Flush(); err != nil {
 		return fmt.Errorf("answering a callout: %w", err)
 	}
-	if c.reconsider(ctx, presented, seq, p) != nil {
+	if err := c.reconsider(ctx, presented, seq, p); err != nil {
+		c.tellRefusal(presented, p, err)
 		c.broker.Close(req.ClientInformation.ID)
 	}
 	return nil
@@ -179,87 +179,6 @@ func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaim
 	}
 	answer, err := c.fleet.authority.CalloutResponse(req, account, p, time.Now())
 	return answer, p, err
-}
-
-// arrival is the engine's event of a client that is in its account now.
-type arrival struct {
-	Server struct {
-		ID string `json:"id"`
-	} `json:"server"`
-	Client struct {
-		ID      uint64   `json:"id"`
-		Account string   `json:"acc"`
-		User    string   `json:"user"`
-		Tags    []string `json:"tags"`
-	} `json:"client"`
-}
-
-// arrivalsSubject is where the engine tells of arrivals, in the system account.
-const arrivalsSubject = "$SYS.ACCOUNT.*.CONNECT"
-
-// watchArrivals closes those who came in by signed credentials although they are
-// denied, and those who are too many. The engine looks at the revocations before it puts a client into its
-// account; a denial that acts between the two finds nobody to close.
-func (s *Server) watchArrivals(ctx context.Context) (*nats.Conn, error) {
-	self := s.nodePrincipal(identity.SystemName)
-	nc, err := s.broker.Connect(append(s.systemAuth(), nats.Name("arrivals"), nats.NoReconnect(), nats.ErrorHandler(s.sessionError(self)))...)
-	if err != nil {
-		return nil, err
-	}
-	_, err = nc.Subscribe(arrivalsSubject, func(msg *nats.Msg) {
-		var a arrival
-		if err := json.Unmarshal(msg.Data, &a); err != nil {
-			s.log.Warn("an arrival could not be read", "error", err)
-			return
-		}
-		if user, out := s.shutOut(a); out && s.broker.Close(a.Client.ID) {
-			s.log.Warn("client refused", "listener", natsListenerName, "principal", user, "error", "it was denied as it came in")
-			return
-		}
-		if account, name, ok := s.arrival(a); ok {
-			s.arrived(ctx, account, name)
-		}
-	})
-	if err == nil {
-		err = nc.Flush()
-	}
-	if err != nil {
-		nc.Close()
-		return nil, err
-	}
-	return nc, nil
-}
-
-// shutOut reports whether a is this node's, was let in by the engine alone, and is
-// of a user who is denied or gone.
-func (s *Server) shutOut(a arrival) (user string, out bool) {
-	account, name, ok := s.arrival(a)
-	if !ok || len(a.Client.Tags) == 0 || a.Server.ID != s.broker.ID() {
-		return "", false
-	}
-	u, ok := s.fleet.directory.User(account.Name, name)
-	return account.Name + "/" + name, !ok || u.Denied
-}
-
-// arrival says whose a is, if it is no session: whoever opened one has looked
-// again.
-func (s *Server) arrival(a arrival) (account identity.Account, name string, ok bool) {
-	if len(a.Client.Tags) == 0 {
-		name = a.Client.User // as the callout had it
-	}
-	for _, tag := range a.Client.Tags {
-		if strings.HasPrefix(tag, identity.KindTag) {
-			return account, "", false
-		}
-		if n, ok := strings.CutPrefix(tag, identity.NameTag); ok {
-			name = n
-		}
-	}
-	if name == "" {
-		return account, "", false
-	}
-	account, ok = s.fleet.accountByPublic(a.Client.Account)
-	return account, name, ok
 }
 
 // calloutCredentials are what the engine's client presented.

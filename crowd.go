@@ -153,6 +153,11 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 		for _, c := range connections[most:] {
 			if c.Node == s.fleet.node && s.closeConnection(account.Name, c) {
 				s.log.Warn("client refused", "listener", c.Kind, "remote", c.Remote, "principal", account.Name+"/"+name, "error", errCrowd)
+				if engines(c) { // who logged in is told of by Login
+					s.events.tell(admin.Event{
+						Kind: admin.EventLimit, Account: account.Name, Principal: account.Name + "/" + name, Listener: natsListenerName, Address: c.Remote, Reason: errCrowd.Error(),
+					})
+				}
 			}
 		}
 	}
@@ -163,8 +168,11 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 func (s *Server) closeConnection(account string, c admin.Connection) bool {
 	for _, one := range s.fleet.resting.of(account) {
 		if one.id == c.ID && one.listener == c.Kind {
-			return one.end()
+			return one.end(errCrowd.Error())
 		}
 	}
-	return strings.Contains(c.Kind, "/") && s.broker.Close(c.ID)
+	return engines(c) && s.broker.Close(c.ID)
 }
+
+// engines reports whether a connection is the engine's, whose kinds are two words.
+func engines(c admin.Connection) bool { return strings.Contains(c.Kind, "/") }

@@ -50,6 +50,11 @@ type fleet struct {
 	// each adapter takes from; for act alone.
 	publics  map[string]string
 	adapting map[string][]string
+	// reservedNames are those of the reserved accounts by public key, and names
+	// those that were looked for.
+	reservedNames map[string]string
+	names         sync.Map
+	events        *events
 
 	// storing is held while accounts are handed to the engine, admitting changes
 	// under it.
@@ -67,10 +72,17 @@ type fleet struct {
 	recent []uint64
 }
 
-func newFleet(h *home, authority *identity.Authority, log *slog.Logger) (*fleet, error) {
+func newFleet(h *home, authority *identity.Authority, events *events, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
-		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), log: log,
-		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{},
+		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: events, log: log,
+		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{},
+	}
+	reserved, err := f.reserved()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range reserved {
+		f.reservedNames[a.Public] = a.Name
 	}
 	// What the snapshot is folded upon, and all there is if it is corrupt.
 	_, genesis, err := ledger.ReadSnapshot(h.path("genesis.snapshot"))
@@ -122,6 +134,23 @@ func (f *fleet) account(name string) (identity.Account, bool) {
 		return all[i], true
 	}
 	return f.directory.Account(name)
+}
+
+// accountName is the name of the account with that public key, the fleet's own among
+// them. What it found once it knows when the account is gone, too: no other account
+// ever has that key.
+func (f *fleet) accountName(public string) (string, bool) {
+	if name, ok := f.reservedNames[public]; ok {
+		return name, true
+	}
+	if name, ok := f.names.Load(public); ok {
+		return name.(string), true
+	}
+	a, ok := f.directory.AccountByPublic(public)
+	if ok {
+		f.names.Store(public, a.Name)
+	}
+	return a.Name, ok
 }
 
 // accountTokens are the engine's tokens of all accounts, by public key.
@@ -183,6 +212,7 @@ func (f *fleet) act(ev ledger.Event) {
 	if closed == 0 {
 		return
 	}
+	f.tellDenial(noun, name, closed)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed[ev.Seq] = closed
@@ -193,6 +223,24 @@ func (f *fleet) act(ev ledger.Event) {
 	}
 }
 
+// tellDenial tells of an event of the ledger that closed connections here. What a
+// role does to those who have it is no denial.
+func (f *fleet) tellDenial(noun, name string, closed int) {
+	ev := admin.Event{Kind: admin.EventDenied, Account: name, Reason: "the account is removed", Count: closed}
+	switch noun {
+	case "user":
+		account, user, _ := strings.Cut(name, ".")
+		ev.Account, ev.Principal, ev.Reason = account, account+"/"+user, "the user is removed"
+		if _, ok := f.directory.User(account, user); ok {
+			ev.Reason = "the user is denied"
+		}
+	case "account":
+	default:
+		return
+	}
+	f.events.tell(ev)
+}
+
 // ownAccounts are the fleet's own that can have users.
 func (f *fleet) ownAccounts() (all []identity.Account) {
 	for _, name := range []string{identity.FleetName, identity.SystemName} {
@@ -201,19 +249,6 @@ func (f *fleet) ownAccounts() (all []identity.Account) {
 		}
 	}
 	return all
-}
-
-// accountByPublic finds an account that can have users by its public key.
-func (f *fleet) accountByPublic(public string) (identity.Account, bool) {
-	if a, ok := f.directory.AccountByPublic(public); ok {
-		return a, true
-	}
-	own := f.ownAccounts()
-	i := slices.IndexFunc(own, func(a identity.Account) bool { return a.Public == public })
-	if i < 0 {
-		return identity.Account{}, false
-	}
-	return own[i], true
 }
 
 // actAccount stores an account, or drops the one that had the name before.

@@ -46,6 +46,8 @@ type listener struct {
 	name    string
 	config  *tls.Config
 	timeout time.Duration
+	// refused is told of each stranger, with its address.
+	refused func(listener, remote string, err error)
 	log     *slog.Logger
 	// advertised is the host:port that clients are told; empty: there is none.
 	advertised string
@@ -62,13 +64,13 @@ type listener struct {
 const acceptPause = 100 * time.Millisecond
 
 // listen opens a listener and starts to accept. config is nil for plain text.
-func listen(ctx context.Context, l Listener, config *tls.Config, limits Limits, log *slog.Logger) (*listener, error) {
+func listen(ctx context.Context, l Listener, config *tls.Config, limits Limits, refused func(listener, remote string, err error), log *slog.Logger) (*listener, error) {
 	inner, err := net.Listen("tcp", l.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("opening listener %q: %w", l.Name, err)
 	}
 	w := &listener{
-		Listener: inner, name: l.Name, config: config, timeout: limits.HandshakeTimeout, log: log,
+		Listener: inner, name: l.Name, config: config, timeout: limits.HandshakeTimeout, refused: refused, log: log,
 		ready: make(chan net.Conn), busy: make(chan struct{}, limits.Handshakes),
 	}
 	w.ctx, w.stop = context.WithCancel(ctx)
@@ -104,6 +106,7 @@ func (w *listener) accept() {
 			<-w.busy
 			if err != nil {
 				w.log.Info("stranger refused", "listener", w.name, "remote", conn.RemoteAddr().String(), "error", err)
+				w.refused(w.name, conn.RemoteAddr().String(), err)
 				conn.Close()
 				return
 			}

@@ -89,19 +89,24 @@ func (s *Server) login(listener string) Login {
 		seq := s.fleet.directory.Seq()
 		p, err := s.authenticate(ctx, c)
 		if err != nil {
+			s.tellRefusal(c, p, err)
 			return nil, err
 		}
 		session := &Session{Principal: p, server: s, listener: listener, remote: c.Remote, started: time.Now()}
 		if err := s.fleet.resting.add(session, s.mayRest(p.Account)); err != nil {
+			s.tellRefusal(c, p, err)
 			return nil, err
 		}
 		if err := s.reconsider(ctx, c, seq, p); err != nil {
 			session.Close()
+			s.tellRefusal(c, p, err)
 			return nil, err
 		}
 		if err := s.crowded(ctx, session); err != nil {
+			s.tellRefusal(c, p, err)
 			return nil, err
 		}
+		session.tellConnect()
 		return session, nil
 	}
 }

@@ -47,6 +47,7 @@ type Server struct {
 	failures    failures
 	managers    managers
 	links       links
+	events      *events
 	disk        disk
 
 	mu      sync.Mutex
@@ -172,7 +173,8 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	if err != nil {
 		return err
 	}
-	if s.fleet, err = newFleet(s.home, authority, s.log); err != nil {
+	s.events = newEvents(s.home.node.Node.Name)
+	if s.fleet, err = newFleet(s.home, authority, s.events, s.log); err != nil {
 		return err
 	}
 	s.certs = &certificates{
@@ -203,6 +205,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	undo.background(ctx, s.runManagers)
 	undo.background(ctx, s.runAdapters)
 	undo.background(ctx, s.keepLinks)
+	undo.background(ctx, s.watchLinks)
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
 }
@@ -400,6 +403,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	undo.add(s.exact.Close)
+	undo.background(ctx, s.publishEvents)
 	replicas := 1
 	if len(s.fleet.directory.Nodes()) >= 3 && s.opts.Mode == Mesh {
 		replicas = 3
@@ -506,9 +510,9 @@ var (
 
 func (s *Server) openListener(ctx context.Context, l Listener) (*listener, error) {
 	if l.Plaintext {
-		return listen(ctx, l, nil, s.opts.Limits, s.log)
+		return listen(ctx, l, nil, s.opts.Limits, s.tellStranger, s.log)
 	}
-	w, err := listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.log)
+	w, err := listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.tellStranger, s.log)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package fleetbus
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
 )
@@ -34,6 +36,7 @@ type Session struct {
 
 	mu       sync.Mutex
 	over     bool
+	told     bool // that it began
 	onClosed nats.ConnHandler
 	expiry   *time.Timer
 }
@@ -45,7 +48,7 @@ func (s *Session) Open(opts ...nats.Option) error {
 	if s.Conn != nil {
 		return nil
 	}
-	nc, err := s.server.connect(s.Principal, append(opts, nats.ClosedHandler(func(*nats.Conn) { s.Close() }))...)
+	nc, err := s.server.connect(s.Principal, append(opts, nats.ClosedHandler(func(nc *nats.Conn) { s.end(closedBy(nc)) }))...)
 	if err != nil {
 		return err
 	}
@@ -78,17 +81,63 @@ func (s *Session) IsClosed() bool {
 }
 
 // Close ends the session. It may be called again, by any goroutine.
-func (s *Session) Close() { s.end() }
+func (s *Session) Close() { s.end(endedByClient) }
+
+// Why a session is over, in the engine's words for its own connections.
+const (
+	endedByClient = "Client Closed"
+	endedExpired  = "Authentication Expired"
+	endedRevoked  = "Credentials Revoked"
+	endedByEngine = "Kicked"
+)
+
+// closedBy is why a session's connection was closed, by all that it knows.
+func closedBy(nc *nats.Conn) string {
+	switch err := nc.LastError(); {
+	case errors.Is(err, nats.ErrAuthExpired):
+		return endedExpired
+	case errors.Is(err, nats.ErrAuthRevoked):
+		return endedRevoked
+	}
+	return endedByEngine
+}
+
+// tellConnect tells of a session that begins, unless it is over already.
+func (s *Session) tellConnect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.told = true
+	s.server.events.tell(admin.Event{
+		Kind: admin.EventConnect, Account: s.Principal.Account, Principal: s.Principal.String(), Listener: s.listener, Address: s.remote,
+	})
+}
+
+// tellDisconnect tells of the end of a session, with what the engine carried for it.
+func (s *Session) tellDisconnect(reason string, nc *nats.Conn) {
+	ev := admin.Event{
+		Kind: admin.EventDisconnect, Account: s.Principal.Account, Principal: s.Principal.String(), Listener: s.listener, Address: s.remote,
+		Reason: reason, Duration: time.Since(s.started),
+	}
+	if nc != nil {
+		n := nc.Stats()
+		ev.InMsgs, ev.InBytes = int64(n.OutMsgs), int64(n.OutBytes)
+		ev.OutMsgs, ev.OutBytes = int64(n.InMsgs), int64(n.InBytes)
+	}
+	s.server.events.tell(ev)
+}
 
 // end reports whether the session was not over before.
-func (s *Session) end() bool {
+func (s *Session) end(reason string) bool {
 	s.mu.Lock()
 	if s.over {
 		s.mu.Unlock()
 		return false
 	}
 	s.over = true
-	nc, handler := s.Conn, s.onClosed
+	nc, handler, told := s.Conn, s.onClosed, s.told
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
@@ -98,6 +147,9 @@ func (s *Session) end() bool {
 	}
 	if nc != nil {
 		nc.Close()
+	}
+	if told {
+		s.tellDisconnect(reason, nc)
 	}
 	if handler != nil {
 		go handler(nc)
@@ -135,7 +187,7 @@ func (r *resting) add(s *Session, most int) error {
 	}
 	s.id = r.last.Add(1)
 	if !s.Principal.Expires.IsZero() {
-		s.expiry = time.AfterFunc(time.Until(s.Principal.Expires), func() { s.end() })
+		s.expiry = time.AfterFunc(time.Until(s.Principal.Expires), func() { s.end(endedExpired) })
 	}
 	r.all[s] = struct{}{}
 	r.counts[s.Principal.Account]++
@@ -183,7 +235,7 @@ func (r *resting) of(account string) (some []*Session) {
 // end ends those of an account whose names are wanted, and counts them.
 func (r *resting) end(account string, wanted func(name string) bool) (closed int) {
 	for _, s := range r.of(account) {
-		if wanted(s.Principal.Name) && s.end() {
+		if wanted(s.Principal.Name) && s.end(endedRevoked) {
 			closed++
 		}
 	}

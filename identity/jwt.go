@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -91,7 +90,7 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 	case systemID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 	case fleetID:
-		claims.Exports.Add(renewExport(), adapterExport())
+		claims.Exports.Add(renewExport(), adapterExport(), eventsExport())
 	case calloutID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 		if claims.Authorization, err = a.calloutAuthorization(); err != nil {
@@ -103,7 +102,11 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 		if err != nil {
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 		}
-		claims.Imports.Add(renewal)
+		events, err := a.eventsImport(account.Name)
+		if err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+		claims.Imports.Add(renewal, events)
 	}
 	for _, e := range flows.Exports {
 		claims.Exports.Add(e.engineExport())
@@ -209,9 +212,8 @@ func enginePermission(r Rule) jwt.Permission {
 		return jwt.Permission{Deny: jwt.StringList{">"}}
 	}
 	out := jwt.Permission{Allow: r.Allow, Deny: r.Deny}
-	wide := func(pattern string) bool { return pattern == ">" || strings.HasPrefix(pattern, "*") }
-	if slices.ContainsFunc(r.Allow, wide) && !r.private() {
-		out.Deny = append(slices.Clone(out.Deny), Private+">")
+	if hidden := r.hidden(); hidden != "" {
+		out.Deny = append(slices.Clone(out.Deny), hidden)
 	}
 	return out
 }

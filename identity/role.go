@@ -16,7 +16,8 @@ const (
 	// machine.<its name>.in.> and machines.>, answer what it is asked there, and receive
 	// replies.
 	RoleMachine = "machine"
-	// RoleAuditor may read everything within its account and write nothing.
+	// RoleAuditor may read everything within its account, its events too, and write
+	// nothing.
 	RoleAuditor = "auditor"
 	// RoleTarget may receive certificates and say which of them it serves.
 	RoleTarget = "target"
@@ -60,13 +61,15 @@ func BuiltinRoles() []Role {
 	user := everything.clone()
 	user.Deny = append(user.Deny, certsAPI()...)
 	user.Deny = append(user.Deny, machineSays("*"))
+	audited := everything.clone()
+	audited.Allow = append(audited.Allow, AccountEvents+"*")
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{"admin.>"}},
-			Subscribe: Rule{Allow: []string{inbox}},
+			Subscribe: Rule{Allow: []string{inbox, EventsPrefix + ">"}},
 		}},
 		{Name: RoleAuditor, Builtin: true, Expires: day, Permissions: Permissions{
-			Subscribe: everything.clone(),
+			Subscribe: audited,
 		}},
 		{Name: RoleCertManager, Builtin: true, Expires: day, Permissions: Permissions{
 			Publish:   Rule{Allow: []string{certs + ">", cert + ">", "$JS.API.>"}},
