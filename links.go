@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/broker"
 )
 
 const (
@@ -131,6 +132,19 @@ func (l *links) list(names []string) []admin.Link {
 			link.RoundTrip = p.rtt
 		}
 		all = append(all, link)
+	}
+	return all
+}
+
+// remotes are this node's links to sites and to other clusters.
+func (s *Server) remotes() []admin.Remote {
+	all := []admin.Remote{}
+	for _, l := range s.broker.Links() {
+		if l.Kind == broker.RouteLink {
+			continue
+		}
+		account, _ := s.fleet.accountName(l.Account)
+		all = append(all, admin.Remote{Kind: admin.EventKind(l.Kind), Name: l.Name, Account: account, RoundTrip: l.RoundTrip})
 	}
 	return all
 }

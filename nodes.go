@@ -33,7 +33,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	info := admin.NodeInfo{
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
-		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()), Hubs: s.hubs(),
+		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
 	info.Clock = time.Duration(time.Now().UnixNano())
@@ -80,7 +80,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	for _, n := range d.Nodes() {
 		info, ok := up[n.Name]
 		if !ok {
-			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Links: []admin.Link{}, Hubs: []admin.Hub{}, Findings: []doctor.Finding{}}
+			info = admin.NodeInfo{Node: n, State: "down", Routes: []string{}, Links: []admin.Link{}, Remotes: []admin.Remote{}, Hubs: []admin.Hub{}, Findings: []doctor.Finding{}}
 		} else {
 			alive++
 		}

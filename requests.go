@@ -92,6 +92,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 	// under way.
 	people, nodes := make(chan struct{}, requestsAtOnce), make(chan struct{}, requestsAtOnce)
 	conn := s.conn
+	tops, measurements := make(chan struct{}, topsAtOnce), make(chan struct{}, topsAtOnce)
 	subscribe := func(subject, queue string, busy chan struct{}, answer func(context.Context, *nats.Msg) error) error {
 		serve := func(msg *nats.Msg) {
 			select {
@@ -130,6 +131,8 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		s.serveCerts(ctx),
 		subscribe(nodeInfoSubject, "", nodes, s.answerNodeInfo),
 		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
+		subscribe(topSubject, "", measurements, s.answerTop),
+		subscribe(admin.Prefix+"top", "admin", tops, s.answer(on(s.getTop))),
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
 		subscribe(nodeAdaptersSubject, "", nodes, s.answerAdapters),
 		subscribe(nodeCrowdSubject, "", nodes, s.answerCrowd),

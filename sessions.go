@@ -3,6 +3,7 @@ package fleetbus
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -218,6 +219,13 @@ func (r *resting) uncount(s *Session) {
 	if r.counts[s.Principal.Account]--; r.counts[s.Principal.Account] == 0 {
 		delete(r.counts, s.Principal.Account)
 	}
+}
+
+// perAccount counts those that rest, by account.
+func (r *resting) perAccount() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.counts)
 }
 
 // of lists those of an account that rest, or of all accounts if account is empty.

@@ -343,6 +343,8 @@ type NodeInfo struct {
 	// Unreached the nodes that it does not reach.
 	Bus       string   `json:"bus"`
 	Unreached []string `json:"unreached"`
+	// Remotes are its links to sites and to other clusters.
+	Remotes []Remote `json:"remotes"`
 	// Hubs are its links to a central broker.
 	Hubs []Hub `json:"hubs"`
 	// Certificates end at NotAfter, the earliest of them.
@@ -363,6 +365,18 @@ type Link struct {
 	Heard    bool `json:"heard"`
 	Answered bool `json:"answered"`
 	// RoundTrip is how long a message took there and back, the last time.
+	RoundTrip time.Duration `json:"round_trip_ns"`
+}
+
+// A Remote is a link of a node to a server that is no node of its cluster.
+type Remote struct {
+	// Kind is EventLeaf or EventGateway.
+	Kind EventKind `json:"kind"`
+	// Name of the site's server, or of the other cluster.
+	Name string `json:"name"`
+	// Account that a site is of.
+	Account string `json:"account,omitempty"`
+	// RoundTrip is how long the engine's last ping took; 0 if there was none yet.
 	RoundTrip time.Duration `json:"round_trip_ns"`
 }
 

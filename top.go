@@ -1,0 +1,208 @@
+package fleetbus
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+)
+
+const (
+	// topSubject is asked of all nodes: measure for a while how much goes on.
+	topSubject = "node.top"
+	// topInterval is how long they measure if nobody says, and topLongest at most.
+	topInterval, topLongest = time.Second, 10 * time.Second
+	// topsAtOnce bounds the measurements under way: each lasts its time.
+	topsAtOnce = 8
+	// topRates is how many rates are told of one by one; others are added up.
+	topRates = 500
+	// topConnections is how many connections of an account a node tells apart.
+	topConnections = 10_000
+)
+
+// topReply is one node's answer.
+type topReply struct {
+	Node   string       `json:"node"`
+	Rates  []admin.Rate `json:"rates"`
+	Others admin.Rate   `json:"others"`
+	Error  string       `json:"error,omitempty"`
+}
+
+// getTop has all nodes measure at once.
+func (s *Server) getTop(ctx context.Context, r admin.TopRequest) (any, error) {
+	if r.Account != "" && r.Account != identity.FleetName {
+		if _, err := s.wantAccount(r.Account); err != nil {
+			return nil, err
+		}
+	}
+	if r.Users && r.Account == "" {
+		return nil, admin.Errorf(admin.Invalid, "name the account", "users can be told apart in one account at a time")
+	}
+	r.Interval = min(max(cmp.Or(r.Interval, topInterval), 100*time.Millisecond), topLongest)
+	top := admin.Top{Rates: []admin.Rate{}, Missing: []string{}, Errors: []string{}}
+	expect := s.fleet.up()
+	sums := rates{}
+	_, err := scatter(ctx, s.conn, topSubject, r, r.Interval+infoTimeout, func(reply topReply) bool {
+		delete(expect, reply.Node)
+		top.Others.Add(reply.Others)
+		for _, rate := range reply.Rates {
+			sums.add(rate)
+		}
+		if reply.Error != "" {
+			top.Errors = append(top.Errors, reply.Node+": "+reply.Error)
+		}
+		return len(expect) == 0
+	})
+	for name := range expect {
+		top.Missing = append(top.Missing, name)
+	}
+	slices.Sort(top.Missing)
+	slices.Sort(top.Errors)
+	busiest, others := sums.busiest()
+	top.Time, top.Rates = time.Now(), busiest
+	top.Others.Add(others)
+	return top, err
+}
+
+func (s *Server) answerTop(ctx context.Context, msg *nats.Msg) error {
+	var r admin.TopRequest
+	if err := json.Unmarshal(msg.Data, &r); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	reply := topReply{Node: s.fleet.node, Rates: []admin.Rate{}}
+	found, err := s.measure(ctx, r)
+	if err != nil {
+		reply.Error = err.Error()
+	}
+	reply.Rates, reply.Others = found.busiest()
+	return respond(msg, reply)
+}
+
+// rates are added up by name.
+type rates map[string]admin.Rate
+
+func (r rates) add(rate admin.Rate) {
+	sum := r[rate.Name]
+	sum.Name = rate.Name
+	sum.Add(rate)
+	r[rate.Name] = sum
+}
+
+// busiest are those that are told of one by one, and the sum of the others.
+func (r rates) busiest() (all []admin.Rate, others admin.Rate) {
+	all = make([]admin.Rate, 0, len(r))
+	for _, rate := range r {
+		all = append(all, rate)
+	}
+	slices.SortFunc(all, func(a, b admin.Rate) int {
+		return cmp.Or(cmp.Compare(b.InMsgs+b.OutMsgs, a.InMsgs+a.OutMsgs), cmp.Compare(b.Connections, a.Connections), cmp.Compare(a.Name, b.Name))
+	})
+	for _, rate := range all[min(len(all), topRates):] {
+		others.Add(rate)
+	}
+	return all[:min(len(all), topRates)], others
+}
+
+// A meter has counted since something began; key tells it from all others, and what
+// it counts is name's.
+type meter struct {
+	key, name string
+	broker.Traffic
+}
+
+// measure looks at this node's meters twice.
+func (s *Server) measure(ctx context.Context, r admin.TopRequest) (rates, error) {
+	read := s.accountMeters
+	if r.Users {
+		read = s.userMeters
+	}
+	before, err := read(r.Account)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(r.Interval):
+	}
+	after, err := read(r.Account)
+	if err != nil {
+		return nil, err
+	}
+	return ratesBetween(before, after, time.Since(began)), nil
+}
+
+// ratesBetween are the rates of what after counted and before had not.
+func ratesBetween(before, after []meter, d time.Duration) rates {
+	first := map[string]broker.Traffic{}
+	for _, m := range before {
+		first[m.key] = m.Traffic
+	}
+	all := rates{}
+	for _, m := range after {
+		f := first[m.key]
+		// What was counted from the start again has counted since then.
+		per := func(from, to int64) float64 {
+			if to < from {
+				from = 0
+			}
+			return float64(to-from) / d.Seconds()
+		}
+		all.add(admin.Rate{
+			Name: m.name, Connections: m.Connections, InMsgs: per(f.InMsgs, m.InMsgs), OutMsgs: per(f.OutMsgs, m.OutMsgs),
+			InBytes: per(f.InBytes, m.InBytes), OutBytes: per(f.OutBytes, m.OutBytes),
+		})
+	}
+	return all
+}
+
+// accountMeters are those of the accounts, or of the one that is named. What the
+// engine and the nodes have for themselves is not among them.
+func (s *Server) accountMeters(account string) ([]meter, error) {
+	all, err := s.broker.Traffic()
+	if err != nil {
+		return nil, err
+	}
+	resting := s.fleet.resting.perAccount()
+	meters := make([]meter, 0, len(all))
+	for _, t := range all {
+		name, ok := s.fleet.accountName(t.Account)
+		if !ok || name == identity.SystemName || name == identity.CalloutName || account != "" && name != account {
+			continue
+		}
+		t.Connections += resting[name]
+		meters = append(meters, meter{t.Account, name, t})
+	}
+	return meters, nil
+}
+
+// userMeters are those of the connections of an account.
+func (s *Server) userMeters(account string) ([]meter, error) {
+	a, ok := s.fleet.account(account)
+	if !ok {
+		return nil, nil
+	}
+	if n := s.broker.AccountConnections(a.Public); n > topConnections {
+		return nil, fmt.Errorf("account %q has %d connections, too many to tell its users apart", account, n)
+	}
+	conns, err := s.fleet.connections(a.Public, "")
+	if err != nil {
+		return nil, err
+	}
+	meters := make([]meter, 0, len(conns))
+	for _, c := range conns {
+		meters = append(meters, meter{fmt.Sprint(c.Kind, c.ID), account + "/" + c.Name, broker.Traffic{
+			Connections: 1, InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
+		}})
+	}
+	return meters, nil
+}
