@@ -23,6 +23,8 @@ func TestFleet(t *testing.T) {
 	t.Run("Administer", func(t *testing.T) { testAdminister(t, f) })
 	t.Run("Credentials", func(t *testing.T) { testCredentials(t, f) })
 	t.Run("Status", func(t *testing.T) { testStatus(t, f) })
+	t.Run("Ping", func(t *testing.T) { testPing(t, f) })
+	t.Run("Top", func(t *testing.T) { testTop(t, f) })
 	t.Run("Refused", func(t *testing.T) { testRefused(t, f) })
 	t.Run("Messages", func(t *testing.T) { testMessages(t, f) })
 	t.Run("Streams", func(t *testing.T) { testStreams(t, f) })

@@ -33,7 +33,7 @@ func commands(a *app) []*cobra.Command {
 		newAccountCommand(a), newUserCommand(a), newRoleCommand(a), newTokenCommand(a), newNodeCommand(a), newAdapterCommand(a),
 		newStreamCommand(a), newChangeCommand(a), newHubCommand(a), newCertCommand(a), newTargetCommand(a), newCertManagerCommand(a), newConfCommand(a), newConfigCommand(a),
 		newInitCommand(a), newServeCommand(a), newJoinCommand(a), newLeaveCommand(a), newRescueCommand(a),
-		newStatusCommand(a), newDoctorCommand(a), newDemoCommand(a),
+		newStatusCommand(a), newEventsCommand(a), newTopCommand(a), newPingCommand(a), newDoctorCommand(a), newDemoCommand(a),
 		newPubCommand(a), newSubCommand(a), newRequestCommand(a), newReplyCommand(a), newBenchCommand(a),
 		newVersionCommand(a), newExitCodesTopic(),
 	}
