@@ -11,7 +11,9 @@ import (
 )
 
 func newConfigCommand(a *app) *cobra.Command {
-	imports := noun("import", "Translate the configuration of another product", newConfigImportBindplane(a))
+	imports := noun("import", "Translate the configuration of another product",
+		newConfigImport(a, "bindplane", "Translate the event bus of a BindPlane server's configuration", "config.yaml", config.ImportBindplane),
+		newConfigImport(a, "choria", "Translate the configuration of a Choria broker", "broker.conf", config.ImportChoria))
 	return noun("config", "The configuration of a server: a file, variables and flags",
 		newConfigCheck(a), newConfigShow(a), newConfigDefaults(a), newConfigSchema(a), imports)
 }
@@ -142,11 +144,12 @@ func (a *app) print(document []byte) error {
 	return nil
 }
 
-func newConfigImportBindplane(a *app) *cobra.Command {
+// newConfigImport makes the command that translates the file of another product.
+func newConfigImport(a *app, product, short, example string, translate func([]byte) (ours []byte, notes []string, err error)) *cobra.Command {
 	return &cobra.Command{
-		Use: "bindplane FILE|-", Args: takes("FILE|-"), Annotations: prints(),
-		Short:   "Translate the event bus of a BindPlane server's configuration",
-		Example: `  fleetbus config import bindplane config.yaml > fleetbus.yaml`,
+		Use: product + " FILE|-", Args: takes("FILE|-"), Annotations: prints(),
+		Short:   short,
+		Example: "  fleetbus config import " + product + " " + example + " > fleetbus.yaml",
 		RunE: func(_ *cobra.Command, args []string) error {
 			what := fmt.Sprintf("importing %q", args[0])
 			var data []byte
@@ -159,7 +162,7 @@ func newConfigImportBindplane(a *app) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
 			}
-			file, notes, err := config.ImportBindplane(data)
+			file, notes, err := translate(data)
 			for _, n := range notes {
 				a.hint("note: %s", n)
 			}

@@ -19,7 +19,7 @@ func ImportBindplane(data []byte) (ours []byte, notes []string, err error) {
 	if broken || len(problems) > 0 {
 		return nil, nil, &ProblemList{problems}
 	}
-	b := &bindplane{used: map[*node]bool{}, values: map[string]string{}}
+	b := &bindplane{taken: newTaken(), used: map[*node]bool{}}
 	bus := b.get(root, "eventBus")
 	if bus == nil || bus.kind != mapping {
 		return nil, nil, errors.New("there is no eventBus section")
@@ -47,13 +47,8 @@ func ImportBindplane(data []byte) (ours []byte, notes []string, err error) {
 
 // A bindplane is one import under way.
 type bindplane struct {
-	used   map[*node]bool
-	values map[string]string // by our paths, lists comma-separated
-	notes  []string
-}
-
-func (b *bindplane) note(format string, args ...any) {
-	b.notes = append(b.notes, fmt.Sprintf(format, args...))
+	taken
+	used map[*node]bool
 }
 
 // get returns the field that has one of the names, however it is capitalized,
@@ -84,12 +79,6 @@ func (b *bindplane) list(n *node, names ...string) []string {
 		return nil
 	}
 	return value(Key{Type: List}, strings.Join(f.texts(), ","), Place{}).texts()
-}
-
-func (b *bindplane) set(path string, texts ...string) {
-	if text := strings.Join(texts, ","); text != "" {
-		b.values[path] = text
-	}
 }
 
 // nats takes over eventBus.nats.
@@ -194,49 +183,6 @@ func (b *bindplane) hostport(n *node, port string) string {
 	return net.JoinHostPort(strings.Trim(host, "[]"), port)
 }
 
-// addresses turns URLs into host:port.
-func (b *bindplane) addresses(urls []string, port string) []string {
-	var out []string
-	for _, u := range urls {
-		addr := u
-		if _, rest, ok := strings.Cut(addr, "://"); ok {
-			addr = rest
-		}
-		if i := strings.LastIndex(addr, "@"); i >= 0 {
-			addr = addr[i+1:]
-			b.note("the user and password in the URL of %s are left out: nodes and clients prove themselves by certificates and keys", addr)
-		}
-		addr, _, _ = strings.Cut(addr, "/")
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			addr = net.JoinHostPort(strings.Trim(addr, "[]"), port)
-		}
-		if !slices.Contains(out, addr) {
-			out = append(out, addr)
-		}
-	}
-	return out
-}
-
-// name makes a valid name of theirs.
-func (b *bindplane) name(key, theirs string) string {
-	ours := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
-			return r
-		}
-		return '-'
-	}, theirs)
-	ours = strings.TrimLeft(ours, "-_")
-	ours = ours[:min(len(ours), 63)]
-	switch {
-	case ours == "":
-		b.note("%s %q cannot be a name here and is left out", key, theirs)
-	case ours != theirs:
-		b.note("%s %q became %q: a name has letters, digits, - and _ only", key, theirs, ours)
-	}
-	return ours
-}
-
 func (b *bindplane) useAll(n *node) {
 	if n == nil {
 		return
@@ -271,9 +217,4 @@ func otherSections(root, bus *node) []string {
 		}
 	}
 	return out
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
