@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -180,10 +179,6 @@ func TestSignal(t *testing.T) {
 	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Where hangups are ignored, as under nohup, a shell that is started cannot trap them.
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
 	start(t, program)
 	waitFor(t, "the program", func() bool { _, err := os.Stat(dir + "/pid"); return err == nil })
 	o := proxy.Options{Kind: "files", Dir: dir + "/files", Reload: proxy.Reload{PIDFile: dir + "/pid"}}
