@@ -13,14 +13,14 @@ import (
 const history = 32
 
 // OpenLedger opens the ledger of certificates of the account that js belongs to. It
-// makes it if it is missing, which targets may not.
+// makes it if it is missing, on three nodes where there are three, which targets may not.
 func OpenLedger(ctx context.Context, js jetstream.JetStream) (*ledger.Ledger, error) {
 	return ledger.Open(ctx, js, ledgerOptions())
 }
 
 func ledgerOptions() ledger.Options {
 	return ledger.Options{
-		Stream: Stream, Prefix: Prefix, History: history,
+		Stream: Stream, Prefix: Prefix, History: history, Replicas: 3, OrOne: true,
 		Metadata: map[string]string{"fleetbus.replicas": "auto"},
 	}
 }

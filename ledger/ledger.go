@@ -81,6 +81,10 @@ type Options struct {
 	// Replicas is on how many nodes a new stream is kept. Default 1.
 	Replicas int
 
+	// OrOne makes a new stream on one node while there are fewer than Replicas. Default:
+	// they are waited for.
+	OrOne bool
+
 	// Duplicates is how long the engine remembers the ids of events in a new
 	// stream, to tell a repeated attempt from a new event. Append is right
 	// without it, but answers sooner. Default 2 minutes.
@@ -159,6 +163,11 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 			return err
 		}
 		l.stream, err = js.CreateStream(ctx, config)
+		if o.OrOne && lacksNodes(err) {
+			one := config
+			one.Replicas = 1
+			l.stream, err = js.CreateStream(ctx, one)
+		}
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // made by another node just now
 			l.stream, err = js.Stream(ctx, l.name)
 		}
@@ -304,6 +313,12 @@ func isConflict(err error) bool {
 	return errors.As(err, &refusal) &&
 		(refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
 			refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// lacksNodes tells whether there are not enough nodes for the copies of a stream.
+func lacksNodes(err error) bool {
+	var refusal *jetstream.APIError
+	return errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == replicasNeedCluster)
 }
 
 // isFinal tells whether trying again is of no use.

@@ -341,3 +341,17 @@ func TestNow(t *testing.T) {
 		t.Errorf("without a server it is %v", now)
 	}
 }
+
+// One node keeps a ledger that is for three, if one will do.
+func TestOpenOnFewerNodes(t *testing.T) {
+	s := startServer(t, server.Options{})
+	js := open(t, s.ClientURL(), Options{}).js
+	if _, err := Open(within(t, 20*time.Second), js, Options{Stream: "A", Prefix: "a", Replicas: 3}); !isFinal(err) {
+		t.Errorf("on three nodes of one: %v", err)
+	}
+	l := open(t, s.ClientURL(), Options{Stream: "A", Prefix: "a", Replicas: 3, OrOne: true})
+	if n := l.stream.CachedInfo().Config.Replicas; n != 1 {
+		t.Errorf("it has %d copies", n)
+	}
+	mustAppend(t, l, "x", 0, "y")
+}
