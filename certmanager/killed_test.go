@@ -40,7 +40,7 @@ func TestProcess(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(p.URL, nats.RootCAs(p.CA), nats.UserCredentials(p.Creds))
+	nc, err := nats.Connect(p.URL, nats.RootCAs(p.CA), admin.UserCredentials(p.Creds))
 	if err != nil {
 		t.Fatal(err)
 	}
