@@ -169,7 +169,9 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 			l.stream, err = js.CreateStream(ctx, one)
 		}
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // made by another node just now
-			l.stream, err = js.Stream(ctx, l.name)
+			if l.stream, err = js.Stream(ctx, l.name); errors.Is(err, jetstream.ErrStreamNotFound) {
+				err = errors.New("another node is making it") // and who was asked does not know of it yet
+			}
 		}
 		return err
 	})
