@@ -261,7 +261,17 @@ func TestForgedReports(t *testing.T) {
 		if name == "of before" {
 			// A newer one of its own is there, so that the old one is one that is replayed.
 			again := cert.Seen{Version: 1, Target: "lb-0", ID: made.ID, Generation: 1, Serial: r.Current.Serial, At: time.Now().UTC()}
-			w.append(subject, must(stuck.own().Sign(subject, again))(t))
+			newer := must(stuck.own().Sign(subject, again))(t)
+			await.Nil(t, "a newer one", func() error { // managers write, too
+				_, err := w.ledger.Append(within(t), subject, w.state.Version(subject), newer)
+				return err
+			})
+			await.Nil(t, "it is known", func() error {
+				if !bytes.Equal(w.state.Stored(subject), newer) {
+					return errors.New("not yet")
+				}
+				return nil
+			})
 			data = before
 		}
 		mine := w.state.Stored(subject)
