@@ -169,7 +169,10 @@ func (s *Server) came(ctx context.Context, p passage, ours bool) {
 		s.events.tell(ev)
 		return
 	}
-	if a, ok := s.fleet.account(account); ok && p.name() != "" {
+	if s.fleet.quota(account, p.name()) == 0 {
+		return // the most do, and to find a reserved account takes a while
+	}
+	if a, ok := s.fleet.account(account); ok {
 		s.arrived(ctx, a, p.name())
 	}
 }

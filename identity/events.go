@@ -40,7 +40,7 @@ func (a *Authority) eventsImport(account string) (*jwt.Import, error) {
 func (d *Directory) Claimed(c Credentials, fleet string) (account, name string) {
 	known := func(account string) bool {
 		_, ok := d.Account(account)
-		return ok || account == FleetName
+		return ok || account == FleetName || account == SystemName
 	}
 	if leaf := verifiedLeaf(c); leaf != nil {
 		if account, name, found, err := d.certificateUser(leaf, fleet); err == nil && found && known(account) {

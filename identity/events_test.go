@@ -85,6 +85,7 @@ func TestClaimed(t *testing.T) {
 		"acme/mia":   {Bearer: text, Username: "other/bob"},
 		"/":          {Username: "none/alice"},
 		"FLEET/root": {Username: "FLEET/root"},
+		"SYS/eve":    {Username: "SYS/eve"},
 	} {
 		if account, name := d.Claimed(c, "test"); account+"/"+name != want {
 			t.Errorf("%v is of %s/%s, not %s", c, account, name, want)
