@@ -104,7 +104,7 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "account add acme --dry-run", stdout: "would set the limits of account acme"},
 		{line: "account ls", stdout: "acme  2      1            3        2KiB    10GiB    2026-01-02T03:04:05Z"},
 		{line: "account ls -o jsonl", stdout: `"name":"acme"`},
-		{line: "account info acme", stdout: "streams        3 of 7"},
+		{line: "account info acme", stdout: "streams         3 of 7"},
 		{line: "account rm acme", code: exitUsage, stderr: "fix: add --yes"},
 		{line: "account rm acme --dry-run", stdout: "would remove account acme with 2 users and 3 streams (2KiB), and close 1 connection"},
 		{line: "account rm acme --yes", stdout: "account acme is removed: 1 connection closed on 2 of 2 nodes (12 ms)"},
@@ -236,7 +236,7 @@ func testCredentials(t *testing.T, f *testFleet) {
 		t.Fatal(err)
 	}
 	request := asked[admin.UserRequest](t, f, "user.add")
-	if public, _ := pair.PublicKey(); request.Key != public || request.Expires != 720*time.Hour || strings.Contains(string(f.requests["user.add"]), "SU") {
+	if public, _ := pair.PublicKey(); request.Key != public || request.Expires != 720*time.Hour || strings.Contains(string(f.requests["user.add"]), `"SU`) {
 		t.Errorf("request %+v", request)
 	}
 
