@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -29,6 +30,9 @@ func (f *fleet) putAccount(ctx context.Context, name string, limits identity.Lim
 		a, ok := f.directory.Account(name)
 		if ok && a.Limits == limits {
 			return nil, errSame
+		}
+		if ok && a.Guest() {
+			return nil, admin.Errorf(admin.Invalid, "set them at the hub", "account %q is a guest here, and its limits are the hub's", name)
 		}
 		if ok {
 			a.Limits = limits
@@ -117,6 +121,9 @@ func (s *Server) removeAccount(ctx context.Context, r admin.Name) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.Guest() {
+		return nil, admin.Errorf(admin.Invalid, "fleetbus leaf rm, at the hub", "account %q is a guest here", a.Name)
+	}
 	err = s.inAccount(a.Name, func(js jetstream.JetStream) error {
 		names := js.StreamNames(ctx)
 		for name := range names.Name() {
@@ -173,6 +180,9 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 	account, name, err := identity.SplitName(r.Name)
 	if err != nil {
 		return nil, admin.Errorf(admin.Invalid, "write it as account/name", "%v", err)
+	}
+	if r.Role == identity.RoleLeaf {
+		return nil, admin.Errorf(admin.Invalid, fmt.Sprintf("fleetbus leaf token %s --site %s", account, name), "a site joins with a token")
 	}
 	g, err := s.newGrant(account, name, r)
 	if err != nil {
@@ -232,7 +242,14 @@ func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, er
 	if g.account, ok = s.fleet.account(account); !ok || account == identity.CalloutName {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus account add "+account, "there is no account %q", account)
 	}
+	if g.account.Guest() && r.Key != "" {
+		return nil, admin.Errorf(admin.Invalid, "make it at the hub, or give the user a certificate or a password here",
+			"account %q is a guest here: its creds files are the hub's", account)
+	}
 	known, exists := s.fleet.directory.User(account, name)
+	if exists && known.Site != nil && r.Role == "" {
+		return nil, admin.Errorf(admin.Conflict, "choose another name", "%q is a site, which has one credential", r.Name)
+	}
 	roleName := r.Role
 	switch {
 	case exists && roleName == "":

@@ -155,6 +155,10 @@ func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaim
 	if !c.fleet.admits() {
 		return "", identity.Principal{}, errStarting
 	}
+	if req.ClientInformation.Kind == leafKind {
+		c.log.Warn("site refused", "listener", leafListenerName, "remote", presented.Remote, "error", errNoSite)
+		return "", identity.Principal{}, errNoSite
+	}
 	if presented.Username != "" {
 		select {
 		case c.passwords <- struct{}{}:

@@ -24,10 +24,14 @@ func (s *Server) addToken(ctx context.Context, r admin.TokenRequest) (any, error
 			return nil, err
 		}
 	}
+	if err := s.mayJoin(r); err != nil {
+		return nil, err
+	}
 	token, text, err := identity.NewToken(r.Kind, s.fleet.authority.Hash(), r.Account, r.Name, life, time.Now())
 	if err != nil {
 		return nil, admin.Errorf(admin.Invalid, "fleetbus token add --help", "%v", err)
 	}
+	token.Networks = r.Networks
 	began := time.Now()
 	seq, err := s.fleet.change(ctx, "token."+token.ID, func() (any, error) { return token, nil })
 	if err != nil {
@@ -316,7 +320,7 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 		sum := sha256.Sum256(g.csr.RawSubjectPublicKeyInfo)
 		who += " " + hex.EncodeToString(sum[:])
 	}
-	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindLeaf, identity.KindTarget}, who); err != nil {
+	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindTarget}, who); err != nil {
 		return nil, err
 	}
 	_, err = s.fleet.change(ctx, userSubject(account, user), func() (any, error) {

@@ -80,6 +80,13 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	if stale {
 		add("STALE-STATE", doctor.Problem, "this node serves from its snapshot, and may not know of the newest denials", "start more of the nodes")
 	}
+	if s.fleet == nil {
+		return all
+	}
+	all = append(all, s.fleet.sites.findings()...)
+	if f := s.uplinkFinding(); f != nil {
+		all = append(all, *f)
+	}
 	if f := s.diskFinding(); f != nil {
 		all = append(all, *f)
 	}

@@ -63,6 +63,7 @@ type fleet struct {
 
 	resting resting
 	crowd   crowd
+	sites   sites
 
 	mu     sync.Mutex
 	ledger *ledger.Ledger
@@ -75,7 +76,7 @@ type fleet struct {
 func newFleet(h *home, authority *identity.Authority, events *events, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: events, log: log,
-		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{},
+		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
 	if err != nil {
@@ -209,6 +210,7 @@ func (f *fleet) act(ev ledger.Event) {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
 	}
 	f.log.Info("fleet changed", "subject", ev.Subject, "sequence", ev.Seq, "closed", closed)
+	f.sites.kick()
 	if closed == 0 {
 		return
 	}
@@ -336,6 +338,11 @@ func (f *fleet) closeUser(public string, u identity.User, name string) (closed i
 	}
 	ids, err := f.broker.UserConnections(public, name, keys)
 	for _, id := range ids {
+		if f.broker.Close(id) {
+			closed++
+		}
+	}
+	for _, id := range f.sites.of(public, name) {
 		if f.broker.Close(id) {
 			closed++
 		}

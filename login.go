@@ -55,6 +55,18 @@ func (natsProtocol) Serve(context.Context, net.Listener, Login) error {
 // listener with it.
 func NATS() Protocol { return natsProtocol{} }
 
+// leafProtocol is what the engines of a hub and its sites speak.
+type leafProtocol struct{}
+
+// Serve is not called: the engine serves its own protocol.
+func (leafProtocol) Serve(context.Context, net.Listener, Login) error {
+	return errors.New("the engine serves the links of sites itself")
+}
+
+// Leaf returns the protocol by which sites are linked. A server has at most one
+// listener with it, called "leaf"; it always has TLS.
+func Leaf() Protocol { return leafProtocol{} }
+
 // Session opens a connection inside the process as p, which the caller, who owns
 // the process, vouches for. Permissions of p that are all empty stand for those
 // of the role "client". The account has to exist. In Client mode it is a

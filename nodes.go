@@ -34,6 +34,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
 		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
+		Sites: s.siteLinks(), Uplink: s.uplink(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
 	info.Clock = time.Duration(time.Now().UnixNano())
@@ -91,10 +92,11 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	}
 	judgeLinks(&status)
 	status.Sources = s.knownSources(ctx)
+	status.Sites = s.siteList(status.Nodes)
 	copies, behind := s.stateCopies(ctx, len(members))
 	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, behind, fleetFindings(status), linkFindings(status))
+		return slices.Concat(status.Findings, behind, fleetFindings(status), linkFindings(status), siteFindings(status.Sites))
 	}))
 	return status, nil
 }
@@ -160,7 +162,7 @@ func fleetFindings(status admin.Status) []doctor.Finding {
 			Fix: "start more of the nodes; if they are lost for good: fleetbus rescue",
 		})
 	}
-	switch hub := len(status.Nodes) == 1 && len(status.Nodes[0].Hubs) > 0; {
+	switch hub := len(status.Nodes) == 1 && (len(status.Nodes[0].Hubs) > 0 || status.Nodes[0].Uplink != nil); {
 	case hub: // the others are fleets of their own
 	case len(status.Nodes) == 1:
 		all = append(all, doctor.Finding{

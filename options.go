@@ -30,8 +30,11 @@ const (
 	Hub Mode = "hub"
 )
 
+// siteMode embeds the engine of one node, which is a site: what Dir holds says so.
+const siteMode Mode = "site"
+
 // alone reports whether the engine has no others to agree with.
-func (m Mode) alone() bool { return m == Local || m == Hub }
+func (m Mode) alone() bool { return m == Local || m == Hub || m == siteMode }
 
 // Options are the settings of a Server. The zero value, with Dir set, is a
 // durable bus inside this process with no open port.
@@ -274,9 +277,25 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 		default:
 			v.add(field+".client_certificate", fmt.Sprintf("%q is not optional or required", l.ClientCertificate), "set it to optional or required")
 		}
+		if l.Protocol == Leaf() {
+			validateLeafs(v, field, l)
+		}
 		if l.Plaintext && !isLoopback(host) {
 			v.add(field+".plaintext", "a listener without TLS on "+l.Addr+" would be open to the network", "remove plaintext, or listen on 127.0.0.1")
 		}
+	}
+}
+
+// validateLeafs keeps to what links of sites can be: TLS, and signed credentials.
+func validateLeafs(v *problems, field string, l Listener) {
+	if l.Name != leafListenerName {
+		v.add(field, "a listener of protocol leaf has another name", "call it "+leafListenerName)
+	}
+	if l.Plaintext {
+		v.add(field+".plaintext", "the links of sites have TLS", "remove plaintext")
+	}
+	if l.ClientCertificate == CertificateRequired {
+		v.add(field+".client_certificate", "a site shows signed credentials, and no certificate", "remove client_certificate")
 	}
 }
 

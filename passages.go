@@ -49,9 +49,6 @@ const (
 	departureSuffix = ".DISCONNECT"
 )
 
-// leafListenerName is the listener that sites come in by.
-const leafListenerName = "leaf"
-
 // watchPassages tells of who comes and goes. It closes those who came in by signed
 // credentials although they are denied: the engine looks at the revocations before
 // it puts a client into its account, and a denial that acts between the two finds
@@ -120,7 +117,7 @@ func (p passage) session() bool {
 
 // site reports that the client is the server of a site. Links to sites are watched,
 // and told of, as other links are.
-func (p passage) site() bool { return p.Client.Kind == "Leafnode" }
+func (p passage) site() bool { return p.Client.Kind == leafKind }
 
 // signed is the name in the JWT of a client that the engine let in by it.
 func (p passage) signed() string {
@@ -169,6 +166,10 @@ func (s *Server) came(ctx context.Context, p passage, ours bool) {
 		s.events.tell(ev)
 		return
 	}
+	if ours && p.site() {
+		s.siteArrived(p, account)
+		return
+	}
 	if s.fleet.quota(account, p.name()) == 0 {
 		return // the most do, and to find a reserved account takes a while
 	}
@@ -183,6 +184,9 @@ func (s *Server) shutOut(p passage, account string) bool {
 	name := p.signed()
 	if name == "" {
 		return false // the callout has looked again
+	}
+	if a, ok := s.fleet.account(account); ok && a.Guest() {
+		return a.Revokes(p.Client.User)
 	}
 	u, ok := s.fleet.directory.User(account, name)
 	return !ok || u.Denied

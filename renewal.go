@@ -18,14 +18,32 @@ func (s *Server) renewUser(ctx context.Context, msg *nats.Msg) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	account, ok := s.fleet.directory.AccountByPublic(public)
+	switch {
+	case !ok:
+		return nil, errNotRenewable
+	case account.Guest():
+		return s.renewAtHub(ctx, key)
+	}
+	return s.renewKey(ctx, account.Name, key)
+}
+
+// errNotRenewable says that what was shown to the engine is no creds file.
+var errNotRenewable = admin.Errorf(admin.Denied, "connect with the creds file that is to be renewed", "only the key of a creds file can be renewed")
+
+// renewKey makes a new JWT for the key of a creds file in an account.
+func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
+	account, err := s.wantAccount(in)
+	if err != nil {
+		return nil, err
+	}
 	holds := func(u identity.User) bool {
 		return slices.ContainsFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
 	}
-	account, ok := s.fleet.directory.AccountByPublic(public)
 	users := s.fleet.directory.Users(account.Name)
 	i := slices.IndexFunc(users, holds)
-	if !ok || i < 0 {
-		return nil, admin.Errorf(admin.Denied, "connect with the creds file that is to be renewed", "only the key of a creds file can be renewed")
+	if i < 0 || users[i].Site != nil {
+		return nil, errNotRenewable
 	}
 	name := users[i].String()
 	g, err := s.newGrant(account.Name, users[i].Name, admin.UserRequest{Name: name, Key: key})

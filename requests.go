@@ -81,6 +81,7 @@ func (s *Server) handlers() map[string]handler {
 		"source.add":   on(s.addSource),
 		"source.ls":    on(s.listSources),
 		"source.rm":    on(s.removeSource),
+		"leaf.ls":      on(s.listSites),
 		"node.rm":      on(s.removeNode),
 		"node.renew":   on(s.renewNodes),
 	}
@@ -140,6 +141,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
+		subscribe(enroll.LeafSubject+".*", "enroll", people, s.answer(onToken(s.enrollLeaf))),
 		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),
 	)
 	// What follows believes what the engine says of who asks.

@@ -46,6 +46,7 @@ type Server struct {
 	started     time.Time
 	failures    failures
 	managers    managers
+	site        *site // nil if this node is none
 	links       links
 	events      *events
 	disk        disk
@@ -206,6 +207,11 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	undo.background(ctx, s.runAdapters)
 	undo.background(ctx, s.keepLinks)
 	undo.background(ctx, s.watchLinks)
+	if s.site != nil {
+		undo.background(ctx, s.keepUplink)
+	} else {
+		undo.background(ctx, s.keepSites)
+	}
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
 }
@@ -235,7 +241,11 @@ func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
 		return nil, err
 	}
 	undo.add(s.home.close)
-	return s.home.load()
+	authority, err := s.home.load()
+	if err != nil {
+		return nil, err
+	}
+	return authority, s.openSite()
 }
 
 func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
@@ -270,6 +280,9 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	}
 	if s.opts.Mode == Hub {
 		err = s.hubOptions(&o)
+	}
+	if s.site != nil {
+		err = s.siteOptions(&o)
 	}
 	if err != nil {
 		return err
@@ -324,6 +337,9 @@ func (s *Server) hubOptions(o *broker.Options) error {
 // clientOptions open the port for NATS clients, if there is one.
 func (s *Server) clientOptions(o *broker.Options) error {
 	for _, l := range s.opts.Listeners {
+		if l.Protocol == Leaf() {
+			o.Leafs = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise, TLS: s.certs.forSites(s.admission().admit)}
+		}
 		if _, ok := l.Protocol.(natsProtocol); !ok {
 			continue
 		}
@@ -475,6 +491,10 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 	for _, l := range s.opts.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); ok {
 			s.bound(l.Name, s.broker.Addr())
+			continue
+		}
+		if l.Protocol == Leaf() {
+			s.bound(l.Name, s.broker.LeafAddr())
 			continue
 		}
 		w, err := s.openListener(ctx, l)

@@ -237,6 +237,23 @@ func (c *certificates) forListener(policy CertificatePolicy, admit func() error)
 	return config
 }
 
+// forSites are the TLS settings for the links of sites, which know the built-in
+// authority. admit is asked first.
+func (c *certificates) forSites(admit func() error) *tls.Config {
+	return &tls.Config{
+		MinVersion: minTLS,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if err := admit(); err != nil {
+				return nil, err
+			}
+			c.mu.RLock()
+			defer c.mu.RUnlock()
+			return c.minted, nil
+		},
+		SessionTicketsDisabled: true,
+	}
+}
+
 // forMesh are the TLS settings between nodes, in both directions.
 func (c *certificates) forMesh() *tls.Config {
 	accept := &tls.Config{

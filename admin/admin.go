@@ -293,6 +293,8 @@ type TokenRequest struct {
 	// both.
 	Account string `json:"account,omitempty"`
 	Name    string `json:"name,omitempty"`
+	// Networks that the link of a leaf may come from. Empty: any.
+	Networks []string `json:"networks,omitempty"`
 	// Life of the token. Default: 24h.
 	Life time.Duration `json:"life_ns,omitempty"`
 }
@@ -347,6 +349,10 @@ type NodeInfo struct {
 	Remotes []Remote `json:"remotes"`
 	// Hubs are its links to a central broker.
 	Hubs []Hub `json:"hubs"`
+	// Sites are the links of sites that it holds, and Uplink its own to the hub if it
+	// is a site.
+	Sites  []Site  `json:"sites,omitempty"`
+	Uplink *Uplink `json:"uplink,omitempty"`
 	// Certificates end at NotAfter, the earliest of them.
 	NotAfter time.Time `json:"not_after"`
 	// Clock is its clock less that of the node that answered.
@@ -411,6 +417,8 @@ type Status struct {
 	Nodes    []NodeInfo `json:"nodes"`
 	Accounts int        `json:"accounts"`
 	Users    int        `json:"users"`
+	// Sites are those of all accounts.
+	Sites []Site `json:"sites,omitempty"`
 	// Sources are those of all accounts; none without a quorum.
 	Sources  []SourceInfo     `json:"sources"`
 	Findings []doctor.Finding `json:"findings"`

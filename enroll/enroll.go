@@ -4,8 +4,8 @@
 // public halves leave. It does not link the engine.
 //
 // A [Join] says who wants to join and where. [Join.Preflight] finds everything
-// that stands in the way and changes nothing; [Dial] connects; [Client.Node] and
-// [Client.User] exchange the token.
+// that stands in the way and changes nothing; [Dial] connects; [Client.Node],
+// [Client.Leaf] and [Client.User] exchange the token.
 package enroll
 
 import (
@@ -23,8 +23,11 @@ const (
 	// NodeSubject exchanges a token of kind node. The answer is an admin.Reply
 	// with a NodeReply.
 	NodeSubject = "enroll.node"
-	// UserSubject exchanges a token of kind user, leaf or target. The answer is
-	// an admin.Reply with a UserReply.
+	// LeafSubject exchanges a token of kind leaf. The answer is an admin.Reply with
+	// a LeafReply.
+	LeafSubject = "enroll.leaf"
+	// UserSubject exchanges a token of kind user or target. The answer is an
+	// admin.Reply with a UserReply.
 	UserSubject = "enroll.user"
 )
 
@@ -109,7 +112,38 @@ type NodeReply struct {
 	Warning string `json:"warning,omitempty"`
 }
 
-// UserRequest exchanges a token of kind user, leaf or target.
+// LeafRequest exchanges a token of kind leaf. Without a Key it changes nothing, and
+// the answer says what the token is for.
+type LeafRequest struct {
+	// Key is the public user nkey of the link.
+	Key string `json:"key,omitempty"`
+	// Signer and Fleet are those of identity.Site.
+	Signer string `json:"signer,omitempty"`
+	Fleet  string `json:"fleet,omitempty"`
+	// Machine is the name of the host, and Version that of its program.
+	Machine string `json:"machine,omitempty"`
+	Version string `json:"version"`
+}
+
+// LeafReply makes the joiner a site.
+type LeafReply struct {
+	// Fleet is the hub's name, Name the site's.
+	Fleet string `json:"fleet"`
+	Name  string `json:"name"`
+	// Account that the site is of, with its terms if the token was exchanged.
+	Account identity.Account `json:"account"`
+	// Addrs are host:port of the listeners for sites.
+	Addrs []string `json:"addrs"`
+	// Operator is the JWT of the hub's operator, and CA the PEM authority that its
+	// nodes are verified with.
+	Operator string `json:"operator,omitempty"`
+	CA       string `json:"ca,omitempty"`
+	// JWT of the link, good until Expires.
+	JWT     string    `json:"jwt,omitempty"`
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+// UserRequest exchanges a token of kind user or target.
 type UserRequest struct {
 	// Name is account/name; the token may already bind it.
 	Name string `json:"name,omitempty"`

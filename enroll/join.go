@@ -283,6 +283,12 @@ func (c *Client) Node(ctx context.Context, r NodeRequest) (NodeReply, error) {
 	return exchange[NodeReply](ctx, c, NodeSubject, r)
 }
 
+// Leaf exchanges the token for what makes the joiner a site, or asks what it is
+// for. For the rest see Node.
+func (c *Client) Leaf(ctx context.Context, r LeafRequest) (LeafReply, error) {
+	return exchange[LeafReply](ctx, c, LeafSubject, r)
+}
+
 // User exchanges the token for credentials. For the rest see Node.
 func (c *Client) User(ctx context.Context, r UserRequest) (UserReply, error) {
 	return exchange[UserReply](ctx, c, UserSubject, r)

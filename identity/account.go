@@ -41,6 +41,9 @@ type Account struct {
 	Limits Limits `json:"limits,omitzero"`
 	// Created is when the account was made.
 	Created time.Time `json:"created,omitzero"`
+	// Terms are the engine's token of an account that is a guest here, as its own
+	// fleet signed it. Empty for an account of this fleet.
+	Terms string `json:"terms,omitempty"`
 }
 
 // CheckAccountName says what is wrong with name as the name of a new account:

@@ -588,7 +588,7 @@ func (a *Authority) activation(f Flow) (string, error) {
 	if _, err := a.checkAccount(f.exporter); err != nil {
 		return "", err
 	}
-	issuer, signer, err := a.session(f.exporter.ID)
+	issuer, signer, err := a.session(f.exporter)
 	if err != nil {
 		return "", err
 	}

@@ -57,34 +57,20 @@ func (a *Authority) newAccount(name, id string, limits Limits, now time.Time) (A
 // (see Directory.Revocations), and what crosses its border (see Directory.Flows).
 // The same arguments give the same token on every node. Of two versions the engine keeps the one that was issued later, in whole
 // seconds: see Directory.Issued.
+//
+// A guest is signed by its hub alone: its token is its terms, whatever else is
+// given.
 func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string]time.Time, flows Flows, issued time.Time) (string, error) {
-	key, err := a.checkAccount(account)
-	if err != nil {
-		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+	if account.Guest() {
+		return account.Terms, nil
 	}
 	session, err := a.sessionKey(account.ID)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
-	claims := jwt.NewAccountClaims(key.public)
-	claims.Name = account.Name
-	claims.SigningKeys.Add(session.public)
-	setAccountLimits(claims, account.Limits)
-	for _, role := range roles {
-		if !role.AllowedIn(account.Name) {
-			continue
-		}
-		scope, err := a.roleScope(account, role)
-		if err != nil {
-			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
-		}
-		claims.SigningKeys.AddScopedSigner(scope)
-	}
-	for public, at := range revoked {
-		if !nkeys.IsValidPublicUserKey(public) {
-			return "", fmt.Errorf("signing account %q: %s is revoked, but is not the key of a user", account.Name, quote(public))
-		}
-		claims.RevokeAt(public, at)
+	claims, err := a.accountClaims(account, session.public, roles, revoked)
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
 	switch account.ID {
 	case systemID:
@@ -98,7 +84,7 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 		}
 	}
 	if !isSpecialAccount(account.Name) {
-		renewal, err := a.renewImport(key.public)
+		renewal, err := a.renewImport(account.Public)
 		if err != nil {
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 		}
@@ -125,9 +111,42 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 	return token, nil
 }
 
+// accountClaims are what the engine knows of an account wherever it is: who signs
+// sessions, and what each role may do there.
+func (a *Authority) accountClaims(account Account, session string, roles []Role, revoked map[string]time.Time) (*jwt.AccountClaims, error) {
+	key, err := a.checkAccount(account)
+	if err != nil {
+		return nil, err
+	}
+	claims := jwt.NewAccountClaims(key.public)
+	claims.Name = account.Name
+	claims.SigningKeys.Add(session)
+	setAccountLimits(claims, account.Limits)
+	for _, role := range roles {
+		if !role.AllowedIn(account.Name) {
+			continue
+		}
+		scope, err := a.roleScope(account, role)
+		if err != nil {
+			return nil, err
+		}
+		claims.SigningKeys.AddScopedSigner(scope)
+	}
+	for public, at := range revoked {
+		if !nkeys.IsValidPublicUserKey(public) {
+			return nil, fmt.Errorf("%s is revoked, but is not the key of a user", quote(public))
+		}
+		claims.RevokeAt(public, at)
+	}
+	return claims, nil
+}
+
 // checkAccount returns the account's identity key if the record is one that this
-// authority made.
+// authority made. Of a guest there is only the public half.
 func (a *Authority) checkAccount(account Account) (keyPair, error) {
+	if account.Guest() {
+		return keyPair{public: account.Public}, nil
+	}
 	if err := errors.Join(CheckName(account.Name), CheckName(account.ID), account.Limits.Validate()); err != nil {
 		return keyPair{}, err
 	}
@@ -220,7 +239,12 @@ func enginePermission(r Rule) jwt.Permission {
 
 // connectionTypes says by which of the engine's own ways in a creds file is
 // accepted. Every listener that is not the engine's comes in through the server.
+// Only who names it comes in as a leaf: what a server brings along is not one
+// principal's.
 func connectionTypes(listeners []string) jwt.StringList {
+	if len(listeners) == 0 {
+		return jwt.StringList{jwt.ConnectionTypeStandard, jwt.ConnectionTypeWebsocket, jwt.ConnectionTypeInProcess}
+	}
 	var types jwt.StringList
 	for _, l := range listeners {
 		switch l {
@@ -256,6 +280,9 @@ func (a *Authority) UserJWT(account Account, role Role, name, userPublic string,
 	full := account.Name + "/" + name
 	if err := errors.Join(CheckName(name), CheckName(role.Name)); err != nil {
 		return "", fmt.Errorf("signing user %s: %w", quote(full), err)
+	}
+	if account.Guest() {
+		return "", fmt.Errorf("signing user %q: the hub of account %q signs its creds files", full, account.Name)
 	}
 	if !role.AllowedIn(account.Name) {
 		return "", fmt.Errorf("signing user %q: role %q cannot be had in this account", full, role.Name)
@@ -315,7 +342,7 @@ func (a *Authority) SessionJWT(account Account, p Principal, userPublic string, 
 		claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeInProcess}
 	}
 	claims.Expires = unix(p.Expires)
-	token, err := a.signSession(account.ID, claims, now)
+	token, err := a.signSession(account, claims, now)
 	if err != nil {
 		return "", fmt.Errorf("signing a session of %q: %w", p, err)
 	}
@@ -338,14 +365,18 @@ func (a *Authority) ServiceCredentials(account Account, p Principal, now time.Ti
 
 // session returns the key that signs the sessions of an account, which no role
 // limits, and the account's public key, which must be named beside it.
-func (a *Authority) session(id string) (issuer string, signer keyPair, err error) {
-	account, err1 := a.accountKey(id)
-	signer, err2 := a.sessionKey(id)
-	return account.public, signer, errors.Join(err1, err2)
+func (a *Authority) session(account Account) (issuer string, signer keyPair, err error) {
+	if account.Guest() {
+		signer, err = a.guestKey()
+		return account.Public, signer, err
+	}
+	key, err1 := a.accountKey(account.ID)
+	signer, err2 := a.sessionKey(account.ID)
+	return key.public, signer, errors.Join(err1, err2)
 }
 
-func (a *Authority) signSession(id string, claims *jwt.UserClaims, now time.Time) (string, error) {
-	issuer, signer, err := a.session(id)
+func (a *Authority) signSession(account Account, claims *jwt.UserClaims, now time.Time) (string, error) {
+	issuer, signer, err := a.session(account)
 	if err != nil {
 		return "", err
 	}

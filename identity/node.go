@@ -20,6 +20,8 @@ type Node struct {
 	// ClientAddr and ClusterAddr are the host:port for clients and for nodes.
 	ClientAddr  string `json:"client_addr,omitempty"`
 	ClusterAddr string `json:"cluster_addr,omitempty"`
+	// LeafAddr is the host:port for sites. Empty: there is no listener for them.
+	LeafAddr string `json:"leaf_addr,omitempty"`
 	// Version of fleetbus that the node runs.
 	Version string `json:"version,omitempty"`
 	// Key is the node's public nkey.

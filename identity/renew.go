@@ -38,10 +38,15 @@ func (a *Authority) renewImport(public string) (*jwt.Import, error) {
 	if err != nil {
 		return nil, err
 	}
+	return renewTo(fleet.public, public), nil
+}
+
+// renewTo is renewImport for any fleet's account.
+func renewTo(fleet, public string) *jwt.Import {
 	return &jwt.Import{
-		Name: "renew", Account: fleet.public, Subject: jwt.Subject(renewPrefix + public),
+		Name: "renew", Account: fleet, Subject: jwt.Subject(renewPrefix + public),
 		LocalSubject: RenewSubject, Type: jwt.Service, Share: true,
-	}, nil
+	}
 }
 
 // allowRenewal adds RenewSubject to what may be published.

@@ -2,25 +2,8 @@ package identity
 
 import "time"
 
-// The names of built-in roles that are no person's.
-const (
-	// RoleLeaf is the link of a site: it carries everything of its account but what
-	// protocols keep for themselves, and comes in by the leaf listener alone.
-	RoleLeaf = "leaf"
-	// RoleMetrics may ask how much its account uses, and how its streams stand.
-	RoleMetrics = "metrics"
-)
-
-// leafRole has credentials that outlive an outage of the link.
-func leafRole() Role {
-	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
-	publish := everything.clone()
-	publish.Deny = append(publish.Deny, certsAPI()...)
-	return Role{
-		Name: RoleLeaf, Builtin: true, Expires: 90 * 24 * time.Hour, Listeners: []string{"leaf"},
-		Permissions: Permissions{Publish: publish, Subscribe: everything},
-	}
-}
+// RoleMetrics may ask how much its account uses, and how its streams stand.
+const RoleMetrics = "metrics"
 
 func metricsRole() Role {
 	return Role{Name: RoleMetrics, Builtin: true, Expires: 90 * 24 * time.Hour, Permissions: Permissions{

@@ -44,6 +44,8 @@ type Token struct {
 	Account string `json:"account,omitempty"`
 	// Name that it enrolls as. Empty: it may choose.
 	Name string `json:"name,omitempty"`
+	// Networks that the link of a leaf may come from. Empty: any.
+	Networks []string `json:"networks,omitempty"`
 	// SecretHash is the SHA-256 of the secret in hexadecimal. The secret is random
 	// and long, so that a slow hash would add nothing.
 	SecretHash string `json:"secret_hash"`

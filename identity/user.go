@@ -31,6 +31,8 @@ type User struct {
 	Password string `json:"password,omitempty"`
 	// Bearer is the user's bearer token. Nil: it has none.
 	Bearer *Bearer `json:"bearer,omitempty"`
+	// Site is where a user of kind leaf links. Nil for any other.
+	Site *Site `json:"site,omitempty"`
 	// Denied shuts the user out, whatever it presents. DeniedAt is since when.
 	Denied   bool      `json:"denied,omitempty"`
 	DeniedAt time.Time `json:"denied_at,omitzero"`

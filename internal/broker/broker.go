@@ -54,6 +54,11 @@ type Options struct {
 	// Clients is where NATS clients connect; nil leaves a port on loopback, which
 	// the engine cannot do without, only if Cluster is set.
 	Clients *Endpoint
+	// Leafs is where sites connect; nil is nowhere.
+	Leafs *Endpoint
+	// Remote makes the server a site's, whose streams have the domain Domain.
+	Remote *Remote
+	Domain string
 	// Monitor is the host:port of the monitoring API; empty is off.
 	Monitor string
 
@@ -221,6 +226,9 @@ func (o *Options) server() (*server.Options, error) {
 		so.TLSConfig = o.Clients.TLS
 		so.TLS = o.Clients.TLS != nil
 		so.TLSVerify = o.Clients.TLS != nil && o.Clients.TLS.ClientAuth == tls.RequireAndVerifyClientCert
+	}
+	if err := o.leafServer(so); err != nil {
+		return nil, err
 	}
 	if o.Monitor != "" {
 		if so.HTTPHost, so.HTTPPort, err = split(o.Monitor); err != nil {

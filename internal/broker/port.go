@@ -16,6 +16,11 @@ func (o *Options) settle() error {
 		o.Clients = &clients
 		addrs = append(addrs, &clients.Addr)
 	}
+	if o.Leafs != nil {
+		leafs := *o.Leafs
+		o.Leafs = &leafs
+		addrs = append(addrs, &leafs.Addr)
+	}
 	if o.Cluster != nil {
 		cluster := *o.Cluster
 		o.Cluster = &cluster

@@ -1,0 +1,616 @@
+package fleetbus
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/broker"
+)
+
+const (
+	// leafListenerName is the listener that sites come in by, and leafKind the
+	// engine's word for their connections.
+	leafListenerName = "leaf"
+	leafKind         = "Leafnode"
+	// sitesCheck is how often a node looks at the links that it holds.
+	sitesCheck = time.Second
+	// siteTimeout is how long a site may take to answer its hub.
+	siteTimeout = 5 * time.Second
+	// siteTwiceWait is how long the hub waits for another link of the same site to
+	// answer, and siteTwiceKept how long it remembers that one did.
+	siteTwiceWait = time.Second
+	siteTwiceKept = 10 * time.Minute
+	// strangerLink is how long a link may be there whose arrival was not heard.
+	strangerLink = 5 * time.Second
+)
+
+// The subjects between a hub and a site, in the account that is a guest there.
+const sitePrefix = "$FLEET.site."
+
+// siteWho asks every link of a site which engine is at its other end.
+func siteWho(site string) string { return sitePrefix + site + ".who" }
+
+// siteTermsSubject carries the newest terms to one engine of a site.
+func siteTermsSubject(site, engine string) string { return sitePrefix + site + ".terms." + engine }
+
+// siteRenew asks the hub for a renewal that was asked for at a site.
+func siteRenew(site string) string { return sitePrefix + site + ".renew" }
+
+// siteTerms is what a hub tells a site.
+type siteTerms struct {
+	// Account has the terms.
+	Account identity.Account `json:"account"`
+	// Addrs are the hub's listeners for sites.
+	Addrs []string `json:"addrs"`
+	// JWT is a new one for the link's key, if it is time.
+	JWT string `json:"jwt,omitempty"`
+}
+
+// siteHere is what a site answers: which engine it is, and of when the terms are
+// that it has now.
+type siteHere struct {
+	Engine string    `json:"engine"`
+	Issued time.Time `json:"issued"`
+}
+
+// errNoSite is why what is no site's link is refused where sites are linked.
+var errNoSite = errors.New("only the credentials of a site are good here")
+
+// sites are the links that this node holds as a hub.
+type sites struct {
+	changed chan struct{}
+
+	mu    sync.Mutex
+	links map[uint64]*siteLink // by the engine's id
+	// sessions are this node's in the accounts that sites are linked to, by name.
+	sessions map[string]*Session
+	// twice are the sites that were linked when another link of theirs came.
+	twice map[string]twice
+}
+
+type siteLink struct {
+	account identity.Account
+	name    string
+	since   time.Time
+	broker.Leaf
+	// known says that its arrival was heard, and alone that no other engine
+	// answers for the site. busy is set while it is told something.
+	known, alone, busy bool
+	// told is what the site has, of what terms are made from.
+	told [sha256.Size]byte
+}
+
+// twice is the second link of a site that was refused.
+type twice struct {
+	at            time.Time
+	first, second string // engine, and address
+}
+
+func newSites() sites {
+	return sites{changed: make(chan struct{}, 1), links: map[uint64]*siteLink{}, sessions: map[string]*Session{}, twice: map[string]twice{}}
+}
+
+// kick has the links looked at now.
+func (l *sites) kick() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
+// of are the links of one site, in the account with that public key.
+func (l *sites) of(public, name string) (ids []uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, link := range l.links {
+		if link.account.Public == public && link.name == name {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// siteArrived takes note of a link whose credentials the engine has found good.
+func (s *Server) siteArrived(p passage, of string) {
+	if s.site != nil {
+		return
+	}
+	name := p.signed()
+	account, ok := s.fleet.directory.Account(of)
+	u, exists := s.fleet.directory.User(of, name)
+	if !ok || !exists || u.Site == nil || u.Denied {
+		s.log.Warn("site refused", "listener", leafListenerName, "principal", of+"/"+name, "error", errNoSite)
+		s.broker.Close(p.Client.ID)
+		return
+	}
+	l := &s.fleet.sites
+	l.mu.Lock()
+	l.links[p.Client.ID] = &siteLink{account: account, name: name, since: time.Now(), known: true}
+	l.mu.Unlock()
+	l.kick()
+}
+
+// keepSites tells sites what they must know, and finds links that may not be,
+// until ctx is done.
+func (s *Server) keepSites(ctx context.Context) {
+	if err := s.recordLeafAddr(ctx); err != nil && ctx.Err() == nil {
+		s.log.Warn("the other nodes do not know where sites are linked here", "error", err)
+	}
+	defer s.closeSiteSessions(func(string) bool { return true })
+	tick := time.NewTicker(sitesCheck)
+	defer tick.Stop()
+	for {
+		s.tendSites(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-s.fleet.sites.changed:
+		}
+	}
+}
+
+// recordLeafAddr tells the fleet where sites are linked to this node.
+func (s *Server) recordLeafAddr(ctx context.Context) error {
+	addr := ""
+	for _, l := range s.opts.Listeners {
+		if bound := s.Addr(l.Name); l.Protocol == Leaf() && bound != nil {
+			addr = reachable(l.Advertise, bound.String(), s.opts.Advertise)
+		}
+	}
+	n, ok := s.fleet.directory.Node(s.fleet.node)
+	if !ok || n.LeafAddr == addr || s.opts.Mode == Local {
+		return nil
+	}
+	_, err := s.fleet.change(ctx, "node."+n.Name, func() (any, error) {
+		n, ok := s.fleet.directory.Node(s.fleet.node)
+		if !ok || n.Removed || n.LeafAddr == addr {
+			return nil, errSame
+		}
+		n.LeafAddr = addr
+		return n, nil
+	})
+	return err
+}
+
+// leafAddrs are where sites are linked to the nodes.
+func (s *Server) leafAddrs() []string {
+	addrs := []string{}
+	for _, n := range s.fleet.directory.Nodes() {
+		if n.LeafAddr != "" {
+			addrs = append(addrs, n.LeafAddr)
+		}
+	}
+	return addrs
+}
+
+// tendSites looks at every link once.
+func (s *Server) tendSites(ctx context.Context) {
+	l := &s.fleet.sites
+	wanted := map[string]bool{}
+	var due []*siteLink
+	now := time.Now()
+	present := s.broker.Leafs()
+	l.mu.Lock()
+	for id, link := range l.links {
+		gone := !slices.ContainsFunc(present, func(leaf broker.Leaf) bool { return leaf.ID == id })
+		// One that has just come is not listed yet.
+		if gone && now.Sub(link.since) > sitesCheck {
+			s.log.Info("site is away", "principal", link.account.Name+"/"+link.name, "remote", link.Remote)
+			delete(l.links, id)
+		}
+	}
+	for _, leaf := range present {
+		link := l.links[leaf.ID]
+		if link == nil {
+			link = &siteLink{since: now}
+			l.links[leaf.ID] = link
+		}
+		link.Leaf = leaf
+		switch {
+		case !link.known:
+			if now.Sub(link.since) > strangerLink {
+				defer s.broker.Close(leaf.ID)
+			}
+		case leaf.Server != "":
+			wanted[link.account.Name] = true
+			if !link.busy {
+				link.busy = true
+				due = append(due, link)
+			}
+		}
+	}
+	l.mu.Unlock()
+	s.closeSiteSessions(func(account string) bool { return !wanted[account] })
+	for _, link := range due {
+		s.group.Go(func() {
+			if err := s.tendSite(ctx, link); err != nil && ctx.Err() == nil {
+				s.log.Warn("a site was not told what is new", "principal", link.account.Name+"/"+link.name, "error", err)
+			}
+			l.mu.Lock()
+			link.busy = false
+			l.mu.Unlock()
+		})
+	}
+}
+
+// closeSiteSessions closes those in accounts that are not needed.
+func (s *Server) closeSiteSessions(unneeded func(account string) bool) {
+	l := &s.fleet.sites
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for account, session := range l.sessions {
+		if unneeded(account) || session.IsClosed() {
+			delete(l.sessions, account)
+			session.Close()
+		}
+	}
+}
+
+// siteSession is this node's in an account that sites are linked to.
+func (s *Server) siteSession(ctx context.Context, account string) (*Session, error) {
+	l := &s.fleet.sites
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if session := l.sessions[account]; session != nil && !session.IsClosed() {
+		return session, nil
+	}
+	session, err := s.open(s.nodePrincipal(account))
+	if err != nil {
+		return nil, err
+	}
+	_, err = session.QueueSubscribe(siteRenew("*"), "renew", func(msg *nats.Msg) {
+		s.group.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+			renew := s.answer(on(func(ctx context.Context, key string) (any, error) { return s.renewKey(ctx, account, key) }))
+			if err := renew(ctx, msg); err != nil && ctx.Err() == nil {
+				s.log.Warn("a request failed", "subject", msg.Subject, "error", err)
+			}
+		})
+	})
+	if err != nil {
+		session.Close()
+		return nil, fmt.Errorf("subscribing for sites: %w", err)
+	}
+	l.sessions[account] = session
+	return session, nil
+}
+
+// tendSite tells one site what is new, and sees to it that it is the only one of
+// its name.
+func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
+	account, ok := s.fleet.directory.Account(link.account.Name)
+	u, exists := s.fleet.directory.User(account.Name, link.name)
+	if !ok || !exists || u.Site == nil || u.Denied {
+		s.broker.Close(link.ID)
+		return nil
+	}
+	news, sum, err := s.siteNews(ctx, account, u)
+	if err != nil {
+		return err
+	}
+	if sum == link.told && news.JWT == "" && link.alone {
+		return nil
+	}
+	session, err := s.siteSession(ctx, account.Name)
+	if err != nil {
+		return err
+	}
+	if sum != link.told || news.JWT != "" {
+		if err := tellSite(ctx, session.Conn, link, news); err != nil {
+			return err
+		}
+		s.fleet.sites.mu.Lock()
+		link.told = sum
+		s.fleet.sites.mu.Unlock()
+	}
+	if link.alone {
+		return nil
+	}
+	return s.findTwice(ctx, session.Conn, link)
+}
+
+// siteNews are what a site must know now, and a sum by which two of them are told
+// apart whatever the time.
+func (s *Server) siteNews(ctx context.Context, account identity.Account, u identity.User) (siteTerms, [sha256.Size]byte, error) {
+	f := s.fleet
+	news := siteTerms{Account: account, Addrs: s.leafAddrs()}
+	roles, revoked := f.directory.Roles(), f.directory.Revocations(account.Name)
+	sign := func(issued time.Time) (err error) {
+		news.Account.Terms, err = f.authority.SiteTerms(account, *u.Site, roles, revoked, issued)
+		return err
+	}
+	issued := f.directory.Issued(account)
+	if err := sign(time.Unix(0, 0)); err != nil {
+		return news, [sha256.Size]byte{}, err
+	}
+	data, err := json.Marshal(news)
+	if err != nil {
+		return news, [sha256.Size]byte{}, err
+	}
+	if err := sign(issued); err != nil {
+		return news, [sha256.Size]byte{}, err
+	}
+	news.JWT, err = s.freshLink(ctx, account, u)
+	return news, sha256.Sum256(data), err
+}
+
+// freshLink is a new JWT for a link, if the old one has lost a third of its life.
+func (s *Server) freshLink(ctx context.Context, account identity.Account, u identity.User) (string, error) {
+	role, ok := s.fleet.directory.Role(u.Role)
+	now, life := time.Now(), u.Life(role)
+	if !ok || len(u.Keys) == 0 || life == 0 || u.Keys[0].Expires.Sub(now) > life*2/3 {
+		return "", nil
+	}
+	_, err := s.fleet.change(ctx, userSubject(account.Name, u.Name), func() (any, error) {
+		now, ok := s.fleet.directory.User(account.Name, u.Name)
+		if !ok || now.Denied || len(now.Keys) == 0 || now.Keys[0].Public != u.Keys[0].Public {
+			return nil, errSame
+		}
+		now.Keys[0].Issued, now.Keys[0].Expires = time.Now(), time.Now().Add(life)
+		return now, nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("renewing the link of site %q: %w", u, err)
+	}
+	return s.fleet.authority.LeafJWT(account, role, u.Name, u.Keys[0].Public, *u.Site, now.Add(life))
+}
+
+// tellSite hands news to the engine at the other end of a link, and returns when
+// they hold there.
+func tellSite(ctx context.Context, nc *nats.Conn, link *siteLink, news siteTerms) error {
+	data, err := json.Marshal(news)
+	if err != nil {
+		return fmt.Errorf("encoding the terms of a site: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, siteTimeout)
+	defer cancel()
+	for {
+		msg, err := nc.RequestWithContext(ctx, siteTermsSubject(link.name, link.Server), data)
+		// Its subscriptions come after the link.
+		if errors.Is(err, nats.ErrNoResponders) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+				continue
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("telling the site at %s: %w", link.Remote, err)
+		}
+		var reply admin.Reply
+		if err := json.Unmarshal(msg.Data, &reply); err != nil {
+			return fmt.Errorf("reading the answer of the site at %s: %w", link.Remote, err)
+		}
+		if reply.Error != nil {
+			return fmt.Errorf("telling the site at %s: %w", link.Remote, reply.Error)
+		}
+		return nil
+	}
+}
+
+// findTwice closes a link if another engine answers for the same site: the one that
+// was there before.
+func (s *Server) findTwice(ctx context.Context, nc *nats.Conn, link *siteLink) error {
+	other := ""
+	_, err := scatter(ctx, nc, siteWho(link.name), struct{}{}, siteTwiceWait, func(here siteHere) bool {
+		if here.Engine != link.Server {
+			other = here.Engine
+		}
+		return other != ""
+	})
+	if err != nil {
+		return err
+	}
+	l := &s.fleet.sites
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	full := link.account.Name + "/" + link.name
+	if other == "" {
+		link.alone = true
+		s.log.Info("site is linked", "principal", full, "remote", link.Remote)
+		return nil
+	}
+	before := l.twice[full]
+	l.twice[full] = twice{time.Now(), other, link.Remote}
+	if time.Since(before.at) > time.Minute {
+		s.log.Warn("site refused", "listener", leafListenerName, "principal", full, "remote", link.Remote, "error", "another one of its name is linked")
+	}
+	s.broker.Close(link.ID)
+	return nil
+}
+
+// siteLinks are the links that this node holds.
+func (s *Server) siteLinks() (all []admin.Site) {
+	l := &s.fleet.sites
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, link := range l.links {
+		if link.known && link.alone {
+			all = append(all, admin.Site{
+				Account: link.account.Name, Name: link.name, State: admin.SiteLinked, Node: s.fleet.node,
+				Remote: link.Remote, Since: link.since, RoundTrip: link.RoundTrip, Current: link.told != [sha256.Size]byte{},
+			})
+		}
+	}
+	return all
+}
+
+// siteList are the sites of the fleet, each with its link, as the nodes told.
+func (s *Server) siteList(nodes []admin.NodeInfo) []admin.Site {
+	all := []admin.Site{}
+	for _, a := range s.fleet.directory.Accounts() {
+		for _, u := range s.fleet.directory.Users(a.Name) {
+			if u.Site == nil {
+				continue
+			}
+			one := admin.Site{Account: a.Name, Name: u.Name, State: admin.SiteAway}
+			for _, n := range nodes {
+				if i := slices.IndexFunc(n.Sites, func(l admin.Site) bool { return l.Account == a.Name && l.Name == u.Name }); i >= 0 {
+					one = n.Sites[i]
+				}
+			}
+			if u.Denied {
+				one.State = admin.SiteDenied
+			}
+			one.Machine, one.Joined, one.Networks = u.Site.Machine, u.Created, u.Site.Networks
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+func (s *Server) listSites(ctx context.Context, _ struct{}) (any, error) {
+	status, err := s.getStatus(ctx, struct{}{})
+	if err != nil {
+		return nil, err
+	}
+	return status.(admin.Status).Sites, nil
+}
+
+// siteFindings are the sites that are not linked.
+func siteFindings(all []admin.Site) (findings []doctor.Finding) {
+	for _, site := range all {
+		if site.State == admin.SiteAway {
+			full := site.Account + "/" + site.Name
+			findings = append(findings, doctor.Finding{
+				Code: "SITE-AWAY", Severity: doctor.Warning, Subject: full, Text: fmt.Sprintf("site %s is not linked, and does not know of the newest denials", full),
+				Fix: fmt.Sprintf("look at fleetbus status there; if it is gone for good: fleetbus leaf rm %s %s", site.Account, site.Name),
+			})
+		}
+	}
+	return findings
+}
+
+// twiceFindings are the sites that another one poses as.
+func (l *sites) findings() (all []doctor.Finding) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for full, t := range l.twice {
+		if time.Since(t.at) > siteTwiceKept {
+			delete(l.twice, full)
+			continue
+		}
+		account, name, _ := strings.Cut(full, "/")
+		all = append(all, doctor.Finding{
+			Code: "SITE-TWICE", Severity: doctor.Problem, Subject: full,
+			Text: fmt.Sprintf("site %s is linked, and its credentials were used from %s as well, at %s, and refused", full, t.second, t.at.UTC().Format(time.RFC3339)),
+			Fix:  fmt.Sprintf("if they were stolen: fleetbus leaf rm %s %s, and join the site anew", account, name),
+		})
+	}
+	return all
+}
+
+// mayJoin says why a token for a site would be of no use, or for a node at a site.
+func (s *Server) mayJoin(r admin.TokenRequest) error {
+	switch {
+	case r.Kind == identity.KindNode && s.site != nil:
+		return admin.Errorf(admin.Invalid, "fleetbus token add node, at the hub", "this is a site, which has one node")
+	case r.Kind != identity.KindLeaf:
+		return nil
+	case s.site != nil:
+		return admin.Errorf(admin.Invalid, "ask the hub", "this is a site, which has no sites")
+	case len(s.leafAddrs()) == 0:
+		return admin.Errorf(admin.Unavailable, "serve with --listeners-leaf-addr :7422 on a node, or in its file: listeners: {leaf: {}}", "no node has a listener for sites")
+	case r.Name == "":
+		return admin.Errorf(admin.Invalid, "fleetbus leaf token ACCOUNT --site NAME", "a token for a site needs the site's name")
+	}
+	if err := identity.CheckNetworks(r.Networks); err != nil {
+		return admin.Errorf(admin.Invalid, "write networks like 10.1.0.0/16", "%v", err)
+	}
+	return s.siteTaken(r.Account, r.Name, "")
+}
+
+// siteTaken says that there is a site, or another user, of that name with another
+// key.
+func (s *Server) siteTaken(account, name, key string) error {
+	u, ok := s.fleet.directory.User(account, name)
+	switch {
+	case !ok:
+		return nil
+	case u.Site == nil:
+		return admin.Errorf(admin.Conflict, "choose another name for the site", "there is a user %q, and no site", u)
+	case key != "" && slices.ContainsFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key }):
+		return nil
+	}
+	return admin.Errorf(admin.Conflict, fmt.Sprintf("choose another name, or if it is gone for good: fleetbus leaf rm %s %s", account, name),
+		"site %q exists: it joined at %s on %s", u, u.Created.UTC().Format(time.RFC3339), u.Site.Machine)
+}
+
+// enrollLeaf makes the holder of a token a site.
+func (s *Server) enrollLeaf(ctx context.Context, tokenID string, r enroll.LeafRequest) (any, error) {
+	kinds := []identity.Kind{identity.KindLeaf}
+	token, ok := s.fleet.directory.Token(tokenID)
+	if !ok {
+		return nil, admin.Errorf(admin.Denied, "fleetbus leaf token", "the token is not known")
+	}
+	if token.Kind != identity.KindLeaf {
+		return nil, refuseToken(identity.ErrTokenKind, identity.KindLeaf)
+	}
+	if why := refuseVersion(r.Version); why != "" {
+		return nil, admin.Errorf(admin.Invalid, "upgrade the hub's nodes first", "%s", why)
+	}
+	account, err := s.wantAccount(token.Account)
+	if err != nil {
+		return nil, err
+	}
+	who := token.Name + " " + r.Key
+	again := token.Used && (token.UsedBy == who || r.Key == "" && strings.HasPrefix(token.UsedBy, who))
+	if !again {
+		if err := refuseToken(checkToken(token, kinds, time.Now()), kinds[0]); err != nil {
+			return nil, err
+		}
+		if err := s.siteTaken(account.Name, token.Name, r.Key); err != nil {
+			return nil, err
+		}
+	}
+	reply := enroll.LeafReply{Fleet: s.fleet.authority.Fleet(), Name: token.Name, Account: account, Addrs: s.leafAddrs()}
+	if r.Key == "" {
+		return reply, nil
+	}
+	site := &identity.Site{Signer: r.Signer, Fleet: r.Fleet, Machine: r.Machine, Networks: token.Networks}
+	if err := site.Validate(); err != nil {
+		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
+	}
+	g, err := s.newGrant(account.Name, token.Name, admin.UserRequest{Name: account.Name + "/" + token.Name, Role: identity.RoleLeaf, Key: r.Key})
+	if err != nil {
+		return nil, err
+	}
+	g.kind = identity.KindLeaf
+	if _, err := s.spend(ctx, tokenID, kinds, who); err != nil {
+		return nil, err
+	}
+	_, err = s.fleet.change(ctx, userSubject(account.Name, token.Name), func() (any, error) {
+		if err := s.siteTaken(account.Name, token.Name, r.Key); err != nil {
+			return nil, err
+		}
+		u, err := g.user(s.fleet.directory)
+		u.Site = site
+		return u, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	reply.Operator, reply.CA, reply.Expires = s.fleet.authority.Operator(), string(s.fleet.authority.ClientsPEM()), g.expires
+	f := s.fleet
+	reply.Account.Terms, err = f.authority.SiteTerms(account, *site, f.directory.Roles(), f.directory.Revocations(account.Name), f.directory.Issued(account))
+	if err != nil {
+		return nil, err
+	}
+	reply.JWT, err = f.authority.LeafJWT(account, g.role, token.Name, r.Key, *site, g.expires)
+	return reply, err
+}
