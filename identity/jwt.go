@@ -123,7 +123,8 @@ func (a *Authority) accountClaims(account Account, session string, roles []Role,
 	claims.SigningKeys.Add(session)
 	setAccountLimits(claims, account.Limits)
 	for _, role := range roles {
-		if !role.AllowedIn(account.Name) {
+		// What a link may do is in its own JWT.
+		if !role.AllowedIn(account.Name) || role.Name == RoleLeaf {
 			continue
 		}
 		scope, err := a.roleScope(account, role)

@@ -71,7 +71,7 @@ func TestAccountJWT(t *testing.T) {
 			plain++
 		}
 	}
-	if plain != 1 || len(scopes) != len(BuiltinRoles()) || scopes["admin"] != nil {
+	if plain != 1 || len(scopes) != len(BuiltinRoles())-1 || scopes["admin"] != nil || scopes["leaf"] != nil {
 		t.Errorf("there are %d plain signing keys and scopes %v", plain, scopes)
 	}
 	meter := scopes["meter"].Template
@@ -90,7 +90,7 @@ func TestAccountJWT(t *testing.T) {
 	if !reflect.DeepEqual(meter, wantTemplate) {
 		t.Errorf("the scope is %+v, want %+v", meter, wantTemplate)
 	}
-	if c := scopes["client"].Template; len(c.AllowedConnectionTypes) != 0 || c.Subs != -1 || c.Payload != -1 || len(c.Src) != 0 {
+	if c := scopes["client"].Template; len(c.AllowedConnectionTypes) != 3 || c.AllowedConnectionTypes.Contains("LEAFNODE") || c.Subs != -1 || c.Payload != -1 || len(c.Src) != 0 {
 		t.Errorf("the scope of client is %+v", c)
 	}
 }
