@@ -280,7 +280,7 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 		if l.Protocol == Leaf() {
 			validateLeafs(v, field, l)
 		}
-		if l.Plaintext && !isLoopback(host) {
+		if l.Plaintext && !isLoopback(host) && l.Protocol != Leaf() {
 			v.add(field+".plaintext", "a listener without TLS on "+l.Addr+" would be open to the network", "remove plaintext, or listen on 127.0.0.1")
 		}
 	}

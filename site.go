@@ -91,6 +91,7 @@ func (s *Server) openSite() error {
 	run := make([]byte, 4)
 	rand.Read(run) // never fails
 	name := s.home.node.Node.Name
+	s.opts.Name = name
 	s.site = &site{name: name, engine: name + "-" + hex.EncodeToString(run), file: file, since: time.Now()}
 	return nil
 }

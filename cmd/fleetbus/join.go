@@ -35,11 +35,12 @@ func newJoinCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "join HOST", Args: takes("HOST"), Annotations: writes(),
 		Short: "Join a fleet with an enrollment token",
-		Long: `Join the fleet that HOST is a node of, as a node or as a user. Before
-anything changes it is checked that both sides can see each other. Joining
-again does nothing.`,
+		Long: `Join the fleet that HOST is a node of, as a node, as a user, or as a site
+(leaf). Before anything changes it is checked that both sides can see each
+other. Joining again does nothing.`,
 		Example: `  fleetbus join eu-1.example.net --token fb1.…
   fleetbus join eu-1.example.net --token-file token --as user --user acme/alice --out alice.creds
+  fleetbus join eu-1.example.net --token-file token --as leaf
   fleetbus join eu-1.example.net --token-file token --as target`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := f.readToken()
@@ -48,6 +49,9 @@ again does nothing.`,
 			}
 			if f.as == "target" {
 				return f.joinTarget(cmd, args[0], token)
+			}
+			if f.as == "leaf" {
+				return f.joinLeaf(cmd, args[0], token)
 			}
 			if f.as != "node" {
 				return f.joinUser(cmd, args[0], token)

@@ -125,6 +125,8 @@ func (b *boot) welcome(srv *fleetbus.Server, o fleetbus.Options) {
 	for _, l := range o.Listeners {
 		how := "TLS 1.3; clients with a creds file, a certificate or a password; nobody else"
 		switch {
+		case l.Protocol == fleetbus.Leaf():
+			how = "TLS 1.3; sites, by their credentials; nobody else"
 		case l.Plaintext:
 			how = "WITHOUT TLS, on loopback only"
 		case l.ClientCertificate == fleetbus.CertificateRequired:

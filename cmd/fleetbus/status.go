@@ -57,6 +57,7 @@ func statusPage(p *page, s admin.Status) {
 	p.line("")
 	nodeTable(p, s.Nodes)
 	hubTable(p, s.Nodes)
+	siteStatus(p, s)
 	if len(s.Sources) > 0 {
 		p.line("")
 		sourceTable(p, s.Sources)

@@ -60,8 +60,8 @@ once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 				as := ""
 				switch reply.Kind {
 				case identity.KindNode:
-				case identity.KindTarget:
-					as = " --as target"
+				case identity.KindTarget, identity.KindLeaf:
+					as = " --as " + string(reply.Kind)
 				default:
 					as = fmt.Sprintf(" --as %s --out %s.creds", reply.Kind, or(reply.Name, "FILE"))
 				}

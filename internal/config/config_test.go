@@ -143,6 +143,9 @@ func TestEveryKeyBySource(t *testing.T) {
 			if !ok {
 				text = k.Example
 			}
+			if k.Path == "listeners.leaf.plaintext" || k.Path == "listeners.leaf.client_certificate" {
+				return // other values than the default are refused
+			}
 			// What the key is not valid without.
 			around := map[string]string{}
 			if strings.HasPrefix(k.Path, "mqtt.") {

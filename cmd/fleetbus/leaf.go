@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
+)
+
+func newLeafCommand(a *app) *cobra.Command {
+	return a.onFleet(noun("leaf", "Sites: fleets of one node, which one account of this fleet is a guest in",
+		newLeafToken(a), newLeafList(a), newLeafRemove(a)))
+}
+
+func newLeafToken(a *app) *cobra.Command {
+	request := admin.TokenRequest{Kind: identity.KindLeaf}
+	lasts := life(24 * time.Hour)
+	var g guard
+	cmd := &cobra.Command{
+		Use: "token ACCOUNT", Args: takes("ACCOUNT"), Annotations: writes(),
+		Short: "Make an enrollment token for a site of an account",
+		Long: `Make an enrollment token for a site of an account. Its text is shown once and
+kept nowhere: whoever holds it can make one site of that name, until it expires.`,
+		Example: `  fleetbus leaf token acme --site berlin
+  fleetbus leaf token acme --site berlin --network 192.0.2.0/24 --life 2h`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request.Account, request.Life = args[0], time.Duration(lasts)
+			switch {
+			case request.Name == "":
+				return fail(exitUsage, "--site NAME", "adding a token: a token for a site needs the site's name")
+			case lasts == never:
+				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
+			case g.dryRun:
+				return a.showPlan("make a token for site %s of account %s, for %s", request.Name, request.Account, human.Duration(request.Life))
+			}
+			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
+				return c.AddToken(ctx, request)
+			})
+			if err != nil {
+				return err
+			}
+			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
+				return err
+			}
+			a.hint("token %s is good for site %s of account %s until %s", reply.ID, reply.Name, reply.Account, human.Time(reply.Expires))
+			if reply.Join != "" {
+				a.hint("use it there with: fleetbus join %s --as leaf --token %s", reply.Join, reply.Text)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&request.Name, "site", "", "`name` of the site, and of the domain that its streams have")
+	cmd.Flags().StringSliceVar(&request.Networks, "network", nil, "networks that its link may come from, such as 192.0.2.0/24 (default: any)")
+	cmd.Flags().Var(&lasts, "life", "how long it can be used")
+	g.drying(cmd)
+	return a.output(cmd)
+}
+
+func (a *app) sites(cmd *cobra.Command, what string) ([]admin.Site, error) {
+	return administer(cmd, a, what, func(ctx context.Context, c *admin.Client) ([]admin.Site, error) { return c.Sites(ctx) })
+}
+
+func newLeafList(a *app) *cobra.Command {
+	return a.output(&cobra.Command{
+		Use: "ls [ACCOUNT]", Aliases: []string{"list"}, Args: takes("[ACCOUNT]"), Annotations: reads(),
+		Short: "List the sites and how they are linked",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			all, err := a.sites(cmd, "listing sites")
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				all = slices.DeleteFunc(all, func(s admin.Site) bool { return s.Account != args[0] })
+			}
+			return a.show(report{value: all, text: func(p *page) { siteTable(p, all) }})
+		},
+	})
+}
+
+func siteTable(p *page, all []admin.Site) {
+	table(p, all,
+		column[admin.Site]{"ACCOUNT", func(s admin.Site) string { return s.Account }},
+		column[admin.Site]{"SITE", func(s admin.Site) string { return s.Name }},
+		column[admin.Site]{"STATE", func(s admin.Site) string { return s.State }},
+		column[admin.Site]{"NODE", func(s admin.Site) string { return s.Node }},
+		column[admin.Site]{"ADDRESS", func(s admin.Site) string { return s.Remote }},
+		column[admin.Site]{"ROUND TRIP", func(s admin.Site) string { return roundTrip(s.RoundTrip) }},
+		column[admin.Site]{"SINCE", func(s admin.Site) string { return human.Time(s.Since) }},
+		column[admin.Site]{"NETWORKS", func(s admin.Site) string { return strings.Join(s.Networks, ",") }},
+		column[admin.Site]{"JOINED ON", func(s admin.Site) string { return s.Machine }},
+	)
+}
+
+func roundTrip(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.Round(10 * time.Microsecond).String()
+}
+
+// siteStatus is what status says of sites, at their hub and at one of them.
+func siteStatus(p *page, s admin.Status) {
+	if len(s.Sites) > 0 {
+		p.line("")
+		siteTable(p, s.Sites)
+	}
+	for _, n := range s.Nodes {
+		if up := n.Uplink; up != nil {
+			p.line("")
+			fields(p, []field{
+				{"site of", "account " + up.Account + " of fleet " + up.Fleet}, {"hub", up.State + " since " + human.Time(up.Since)},
+				{"address", up.Remote}, {"round trip", roundTrip(up.RoundTrip)},
+			})
+		}
+	}
+}
+
+func newLeafRemove(a *app) *cobra.Command {
+	var g guard
+	cmd := &cobra.Command{
+		Use: "rm ACCOUNT SITE", Aliases: []string{"delete"}, Args: takes("ACCOUNT", "SITE"), Annotations: writes(),
+		Short: "Remove a site and close its link, for good",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			full := args[0] + "/" + args[1]
+			what := fmt.Sprintf("removing site %q", full)
+			all, err := a.sites(cmd, what)
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(all, func(s admin.Site) bool { return s.Account == args[0] && s.Name == args[1] })
+			if i < 0 {
+				return fail(exitNotFound, "fleetbus leaf ls", "%s: there is no such site", what)
+			}
+			described := fmt.Sprintf("remove site %s, which is %s", full, all[i].State)
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, full, described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) { return c.RemoveUser(ctx, full) })
+			if err != nil {
+				return err
+			}
+			return a.showSpread(s, s, fmt.Sprintf("site %s is removed: %s closed", full, human.Count(s.Closed(), "link")))
+		},
+	}
+	g.destroying(cmd)
+	return a.output(cmd)
+}
+
+// joinLeaf exchanges the token for what makes this machine a site.
+func (f *joinFlags) joinLeaf(cmd *cobra.Command, host, token string) error {
+	const what = "joining as leaf"
+	c, o, err := f.load(cmd)
+	if err != nil {
+		return err
+	}
+	o = standard(o)
+	there, err := fleetbus.Initialized(o.Dir)
+	if err != nil {
+		return options(what, err)
+	}
+	if there {
+		return f.a.show(report{value: joined{DataDir: o.Dir}, text: func(p *page) {
+			p.line("already a node, nothing to do: %s holds one", o.Dir)
+		}})
+	}
+	client, err := dialFleet(cmd.Context(), enroll.Join{Host: host, Token: token})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	hub, err := client.Leaf(cmd.Context(), enroll.LeafRequest{Version: fleetbus.Version()})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	checks, err := f.reach(cmd.Context(), hub.Addrs)
+	if err != nil {
+		return err
+	}
+	err = f.settle(c, o.Dir, func() error {
+		_, err := fleetbus.EnrollSite(o, hub.Name, func(r enroll.LeafRequest) (enroll.LeafReply, error) { return client.Leaf(cmd.Context(), r) })
+		return err
+	})
+	if err != nil {
+		return options(what, err)
+	}
+	result := joined{Changed: true, Fleet: hub.Fleet, Name: hub.Name, DataDir: o.Dir, Checks: checks}
+	return f.a.show(report{value: result, text: func(p *page) {
+		p.line("this machine is site %s of account %s of fleet %s, in %s", hub.Name, hub.Account.Name, hub.Fleet, o.Dir)
+		p.line("start it:")
+		p.line("  %s", f.a.serveLine(o.Dir))
+	}})
+}
+
+// reach tries where sites are linked to the hub: one of its nodes must be reached.
+func (f *joinFlags) reach(ctx context.Context, addrs []string) (checks []enroll.Check, err error) {
+	reached := false
+	for _, addr := range addrs {
+		check := enroll.Check{Name: "hub", OK: true, Detail: addr + " can be reached"}
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		conn, err := new(net.Dialer).DialContext(try, "tcp", addr)
+		cancel()
+		if err != nil {
+			check.OK, check.Detail, check.Fix = false, err.Error(), "open the way to "+addr+" in the firewall between"
+		} else {
+			reached = true
+			conn.Close()
+		}
+		f.a.showCheck(check.Name, check.OK, check.Detail, check.Fix)
+		checks = append(checks, check)
+	}
+	if !reached {
+		return checks, fail(exitUnavailable, "open the way to one of "+strings.Join(addrs, ", "), "joining as leaf: no node of the hub can be reached where sites are linked, and nothing was changed")
+	}
+	return checks, nil
+}
