@@ -365,7 +365,7 @@ func (s *Server) freshLink(ctx context.Context, account identity.Account, u iden
 		return now, nil
 	})
 	if err != nil {
-		return "", fmt.Errorf("renewing the link of site %q: %w", u, err)
+		return "", fmt.Errorf("renewing the link of site %q: %w", u.String(), err)
 	}
 	return s.fleet.authority.LeafJWT(account, role, u.Name, u.Keys[0].Public, *u.Site, now.Add(life))
 }
@@ -543,12 +543,12 @@ func (s *Server) siteTaken(account, name, key string) error {
 	case !ok:
 		return nil
 	case u.Site == nil:
-		return admin.Errorf(admin.Conflict, "choose another name for the site", "there is a user %q, and no site", u)
+		return admin.Errorf(admin.Conflict, "choose another name for the site", "there is a user %q, and no site", u.String())
 	case key != "" && slices.ContainsFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key }):
 		return nil
 	}
 	return admin.Errorf(admin.Conflict, fmt.Sprintf("choose another name, or if it is gone for good: fleetbus leaf rm %s %s", account, name),
-		"site %q exists: it joined at %s on %s", u, u.Created.UTC().Format(time.RFC3339), u.Site.Machine)
+		"site %q exists: it joined at %s on %s", u.String(), u.Created.UTC().Format(time.RFC3339), u.Site.Machine)
 }
 
 // enrollLeaf makes the holder of a token a site.

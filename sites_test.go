@@ -1,11 +1,15 @@
 package fleetbus_test
 
 import (
-	"context"
+	"bufio"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -287,8 +292,8 @@ func TestSite(t *testing.T) {
 		t.Error("a denied user of the hub came in at a site that does not reach it")
 	}
 	w.join(hub.Addr("leaf").String())
-	arrive(30)
 	waitSite(t, hub, "berlin", admin.SiteLinked)
+	passes(t, atHub, atSite, "orders.new")
 
 	// A renewal that is asked for at the site is for who asked.
 	renewed, err := admin.Renew(limited(t, 10*time.Second), atSite)
@@ -297,6 +302,204 @@ func TestSite(t *testing.T) {
 	}
 }
 
-// limitedFor keeps context imported for helpers below.
-var _ = context.Canceled
-var _ = strings.Contains
+
+// TestSitesApart refuses whoever is no site, and a site that there is already.
+func TestSitesApart(t *testing.T) {
+	hub, _ := startHub(t)
+	site := startSite(t, hub, "berlin")
+	refused := func(what string, err error, code admin.Code, want string) {
+		t.Helper()
+		if !errors.Is(err, &admin.Error{Code: code}) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+
+	// A name is one site's, whoever asks, and whenever.
+	munich := siteToken(t, hub, "acme", "munich")
+	again := siteToken(t, hub, "acme", "munich")
+	o, err := joinSite(t, hub, "munich", munich)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = joinSite(t, hub, "munich", again)
+	refused("a second site of a name", err, admin.Conflict, `site "acme/munich" exists: it joined at `)
+	_, err = hub.Admin().AddToken(limited(t, 10*time.Second), admin.TokenRequest{Kind: identity.KindLeaf, Account: "acme", Name: "munich"})
+	refused("a token for a site that exists", err, admin.Conflict, `site "acme/munich" exists`)
+	_, err = joinSite(t, hub, "munich", munich)
+	refused("a used token", err, admin.Denied, "used")
+	_, err = fleetbus.EnrollSite(o, "munich", nil)
+	if !errors.Is(err, fleetbus.ErrInitialized) {
+		t.Errorf("a site was made anew: %v", err)
+	}
+
+	// All of a site's directory serves nobody elsewhere while the site is linked.
+	stolen := site.Options
+	stolen.Dir = filepath.Join(t.TempDir(), "data")
+	if err := os.CopyFS(stolen.Dir, os.DirFS(site.Options.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"authority.json", "link.creds"} {
+		if err := os.Chmod(filepath.Join(stolen.Dir, secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stolen.Listeners = fleetbustest.Options(t, "berlin").Listeners
+	thief := launchSite(t, stolen)
+	fleetbustest.Eventually(t, "the second link of a site is a finding", func() error {
+		for _, f := range hub.Check(limited(t, time.Second)) {
+			if f.Code == "SITE-TWICE" && f.Subject == "acme/berlin" {
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	})
+	if status, err := site.Admin().Status(limited(t, 10*time.Second)); err != nil || status.Nodes[0].Uplink == nil || status.Nodes[0].Uplink.State != admin.SiteLinked {
+		t.Errorf("the site is shut out by who stole from it: %+v, %v", status.Nodes, err)
+	}
+	thief.Stop()
+
+	// A site that was removed is closed, and its credentials with it.
+	gone, err := hub.Admin().RemoveUser(limited(t, 10*time.Second), "acme/berlin")
+	if err != nil || gone.Closed() != 1 {
+		t.Errorf("removing a site closed %d links: %v", gone.Closed(), err)
+	}
+	fleetbustest.Eventually(t, "a removed site knows that its hub is away", func() error {
+		status, err := site.Admin().Status(limited(t, 10*time.Second))
+		if err == nil && status.Nodes[0].Uplink.State != admin.SiteAway {
+			err = fmt.Errorf("%+v", status.Nodes[0].Uplink)
+		}
+		return err
+	})
+}
+
+// TestLinkStrangers dials the listener for sites with what is no site's.
+func TestLinkStrangers(t *testing.T) {
+	hub, _ := startHub(t)
+	alice := hub.Creds("acme", "alice")
+	password, err := identity.HashPassword("correct horse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hub.Admin().AddUser(limited(t, 10*time.Second), admin.UserRequest{Name: "acme/bob", Password: password}); err != nil {
+		t.Fatal(err)
+	}
+	addr := hub.Addr("leaf").String()
+	for name, connect := range map[string]func(nonce string) map[string]string{
+		"nobody":                   func(string) map[string]string { return map[string]string{} },
+		"a creds file of a user":   func(nonce string) map[string]string { return signed(t, alice, nonce) },
+		"a password":               func(string) map[string]string { return map[string]string{"user": "acme/bob", "pass": "correct horse"} },
+		"an enrollment token":      func(string) map[string]string { return map[string]string{"auth_token": siteToken(t, hub, "acme", "x")} },
+		"an administrator of hubs": func(nonce string) map[string]string { return signed(t, hub.Founded().AdminCreds, nonce) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if all := link(t, hub, connect); !strings.Contains(all, "-ERR") || strings.Contains(all, "LS+") {
+				t.Errorf("the hub answered %q", all)
+			}
+		})
+	}
+
+	// What is no TLS 1.3 gets nothing at all.
+	old := hub.TLS()
+	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	if conn, err := tls.Dial("tcp", addr, old); err == nil {
+		conn.Close()
+		t.Error("TLS 1.2 was accepted")
+	}
+	plain, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if err := plain.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(plain, "CONNECT {}\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := io.ReadAll(plain); strings.Contains(string(all), "INFO") {
+		t.Errorf("without TLS the hub answered %q", all)
+	}
+}
+
+// signed are a creds file and its signature of a nonce.
+func signed(t *testing.T, path, nonce string) map[string]string {
+	t.Helper()
+	creds, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := nkeys.ParseDecoratedJWT(creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := nkeys.ParseDecoratedNKey(creds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := key.Sign([]byte(nonce))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{"jwt": token, "sig": base64.RawURLEncoding.EncodeToString(sig)}
+}
+
+// link dials the listener for sites, shows what connect makes of the hub's nonce,
+// and returns what the hub says until it closes, or for a moment.
+func link(t *testing.T, hub *fleetbustest.Server, connect func(nonce string) map[string]string) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", hub.Addr("leaf").String(), hub.TLS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	line, err := in.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		Nonce string `json:"nonce"`
+	}
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(line, "INFO ")), &info); err != nil {
+		t.Fatal(err)
+	}
+	hello := connect(info.Nonce)
+	hello["name"], hello["version"] = "stranger", "2.15.2"
+	body, err := json.Marshal(hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(conn, "CONNECT %s\r\nPING\r\n", body); err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for line, err = in.ReadString('\n'); err == nil; line, err = in.ReadString('\n') {
+		all.WriteString(line)
+		if strings.HasPrefix(line, "PONG") {
+			break
+		}
+	}
+	return all.String()
+}
+
+// TestSiteNetworks has links come from where they may, and from where they may not.
+func TestSiteNetworks(t *testing.T) {
+	hub, _ := startHub(t)
+	for name, network := range map[string]string{"near": "127.0.0.0/8", "far": "192.0.2.0/24"} {
+		o, err := joinSite(t, hub, name, siteToken(t, hub, "acme", name, network))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := link(t, hub, func(nonce string) map[string]string { return signed(t, filepath.Join(o.Dir, "link.creds"), nonce) })
+		if in := strings.Contains(all, "LS+"); in != (name == "near") {
+			t.Errorf("the credentials of a site that may come from %s were answered by %q", network, all)
+		}
+	}
+	_, err := hub.Admin().AddToken(limited(t, 10*time.Second), admin.TokenRequest{Kind: identity.KindLeaf, Account: "acme", Name: "x", Networks: []string{"here"}})
+	if !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
+		t.Errorf("a network that is none: %v", err)
+	}
+}
