@@ -121,7 +121,11 @@ func options(what string, err error) error {
 
 // welcome says what is open, what is closed, and how to open it.
 func (b *boot) welcome(srv *fleetbus.Server, o fleetbus.Options) {
-	b.a.hint("node %s is ready, in %s", o.Name, o.Dir)
+	name, err := localNode(o.Dir)
+	if err != nil {
+		name = o.Name
+	}
+	b.a.hint("node %s is ready, in %s", name, o.Dir)
 	for _, l := range o.Listeners {
 		how := "TLS 1.3; clients with a creds file, a certificate or a password; nobody else"
 		switch {

@@ -16,7 +16,7 @@ import (
 
 // streamFlags are the flags of stream add.
 type streamFlags struct {
-	subjects                     []string
+	subjects, sources            []string
 	replicas, storage, retention string
 	maxAge                       life
 	maxBytes                     size
@@ -34,11 +34,13 @@ func newStreamAdd(a *app) *cobra.Command {
 		Use: "add NAME", Aliases: []string{"create"}, Args: takes("NAME"), Annotations: writes(),
 		Short: "Make a stream, or set what is named of one",
 		Example: `  fleetbus stream add ORDERS --subject 'orders.>' --creds alice.creds
-  fleetbus stream add JOBS --subject 'jobs.>' --retention workqueue --max-age 7d`,
+  fleetbus stream add JOBS --subject 'jobs.>' --retention workqueue --max-age 7d
+  fleetbus stream add READINGS --source berlin:READINGS --source munich:READINGS`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, a, args[0]) },
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.subjects, "subject", nil, "subjects that are kept (default: the stream's name)")
+	flags.StringSliceVar(&f.subjects, "subject", nil, "subjects that are kept (default: the stream's name, unless it has sources)")
+	flags.StringSliceVar(&f.sources, "source", nil, "streams whose messages are copied: `STREAM`, or SITE:STREAM for one at a site")
 	f.replicas, f.storage, f.retention = "auto", "file", "limits"
 	flags.Var(&choice{&f.replicas, []string{"auto", "1", "3", "5"}}, "replicas", "copies on different nodes: 1, 3, 5, or auto: 3 if the fleet has the nodes")
 	flags.Var(&choice{&f.storage, []string{"file", "memory"}}, "storage", "where messages are kept: file or memory")
@@ -86,7 +88,11 @@ func (f *streamFlags) run(cmd *cobra.Command, a *app, name string) error {
 		if !result.Changed {
 			same = ", nothing changed"
 		}
-		p.line("stream %s keeps %s in %s%s", name, strings.Join(result.Subjects, ", "), copies(result.Replicas), same)
+		kept := result.Subjects
+		for _, source := range f.sources {
+			kept = append(kept, "what "+source+" has")
+		}
+		p.line("stream %s keeps %s in %s%s", name, strings.Join(kept, ", "), copies(result.Replicas), same)
 	}})
 }
 
@@ -107,7 +113,7 @@ func (f *streamFlags) apply(ctx context.Context, js jetstream.JetStream, flags *
 	old, err := js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		config := jetstream.StreamConfig{Name: name, Subjects: f.subjects}
-		if len(f.subjects) == 0 {
+		if len(f.subjects) == 0 && len(f.sources) == 0 {
 			config.Subjects = []string{name}
 		}
 		f.set(flags, &config)
@@ -145,6 +151,18 @@ func (f *streamFlags) apply(ctx context.Context, js jetstream.JetStream, flags *
 // set puts in config what the flags name, besides subjects. A new stream takes
 // the defaults of the flags for the rest, which are those of the engine.
 func (f *streamFlags) set(flags *pflag.FlagSet, config *jetstream.StreamConfig) {
+	if flags.Changed("source") {
+		config.Sources = nil
+		for _, source := range f.sources {
+			site, stream, of := strings.Cut(source, ":")
+			if !of {
+				config.Sources = append(config.Sources, &jetstream.StreamSource{Name: source})
+				continue
+			}
+			// The streams of a site have its name for a domain.
+			config.Sources = append(config.Sources, &jetstream.StreamSource{Name: stream, External: &jetstream.ExternalStream{APIPrefix: "$JS." + site + ".API"}})
+		}
+	}
 	if flags.Changed("storage") && f.storage == "memory" {
 		config.Storage = jetstream.MemoryStorage
 	} else if flags.Changed("storage") {
