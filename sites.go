@@ -33,6 +33,9 @@ const (
 	// answer, and siteTwiceKept how long it remembers that one did.
 	siteTwiceWait = time.Second
 	siteTwiceKept = 10 * time.Minute
+	// siteFresh is how often the hub looks whether the credentials of a link have to
+	// be renewed.
+	siteFresh = 10 * time.Minute
 	// strangerLink is how long a link may be there whose arrival was not heard.
 	strangerLink = 5 * time.Second
 )
@@ -89,8 +92,16 @@ type siteLink struct {
 	// known says that its arrival was heard, and alone that no other engine
 	// answers for the site. busy is set while it is told something.
 	known, alone, busy bool
-	// told is what the site has, of what terms are made from.
+	// told is what the site has, of what terms are made from, by the fleet's state
+	// after event seq, at that time.
 	told [sha256.Size]byte
+	seq  uint64
+	at   time.Time
+}
+
+// due reports whether there may be something to tell.
+func (l *siteLink) due(seq uint64, now time.Time) bool {
+	return !l.busy && (!l.alone || l.seq != seq || now.Sub(l.at) > siteFresh)
 }
 
 // twice is the second link of a site that was refused.
@@ -201,8 +212,8 @@ func (s *Server) leafAddrs() []string {
 func (s *Server) tendSites(ctx context.Context) {
 	l := &s.fleet.sites
 	wanted := map[string]bool{}
-	var due []*siteLink
-	now := time.Now()
+	var due []siteLink
+	now, seq := time.Now(), s.fleet.directory.Seq()
 	present := s.broker.Leafs()
 	l.mu.Lock()
 	for id, link := range l.links {
@@ -227,9 +238,9 @@ func (s *Server) tendSites(ctx context.Context) {
 			}
 		case leaf.Server != "":
 			wanted[link.account.Name] = true
-			if !link.busy {
+			if link.due(seq, now) {
 				link.busy = true
-				due = append(due, link)
+				due = append(due, *link)
 			}
 		}
 	}
@@ -237,12 +248,18 @@ func (s *Server) tendSites(ctx context.Context) {
 	s.closeSiteSessions(func(account string) bool { return !wanted[account] })
 	for _, link := range due {
 		s.group.Go(func() {
-			if err := s.tendSite(ctx, link); err != nil && ctx.Err() == nil {
+			err := s.tendSite(ctx, &link)
+			if err != nil && ctx.Err() == nil {
 				s.log.Warn("a site was not told what is new", "principal", link.account.Name+"/"+link.name, "error", err)
 			}
 			l.mu.Lock()
-			link.busy = false
-			l.mu.Unlock()
+			defer l.mu.Unlock()
+			if kept := l.links[link.ID]; kept != nil {
+				kept.busy, kept.told, kept.alone = false, link.told, link.alone
+				if err == nil {
+					kept.seq, kept.at = seq, now
+				}
+			}
 		})
 	}
 }
@@ -291,7 +308,7 @@ func (s *Server) siteSession(ctx context.Context, account string) (*Session, err
 }
 
 // tendSite tells one site what is new, and sees to it that it is the only one of
-// its name.
+// its name. link is a copy, in which it notes what it did.
 func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 	account, ok := s.fleet.directory.Account(link.account.Name)
 	u, exists := s.fleet.directory.User(account.Name, link.name)
@@ -300,11 +317,8 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 		return nil
 	}
 	news, sum, err := s.siteNews(ctx, account, u)
-	if err != nil {
+	if err != nil || sum == link.told && news.JWT == "" && link.alone {
 		return err
-	}
-	if sum == link.told && news.JWT == "" && link.alone {
-		return nil
 	}
 	session, err := s.siteSession(ctx, account.Name)
 	if err != nil {
@@ -314,9 +328,7 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 		if err := tellSite(ctx, session.Conn, link, news); err != nil {
 			return err
 		}
-		s.fleet.sites.mu.Lock()
 		link.told = sum
-		s.fleet.sites.mu.Unlock()
 	}
 	if link.alone {
 		return nil

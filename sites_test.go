@@ -237,6 +237,30 @@ func TestSite(t *testing.T) {
 	publish(10)
 	arrive(10)
 
+	// Who the site lets in by a password is good at the site alone.
+	password, err := identity.HashPassword("correct horse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := site.Admin().AddUser(limited(t, 10*time.Second), admin.UserRequest{Name: "acme/dave", Password: password}); err != nil {
+		t.Fatal(err)
+	}
+	login := nats.UserInfo("acme/dave", "correct horse")
+	dave, err := nats.Connect(site.URL(), nats.Secure(site.TLS()), login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dave.Close()
+	passes(t, dave, atHub, "orders.dave")
+	passes(t, atHub, dave, "orders.for.dave")
+	if nc, err := nats.Connect(hub.URL(), nats.Secure(hub.TLS()), login); err == nil {
+		nc.Close()
+		t.Error("a password of the site is good at the hub")
+	}
+	if _, err := site.Admin().AddAccount(limited(t, 10*time.Second), admin.AccountRequest{Name: "acme", Limits: identity.Limits{Connections: 1}}); !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
+		t.Errorf("a site changes the limits of its hub's account: %v", err)
+	}
+
 	// A denial closes at the site, while it is linked, and once it is again.
 	denied := func(nc *nats.Conn, name string) {
 		t.Helper()
