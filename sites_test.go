@@ -326,7 +326,6 @@ func TestSite(t *testing.T) {
 	}
 }
 
-
 // TestSitesApart refuses whoever is no site, and a site that there is already.
 func TestSitesApart(t *testing.T) {
 	hub, _ := startHub(t)
