@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -358,32 +359,6 @@ func TestSitesApart(t *testing.T) {
 		t.Errorf("a site was made anew: %v", err)
 	}
 
-	// All of a site's directory serves nobody elsewhere while the site is linked.
-	stolen := site.Options
-	stolen.Dir = filepath.Join(t.TempDir(), "data")
-	if err := os.CopyFS(stolen.Dir, os.DirFS(site.Options.Dir)); err != nil {
-		t.Fatal(err)
-	}
-	for _, secret := range []string{"authority.json", "link.creds"} {
-		if err := os.Chmod(filepath.Join(stolen.Dir, secret), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stolen.Listeners = fleetbustest.Options(t, "berlin").Listeners
-	thief := launchSite(t, stolen)
-	fleetbustest.Eventually(t, "the second link of a site is a finding", func() error {
-		for _, f := range hub.Check(limited(t, time.Second)) {
-			if f.Code == "SITE-TWICE" && f.Subject == "acme/berlin" {
-				return nil
-			}
-		}
-		return errors.New("there is none")
-	})
-	if status, err := site.Admin().Status(limited(t, 10*time.Second)); err != nil || status.Nodes[0].Uplink == nil || status.Nodes[0].Uplink.State != admin.SiteLinked {
-		t.Errorf("the site is shut out by who stole from it: %+v, %v", status.Nodes, err)
-	}
-	thief.Stop()
-
 	// A site that was removed is closed, and its credentials with it.
 	gone, err := hub.Admin().RemoveUser(limited(t, 10*time.Second), "acme/berlin")
 	if err != nil || gone.Closed() != 1 {
@@ -396,6 +371,90 @@ func TestSitesApart(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestSiteOfCluster has a site lose the node that it is linked to, and another pose
+// as it at another node.
+func TestSiteOfCluster(t *testing.T) {
+	hub := fleetbustest.StartCluster(t, 3, func(o *fleetbus.Options) {
+		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "leaf", Addr: "127.0.0.1:0", Protocol: fleetbus.Leaf()})
+	})
+	alice := hub[0].Creds("acme", "alice")
+	fleetbustest.Eventually(t, "all nodes have a listener for sites", func() error {
+		status, err := hub[0].Admin().Status(limited(t, 10*time.Second))
+		if err != nil || slices.ContainsFunc(status.Nodes, func(n admin.NodeInfo) bool { return n.LeafAddr == "" }) {
+			return fmt.Errorf("not yet: %w", err)
+		}
+		return nil
+	})
+	o, err := joinSite(t, hub[0], "berlin", siteToken(t, hub[0], "acme", "berlin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen := o
+	stolen.Dir, stolen.Listeners = filepath.Join(t.TempDir(), "data"), fleetbustest.Options(t, "berlin").Listeners
+	if err := os.CopyFS(stolen.Dir, os.DirFS(o.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"authority.json", "link.creds"} {
+		if err := os.Chmod(filepath.Join(stolen.Dir, secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	site := launchSite(t, o)
+	before := waitSite(t, hub[0], "berlin", admin.SiteLinked)
+	holder := slices.IndexFunc(hub, func(s *fleetbustest.Server) bool { return s.Options.Name == before.Node })
+	others := slices.Delete(slices.Clone(hub), holder, holder+1)
+
+	// A denial by any node reaches it.
+	bob, err := site.Connect(others[0].Creds("acme", "bob"), nats.NoReconnect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bob.Close()
+	far, err := others[1].Connect(alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	passes(t, bob, far, "orders.bob")
+	if _, err := others[1].Admin().DenyUser(limited(t, 10*time.Second), "acme/bob"); err != nil {
+		t.Fatal(err)
+	}
+	fleetbustest.Eventually(t, "the denied user is closed at the site", func() error {
+		if !bob.IsClosed() {
+			return errors.New("connected")
+		}
+		return nil
+	})
+
+	// A copy of all that the site has serves nobody while the site is linked.
+	thief := launchSite(t, stolen)
+	fleetbustest.Eventually(t, "the second link of a site is a finding", func() error {
+		for _, s := range hub {
+			for _, f := range s.Check(limited(t, time.Second)) {
+				if f.Code == "SITE-TWICE" && f.Subject == "acme/berlin" {
+					return nil
+				}
+			}
+		}
+		return errors.New("there is none")
+	})
+	if now := waitSite(t, hub[0], "berlin", admin.SiteLinked); now.Remote != before.Remote {
+		t.Errorf("the link of the site was %+v, and is %+v", before, now)
+	}
+	thief.Stop()
+
+	hub[holder].Stop()
+	near, err := site.Connect(alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	passes(t, far, near, "orders.new")
+	if now := waitSite(t, others[0], "berlin", admin.SiteLinked); now.Node == before.Node {
+		t.Errorf("the site is linked to %+v, which is down", now)
+	}
 }
 
 // TestLinkStrangers dials the listener for sites with what is no site's.
