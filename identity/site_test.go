@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"errors"
 	"reflect"
 	"slices"
 	"testing"
@@ -113,4 +114,27 @@ func TestLeafJWT(t *testing.T) {
 	wantError(t, err, "another key's")
 	_, err = hub.LeafJWT(account, leafRole(), "berlin", account.Public, s, time.Time{})
 	wantError(t, err, "not the key of a user")
+}
+
+// FuzzCheckGuest hands a site terms that its hub did not sign.
+func FuzzCheckGuest(f *testing.F) {
+	hub, _, err1 := NewAuthority("hub", epoch())
+	site, _, err2 := NewAuthority("berlin", epoch())
+	account, err3 := hub.NewAccount("acme", Limits{}, epoch())
+	signer, fleet, err4 := site.SiteKeys()
+	good, err5 := hub.SiteTerms(account, Site{Signer: signer, Fleet: fleet}, nil, nil, epoch())
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(site.Operator())
+	f.Add(good[:len(good)/2])
+	f.Fuzz(func(t *testing.T, terms string) {
+		account.Terms = terms
+		if err := site.CheckGuest(account, hub.Operator()); err == nil && terms != good {
+			t.Errorf("terms that the hub did not sign were taken: %q", terms)
+		}
+		account.TermsIssued()
+		account.Revokes(signer)
+	})
 }
