@@ -165,7 +165,7 @@ func (s *Server) keepUplink(ctx context.Context) {
 // serveHub answers what the hub asks and tells.
 func (s *Server) serveHub(ctx context.Context) (*Session, error) {
 	t := s.site
-	session, err := s.open(s.nodePrincipal(t.file.Account), func(o *nats.Options) error {
+	session, err := s.open(s.linkPrincipal(t.file.Account), func(o *nats.Options) error {
 		o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
 		return nil
 	})
@@ -173,7 +173,7 @@ func (s *Server) serveHub(ctx context.Context) (*Session, error) {
 		return nil, err
 	}
 	take := s.answer(on(s.takeTerms))
-	_, err1 := session.Subscribe(siteTermsSubject(t.name, t.engine), func(msg *nats.Msg) {
+	_, err1 := session.Subscribe(siteTermsSubject(t.engine), func(msg *nats.Msg) {
 		s.group.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, siteTimeout)
 			defer cancel()
@@ -330,7 +330,7 @@ func (s *Server) renewAtHub(ctx context.Context, key string) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, siteTimeout)
 	defer cancel()
-	msg, err := session.RequestWithContext(ctx, siteRenew(t.name), body)
+	msg, err := session.RequestWithContext(ctx, siteRenew, body)
 	if err != nil {
 		return nil, away
 	}

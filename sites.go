@@ -40,17 +40,21 @@ const (
 	strangerLink = 5 * time.Second
 )
 
-// The subjects between a hub and a site, in the account that is a guest there.
-const sitePrefix = "$FLEET.site."
-
 // siteWho asks every link of a site which engine is at its other end.
-func siteWho(site string) string { return sitePrefix + site + ".who" }
+func siteWho(site string) string { return identity.LinkPrefix + site + "-who" }
 
 // siteTermsSubject carries the newest terms to one engine of a site.
-func siteTermsSubject(site, engine string) string { return sitePrefix + site + ".terms." + engine }
+func siteTermsSubject(engine string) string { return identity.LinkPrefix + engine + "-terms" }
 
 // siteRenew asks the hub for a renewal that was asked for at a site.
-func siteRenew(site string) string { return sitePrefix + site + ".renew" }
+const siteRenew = identity.LinkPrefix + "renew"
+
+// linkPrincipal is this node, as it talks with the other end of a link.
+func (s *Server) linkPrincipal(account string) identity.Principal {
+	p := s.nodePrincipal(account)
+	p.Permissions = identity.LinkPermissions()
+	return p
+}
 
 // siteTerms is what a hub tells a site.
 type siteTerms struct {
@@ -285,11 +289,11 @@ func (s *Server) siteSession(ctx context.Context, account string) (*Session, err
 	if session := l.sessions[account]; session != nil && !session.IsClosed() {
 		return session, nil
 	}
-	session, err := s.open(s.nodePrincipal(account))
+	session, err := s.open(s.linkPrincipal(account))
 	if err != nil {
 		return nil, err
 	}
-	_, err = session.QueueSubscribe(siteRenew("*"), "renew", func(msg *nats.Msg) {
+	_, err = session.QueueSubscribe(siteRenew, "renew", func(msg *nats.Msg) {
 		s.group.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 			defer cancel()
@@ -392,7 +396,7 @@ func tellSite(ctx context.Context, nc *nats.Conn, link *siteLink, news siteTerms
 	ctx, cancel := context.WithTimeout(ctx, siteTimeout)
 	defer cancel()
 	for {
-		msg, err := nc.RequestWithContext(ctx, siteTermsSubject(link.name, link.Server), data)
+		msg, err := nc.RequestWithContext(ctx, siteTermsSubject(link.Server), data)
 		// Its subscriptions come after the link.
 		if errors.Is(err, nats.ErrNoResponders) {
 			select {

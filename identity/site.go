@@ -22,13 +22,21 @@ const RoleLeaf = "leaf"
 // leafRole has credentials that outlive an outage of the link. A renewal that is
 // asked for on one side is not for the other.
 func leafRole() Role {
-	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>", RenewSubject}}
-	publish := everything.clone()
-	publish.Deny = append(publish.Deny, certsAPI()...)
-	return Role{
-		Name: RoleLeaf, Builtin: true, Expires: 90 * 24 * time.Hour, Listeners: []string{"leaf"},
-		Permissions: Permissions{Publish: publish, Subscribe: everything},
-	}
+	p := LinkPermissions()
+	p.Publish.Deny = append(p.Publish.Deny, certsAPI()...)
+	return Role{Name: RoleLeaf, Builtin: true, Expires: 90 * 24 * time.Hour, Listeners: []string{"leaf"}, Permissions: p}
+}
+
+// LinkPrefix begins the subjects between a hub and its sites, in the account that
+// is a guest there. They are the private subjects of two parts.
+const LinkPrefix = Private + "site-"
+
+// LinkPermissions are everything but what protocols keep for themselves: of the
+// private subjects, those between a hub and its sites alone. A link has them, and
+// the nodes at its ends.
+func LinkPermissions() Permissions {
+	all := Rule{Allow: []string{">", Private + "*"}, Deny: []string{"$SYS.>", RenewSubject, Private + "*.>"}}
+	return Permissions{Publish: all, Subscribe: all.clone()}
 }
 
 // A Site is what the hub knows of a site, in the record of the user that its link

@@ -100,10 +100,16 @@ func TestLeafJWT(t *testing.T) {
 		t.Errorf("the link may be %v from %v", link.AllowedConnectionTypes, link.Src)
 	}
 	for what, p := range map[string]jwt.Permission{"publish": link.Pub, "subscribe": link.Sub} {
-		for _, subject := range []string{"$SYS.>", RenewSubject, Private + ">"} {
+		for _, subject := range []string{"$SYS.>", RenewSubject, Private + "*.>"} {
 			if !p.Deny.Contains(subject) {
 				t.Errorf("the link may %s %s", what, subject)
 			}
+		}
+	}
+	rule := LinkPermissions().Publish
+	for subject, want := range map[string]bool{LinkPrefix + "berlin-who": true, "orders.new": true, Private + "MQTT.x": false, Private + "certs.seen.x": false, "$SYS.x": false} {
+		if rule.Allows(subject) != want {
+			t.Errorf("a link may publish %s: %v", subject, !want)
 		}
 	}
 	if _, err := RenewCreds(token, seed); err != nil {

@@ -61,8 +61,8 @@ func (o *Options) leafServer(so *server.Options) (err error) {
 		LocalAccount: r.Account, Credentials: r.Credentials,
 		TLS: true, TLSConfig: r.TLS, TLSTimeout: o.HandshakeTimeout.Seconds(), TLSHandshakeFirst: true,
 		// Either side answers renewals, and keeps what its protocols keep.
-		DenyImports: []string{identity.RenewSubject, identity.Private + ">"},
-		DenyExports: []string{identity.RenewSubject, identity.Private + ">"},
+		DenyImports: []string{identity.RenewSubject, identity.Private + "*.>"},
+		DenyExports: []string{identity.RenewSubject, identity.Private + "*.>"},
 	}
 	for _, addr := range r.Addrs {
 		remote.URLs = append(remote.URLs, &url.URL{Scheme: "tls", Host: addr})
