@@ -134,11 +134,11 @@ func TestMetricsRole(t *testing.T) {
 	}
 }
 
-// TestLeafIsNoClient has the credentials of a site's link refused elsewhere.
+// TestLeafIsNoClient has nobody given the credentials of a site's link but a site.
 func TestLeafIsNoClient(t *testing.T) {
 	s := fleetbustest.Start(t)
 	s.Creds("acme", "alice")
-	if _, err := connectAs(t, s, "acme/berlin", identity.RoleLeaf); !errors.Is(err, nats.ErrAuthorization) {
-		t.Errorf("the link of a site came in as a client: %v", err)
+	if _, err := connectAs(t, s, "acme/berlin", identity.RoleLeaf); !errors.Is(err, &admin.Error{Code: admin.Invalid}) {
+		t.Errorf("a user has the role of a site's link: %v", err)
 	}
 }
