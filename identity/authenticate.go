@@ -23,8 +23,9 @@ const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAA
 //
 // An error is always a *Refusal: its text is for the client, its Operator for
 // the log. A token's error is found in it with errors.Is. A user is refused who
-// is denied, who comes from a network or by a listener that its role does not
-// allow, or whose role cannot be had in its account.
+// is denied, who comes from a network, by a listener or at a time that its role does
+// not allow, or whose role cannot be had in its account. A session ends with the
+// hours of its role.
 //
 // Authenticate may take as long as a few passwords take to verify, because two
 // are verified at once and the others wait.

@@ -38,7 +38,7 @@ func (l *limitFlags) addConnection(flags *pflag.FlagSet) {
 	flags.Int64Var(&l.connections, "connections", 0, "connections at once, on all nodes; 0 is unlimited")
 	flags.Int64Var(&l.subscriptions, "subscriptions", 0, "subscriptions at once; 0 is unlimited")
 	flags.Var(&l.payload, "payload", "size of one message, such as 64KiB; 0B is unlimited")
-	flags.Var(&l.data, "data", "what may be under way at once, such as 10MiB; 0B is unlimited")
+	flags.Var(&l.data, "data", "what may be under way at once, such as 10MiB, which the engine notes and does not enforce; 0B is unlimited")
 }
 
 // apply sets the limits whose flags were given.
