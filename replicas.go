@@ -16,6 +16,9 @@ import (
 const (
 	// replicasCheck is how often the leader looks for streams to copy.
 	replicasCheck = time.Second
+	// replicasAgain is how often it looks although the nodes are the same: a stream
+	// may have been made while one of them was down.
+	replicasAgain = time.Minute
 	// replicasWanted is how many copies a stream gets as soon as there are as many
 	// nodes.
 	replicasWanted = 3
@@ -26,11 +29,11 @@ const (
 
 // keepReplicas gives every stream three copies once there are three nodes, if it
 // was made when there were fewer, or if its metadata say auto. Only the leader's
-// node does it, and only after the nodes have changed.
+// node does it, at once when the nodes have changed.
 func (s *Server) keepReplicas(ctx context.Context) {
 	tick := time.NewTicker(replicasCheck)
 	defer tick.Stop()
-	done := ""
+	done, looked := "", time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,14 +54,14 @@ func (s *Server) keepReplicas(ctx context.Context) {
 			continue
 		}
 		slices.Sort(names)
-		if now := strings.Join(names, " "); now != done {
+		if now := strings.Join(names, " "); now != done || time.Since(looked) > replicasAgain {
 			if err := s.copyStreams(ctx, since); err != nil {
 				if ctx.Err() == nil {
 					s.log.Warn("streams could not be copied yet", "error", err)
 				}
 				continue
 			}
-			done = now
+			done, looked = now, time.Now()
 		}
 	}
 }
