@@ -127,8 +127,22 @@ func (j Join) subject(of string) (string, error) {
 	return of + "." + token.ID, err
 }
 
+// earlyPing is in what the library says of a server that, on a slow link, wants to
+// know whether the client is there before the client is through with its greeting.
+const earlyPing = "expected 'PONG', got 'PING'"
+
 // connect opens a connection that may only enroll. Its error is an *Error.
-func (j Join) connect(ctx context.Context) (*nats.Conn, error) {
+func (j Join) connect(ctx context.Context) (nc *nats.Conn, err error) {
+	for range attempts {
+		if nc, err = j.connectOnce(ctx); err == nil || !strings.Contains(err.Error(), earlyPing) {
+			break
+		}
+	}
+	return nc, err
+}
+
+// connectOnce is connect without a second try.
+func (j Join) connectOnce(ctx context.Context) (*nats.Conn, error) {
 	token, err := identity.ParseToken(j.Token)
 	if err != nil {
 		return nil, explain(err)
