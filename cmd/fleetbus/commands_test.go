@@ -370,7 +370,7 @@ func testRefused(t *testing.T, f *testFleet) {
 		{"another name", []string{"status", "--server", local, "--ca", ca}, exitUnavailable, "use a name that the certificate has: 127.0.0.1"},
 		{"forged credentials", []string{"pub", "a", "b", "--creds", forged}, exitDenied, "the server does not accept these credentials"},
 		{"publish not allowed", []string{"pub", "a", "b", "--creds", auditor}, exitDenied, "the role of this user does not allow it"},
-		{"subscribe not allowed", []string{"sub", "$SYS.>", "--creds", client}, exitDenied, "the role of this user does not allow it"},
+		{"subscribe not allowed", []string{"sub", "$FLEETBUS.>", "--creds", client}, exitDenied, "the role of this user does not allow it"},
 		{"no administrator", []string{"status", "--creds", client}, exitUnavailable, "nobody answers requests of administrators there"},
 		{"no such thing", []string{"account", "info", "nobody"}, exitNotFound, "no such thing"},
 		{"plain text", []string{"status", "--server", "nats://" + f.server}, exitUnavailable, "error:"},
