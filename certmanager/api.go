@@ -208,14 +208,26 @@ func refusal(err error) *admin.Error {
 	return admin.Errorf(admin.Failed, "", "%v", err)
 }
 
+// hearsay is how long a manager waits for a certificate that it does not know: who asks
+// may have it from another manager, of a moment ago.
+const hearsay = time.Second
+
 // find returns the certificate of an id, in whatever group.
-func (s *session) find(id string) (*cert.Record, error) {
-	for _, r := range s.state.Records("") {
-		if r.ID == id {
-			return r, nil
+func (s *session) find(ctx context.Context, id string) (found *cert.Record, err error) {
+	ctx, cancel := context.WithTimeout(ctx, hearsay)
+	defer cancel()
+	err = s.until(ctx, func() bool {
+		all := s.state.Records("")
+		i := slices.IndexFunc(all, func(r *cert.Record) bool { return r.ID == id })
+		if i >= 0 {
+			found = all[i]
 		}
+		return i >= 0
+	})
+	if err != nil {
+		return nil, admin.Errorf(admin.NotFound, "fleetbus cert ls", "there is no certificate %q", id)
 	}
-	return nil, admin.Errorf(admin.NotFound, "fleetbus cert ls", "there is no certificate %q", id)
+	return found, nil
 }
 
 // MakeRequest asks for a certificate.
@@ -410,7 +422,7 @@ type RenewRequest struct {
 }
 
 func (s *session) renew(ctx context.Context, in RenewRequest, progress func(string)) (*cert.Record, error) {
-	seen, err := s.find(in.ID)
+	seen, err := s.find(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -517,7 +529,7 @@ type RemoveRequest struct {
 }
 
 func (s *session) rm(ctx context.Context, in RemoveRequest, _ func(string)) (*cert.Record, error) {
-	seen, err := s.find(in.ID)
+	seen, err := s.find(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -561,6 +573,6 @@ func (s *session) ls(_ context.Context, in ListRequest, _ func(string)) ([]*cert
 	return all, nil
 }
 
-func (s *session) cat(_ context.Context, in RemoveRequest, _ func(string)) (*cert.Record, error) {
-	return s.find(in.ID)
+func (s *session) cat(ctx context.Context, in RemoveRequest, _ func(string)) (*cert.Record, error) {
+	return s.find(ctx, in.ID)
 }

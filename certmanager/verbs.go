@@ -47,7 +47,7 @@ func (s *session) importBundle(ctx context.Context, in ImportRequest, progress f
 		return nil, wrong
 	}
 	if in.ID != "" {
-		seen, err := s.find(in.ID)
+		seen, err := s.find(ctx, in.ID)
 		if err != nil {
 			return nil, err
 		}
@@ -396,7 +396,7 @@ type StatusRequest struct {
 func (s *session) status(ctx context.Context, in StatusRequest, _ func(string)) (Status, error) {
 	out := Status{Manager: s.m.o.Name, Certificates: []CertificateStatus{}, Findings: s.findings(ctx)}
 	if in.ID != "" {
-		if _, err := s.find(in.ID); err != nil {
+		if _, err := s.find(ctx, in.ID); err != nil {
 			return out, err
 		}
 	}

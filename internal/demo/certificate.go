@@ -17,7 +17,6 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/cert"
-	"github.com/fleetbus/fleetbus/cert/proxy"
 	"github.com/fleetbus/fleetbus/certmanager"
 	"github.com/fleetbus/fleetbus/identity"
 )
@@ -154,7 +153,7 @@ func (b *balancer) serves(ctx context.Context, want *cert.Bundle) error {
 		if err != nil {
 			return err
 		}
-		if serial := proxy.Serial(leaf); serial != want.Serial {
+		if serial := leaf.SerialNumber.Text(16); serial != want.Serial {
 			return fmt.Errorf("it serves %s, not %s", serial, want.Serial)
 		}
 		return nil
@@ -227,7 +226,7 @@ func (d *Demo) without(ctx context.Context) (finding measured, err error) {
 	began := time.Now()
 	err = d.startBalancer()
 	if err == nil {
-		err = d.lb.serves(ctx, &cert.Bundle{Serial: proxy.Serial(before)})
+		err = d.lb.serves(ctx, &cert.Bundle{Serial: before.SerialNumber.Text(16)})
 	}
 	took := time.Since(began)
 	for i, n := range d.nodes {
