@@ -623,7 +623,7 @@ func TestDenialRacesWithLogin(t *testing.T) {
 			close func()
 		}
 		open := make(chan entry, 64)
-		ctx := limited(t, 20*time.Second)
+		ctx := limited(t, 2*time.Minute) // longer than anything below waits
 		for range 4 {
 			racers.Go(func() {
 				<-begin
