@@ -108,25 +108,7 @@ tls:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if string(got) != tt.want {
-				t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
-			}
-			if len(notes) != len(tt.notes) {
-				t.Errorf("got %d notes, want %d:\n%s", len(notes), len(tt.notes), strings.Join(notes, "\n"))
-			}
-			for i := range min(len(notes), len(tt.notes)) {
-				if !strings.Contains(notes[i], tt.notes[i]) || strings.Contains(notes[i], "secret") {
-					t.Errorf("note %d: got %q, want %q in it", i, notes[i], tt.notes[i])
-				}
-			}
-			// What was imported is valid, but for the files that are not here.
-			root, problems, broken := parse("ours", got)
-			_, err = load(root, problems, broken, Sources{})
-			for line := range strings.Lines(errorText(err)) {
-				if strings.HasPrefix(line, "  ours:") && !strings.Contains(line, "no such file") {
-					t.Errorf("the import is refused: %s", line)
-				}
-			}
+			wantImport(t, got, notes, tt.want, tt.notes)
 		})
 	}
 }
@@ -180,6 +162,30 @@ func TestBindplanePage(t *testing.T) {
 		theirs := strings.HasPrefix(m[1], "--nats-") || strings.HasPrefix(m[1], "--event-bus-")
 		if !known[m[1]] && !theirs {
 			t.Errorf("the page names %s, which does not exist", m[1])
+		}
+	}
+}
+
+// wantImport compares what was taken over from another product, and what was said of it.
+func wantImport(t *testing.T, got []byte, notes []string, want string, wantNotes []string) {
+	t.Helper()
+	if string(got) != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+	if len(notes) != len(wantNotes) {
+		t.Errorf("got %d notes, want %d:\n%s", len(notes), len(wantNotes), strings.Join(notes, "\n"))
+	}
+	for i := range min(len(notes), len(wantNotes)) {
+		if !strings.Contains(notes[i], wantNotes[i]) || strings.Contains(notes[i], "secret") {
+			t.Errorf("note %d: got %q, want %q in it", i, notes[i], wantNotes[i])
+		}
+	}
+	// What was imported is valid, but for the files that are not here.
+	root, problems, broken := parse("ours", got)
+	_, err := load(root, problems, broken, Sources{})
+	for line := range strings.Lines(errorText(err)) {
+		if strings.HasPrefix(line, "  ours:") && !strings.Contains(line, "no such file") {
+			t.Errorf("the import is refused: %s", line)
 		}
 	}
 }

@@ -109,25 +109,7 @@ log:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if string(got) != tt.want {
-				t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
-			}
-			if len(notes) != len(tt.notes) {
-				t.Errorf("got %d notes, want %d:\n%s", len(notes), len(tt.notes), strings.Join(notes, "\n"))
-			}
-			for i := range min(len(notes), len(tt.notes)) {
-				if !strings.Contains(notes[i], tt.notes[i]) || strings.Contains(notes[i], "secret") {
-					t.Errorf("note %d: got %q, want %q in it", i, notes[i], tt.notes[i])
-				}
-			}
-			// What was imported is valid, but for the files that are not here.
-			root, problems, broken := parse("ours", got)
-			_, err = load(root, problems, broken, Sources{})
-			for line := range strings.Lines(errorText(err)) {
-				if strings.HasPrefix(line, "  ours:") && !strings.Contains(line, "no such file") {
-					t.Errorf("the import is refused: %s", line)
-				}
-			}
+			wantImport(t, got, notes, tt.want, tt.notes)
 		})
 	}
 	for in, want := range map[string]string{"": "no plugin.choria. key", "a = b": "no plugin.choria. key", "plugin.choria.x = \xff": "UTF-8", strings.Repeat("#", maxFile+1): "larger"} {
