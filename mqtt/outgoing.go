@@ -418,21 +418,28 @@ func (s *session) catchUp(from uint64) {
 				s.mu.Unlock()
 				return
 			}
-			s.reading, s.at = false, next
-			// What came meanwhile is after the mark, or was read.
-			s.queued -= size(s.held)
-			for _, m := range s.held {
-				if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
-					s.at = m.seq + 1
-					s.push(m)
-				}
-			}
-			s.held = nil
+			s.caughtUp(next)
 			s.pump()
 			s.mu.Unlock()
 			return
 		}
 	})
+}
+
+// caughtUp goes on with what was heard while all before next was read; mu is held.
+func (s *session) caughtUp(next uint64) {
+	s.reading, s.at = false, next
+	if s.behind > 0 { // this node may have heard less than was read
+		s.behind = max(s.behind, next)
+	}
+	s.queued -= size(s.held)
+	for _, m := range s.held {
+		if m.seq >= next && (s.behind == 0 || m.seq < s.behind) {
+			s.at = m.seq + 1
+			s.push(m)
+		}
+	}
+	s.held = nil
 }
 
 // readStream queues the messages from seq on, up to a mark that it sets now. It

@@ -359,10 +359,11 @@ type reader struct {
 	times map[string]map[string]int // by topic and payload
 	last  map[string]int            // by topic
 	late  map[string]int            // how many came for the first time after a later one did
+	how   map[string]string         // what came was delivered
 }
 
 func (c *crash) reader(id string, qos packet.QoS, filters ...string) *reader {
-	r := &reader{device: c.device(id, 3600), qos: qos, times: map[string]map[string]int{}, last: map[string]int{}, late: map[string]int{}}
+	r := &reader{device: c.device(id, 3600), qos: qos, times: map[string]map[string]int{}, last: map[string]int{}, late: map[string]int{}, how: map[string]string{}}
 	for _, filter := range filters {
 		r.subs = append(r.subs, packet.Subscription{Filter: filter, QoS: qos, RetainHandling: packet.RetainNever})
 	}
@@ -382,6 +383,7 @@ func (r *reader) note(m *packet.Publish) {
 		r.last[topic] = -1
 	}
 	times[what]++
+	r.how[topic+" "+what] += fmt.Sprintf(" [%s visit %d to %s: id %d QoS %d dup %v]", time.Now().Format("05.000"), r.visits, r.conn.RemoteAddr(), m.ID, m.QoS, m.Dup)
 	if times[what] > 1 {
 		return
 	}
@@ -726,7 +728,13 @@ func (c *crash) judge(sources []*source, readers []*reader, watch *reader, wills
 				}
 				v.twice[qos] += max(0, times-1)
 				if qos == 2 && times > 1 {
-					v.example("%s has %d of %s %d times", members[0].id, n, s.topic, times)
+					how := ""
+					for _, r := range members {
+						r.mu.Lock()
+						how += r.how[s.topic+" "+strconv.Itoa(n)]
+						r.mu.Unlock()
+					}
+					v.example("%s has %d of %s %d times:%s", members[0].id, n, s.topic, times, how)
 				}
 			}
 			if none > 0 {
