@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/nodetls"
 )
 
 // putAccount makes an account or sets the limits of one.
@@ -201,7 +202,7 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 			return nil, err
 		}
 	}
-	reply := admin.UserReply{User: public(user), CA: string(s.certs.caPEM()), Servers: s.clientAddrs()}
+	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
 	if err := g.issue(&reply); err != nil {
 		return nil, err
 	}
@@ -322,7 +323,7 @@ func (g *grant) parse() error {
 		}
 	}
 	if g.csr != nil {
-		life := certificateLife
+		life := nodetls.Life
 		if !g.expires.IsZero() {
 			life = g.expires.Sub(g.now)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/listener"
 )
 
 const (
@@ -153,7 +154,7 @@ var (
 // decide lets the principal in or says why not.
 func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, identity.Principal, error) {
 	if !c.fleet.admits() {
-		return "", identity.Principal{}, errStarting
+		return "", identity.Principal{}, listener.ErrStarting
 	}
 	if req.ClientInformation.Kind == leafKind {
 		c.log.Warn("site refused", "listener", leafListenerName, "remote", presented.Remote, "error", errNoSite)

@@ -154,7 +154,7 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 			if c.Node == s.fleet.node && s.closeConnection(account.Name, c) {
 				s.log.Warn("client refused", "listener", c.Kind, "remote", c.Remote, "principal", account.Name+"/"+name, "error", errCrowd)
 				if engines(c) { // who logged in is told of by Login
-					s.events.tell(admin.Event{
+					s.events.Tell(admin.Event{
 						Kind: admin.EventLimit, Account: account.Name, Principal: account.Name + "/" + name, Listener: natsListenerName, Address: c.Remote, Reason: errCrowd.Error(),
 					})
 				}

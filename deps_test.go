@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/portowner", "lease", "ledger", "cert", "change"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "lease", "ledger", "cert", "change"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
@@ -63,6 +63,13 @@ func places() map[string]place {
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/demo":      {"shows that the bus holds what it promises, on a fleet of its own", []string{"", "admin", "cert", "cert/proxy", "certmanager", "change", "identity", "internal/human", "internal/pebble"}},
+		"internal/disk":      {"a disk is not filled, whatever a node does otherwise", []string{"doctor"}},
+		"internal/events":    {"what happens on a node is told, and nobody waits for it", []string{"admin", "identity", "internal/broker"}},
+		"internal/home":      {"the directory of a node", []string{"identity", "ledger"}},
+		"internal/links":     {"nodes judge together how they reach one another", []string{"admin", "doctor"}},
+		"internal/listener":  {"strangers cost a bounded number of handshakes, whatever is spoken after it", nil},
+		"internal/nodetls":   {"the TLS settings of a node, all in one place", []string{"enroll", "identity"}},
+		"internal/rates":     {"what meters count, by time", []string{"admin", "internal/broker"}},
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/home"
 )
 
 func (s *Server) addToken(ctx context.Context, r admin.TokenRequest) (any, error) {
@@ -252,7 +253,7 @@ func (s *Server) putNode(ctx context.Context, r enroll.NodeRequest) (identity.No
 // welcome is what makes the joiner a node.
 func (s *Server) welcome(r enroll.NodeRequest, node identity.Node) (any, error) {
 	authority := s.fleet.authority
-	reply := enroll.NodeReply{Fleet: authority.Fleet(), Cluster: s.home.node.Cluster, Node: node}
+	reply := enroll.NodeReply{Fleet: authority.Fleet(), Cluster: s.home.Node.Cluster, Node: node}
 	var err error
 	if reply.Authority, err = authority.SealTo(r.Seal); err != nil {
 		return nil, admin.Errorf(admin.Invalid, "", "the joiner's key cannot be sealed to")
@@ -335,7 +336,7 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 	}
 	reply := enroll.UserReply{
 		Name: name, JWT: granted.JWT, Chain: granted.Chain, Expires: granted.Expires,
-		CA: string(s.certs.caPEM()), Servers: s.clientAddrs(),
+		CA: string(s.certs.CAPEM()), Servers: s.clientAddrs(),
 	}
 	if token.Kind == identity.KindTarget {
 		key, err := s.managerKey(account)
@@ -354,12 +355,12 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 // refused with ErrInitialized in a directory that holds a node.
 func Enroll(o Options, reply enroll.NodeReply, authority *identity.Authority) error {
 	o = o.withDefaults()
-	h, err := lockHome(o.Dir)
+	h, err := home.Lock(o.Dir)
 	if err != nil {
 		return err
 	}
-	defer h.close()
-	if there, err := Initialized(o.Dir); err != nil || there {
+	defer h.Close()
+	if there, err := home.Initialized(o.Dir); err != nil || there {
 		if err == nil {
 			err = fmt.Errorf("%w: %q", ErrInitialized, o.Dir)
 		}
@@ -368,14 +369,14 @@ func Enroll(o Options, reply enroll.NodeReply, authority *identity.Authority) er
 	if reply.Fleet != authority.Fleet() {
 		return errors.New("enrolling: the authority is another fleet's")
 	}
-	n := nodeFile{Fleet: reply.Fleet, Cluster: reply.Cluster, Node: reply.Node}
+	n := home.NodeFile{Fleet: reply.Fleet, Cluster: reply.Cluster, Node: reply.Node}
 	for _, peer := range reply.Nodes {
 		if peer.Name != reply.Node.Name && peer.ClusterAddr != "" {
 			n.Peers = append(n.Peers, peer.ClusterAddr)
 		}
 	}
-	if err := writeFile(h.path("admin", "ca.pem"), authority.ClientsPEM(), 0o600); err != nil {
+	if err := home.WriteFile(h.Path("admin", "ca.pem"), authority.ClientsPEM(), 0o600); err != nil {
 		return err
 	}
-	return h.write(n, authority, reply.Snapshot, reply.Sequence)
+	return h.Write(n, authority, reply.Snapshot, reply.Sequence)
 }

@@ -2,149 +2,14 @@ package fleetbus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"slices"
-	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/events"
 )
-
-const (
-	// eventsWaiting is how many events may wait to be published.
-	eventsWaiting = 1 << 14
-	// eventRate and eventBurst bound what a node tells of its principals in a second,
-	// and at once: a whole fleet may come back when another node has died.
-	eventRate, eventBurst = 4000, 50_000
-	// refusalRate and refusalBurst bound what it tells of those that anybody can
-	// be, so that they hide nothing else.
-	refusalRate, refusalBurst = 50, 500
-	// eventsTold is how often a node says how much it did not tell, and looks for
-	// links that came or went.
-	eventsTold = time.Second
-)
-
-// events are what happens on this node, on its way to the bus. Nobody who tells of
-// something waits: what is too much is counted, and the count is told.
-type events struct {
-	node             string
-	queue            chan *admin.Event
-	refusals, others *rate.Limiter
-
-	mu      sync.Mutex
-	dropped map[string]int // by account
-	missed  int            // of any account
-}
-
-func newEvents(node string) *events {
-	return &events{
-		node: node, queue: make(chan *admin.Event, eventsWaiting), dropped: map[string]int{},
-		refusals: rate.NewLimiter(refusalRate, refusalBurst), others: rate.NewLimiter(eventRate, eventBurst),
-	}
-}
-
-// tell has e told, unless there is too much to tell.
-func (e *events) tell(ev admin.Event) {
-	if e.may(ev.Kind, ev.Account) {
-		e.put(ev)
-	}
-}
-
-// may reports whether one more event of that kind may be told, and counts it if
-// not: for those who first have to find out what is to be told.
-func (e *events) may(kind admin.EventKind, account string) bool {
-	limiter := e.others
-	if kind == admin.EventRefused || kind == admin.EventLimit {
-		limiter = e.refusals
-	}
-	if !limiter.Allow() {
-		e.drop(account, 1)
-		return false
-	}
-	return true
-}
-
-// put has e told, which may has allowed.
-func (e *events) put(ev admin.Event) {
-	ev.Node = e.node
-	if ev.Time.IsZero() {
-		ev.Time = time.Now()
-	}
-	select {
-	case e.queue <- &ev:
-	default:
-		e.drop(ev.Account, 1)
-	}
-}
-
-func (e *events) drop(account string, n int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.dropped[account] += n
-}
-
-// miss counts what was lost before it was known whose it was.
-func (e *events) miss(n int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.missed += n
-}
-
-// gaps are the events that say what was dropped since it was called last. Each of
-// accounts is told of what may have been its own.
-func (e *events) gaps(accounts func() []identity.Account) []*admin.Event {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var all []*admin.Event
-	gap := func(account string, n int, reason string) {
-		all = append(all, &admin.Event{Kind: admin.EventDropped, Time: time.Now(), Node: e.node, Account: account, Count: n, Reason: reason})
-	}
-	for account, n := range e.dropped {
-		gap(account, n, "there were more events than this node tells of")
-	}
-	if e.missed > 0 {
-		const whose = "there were more than this node could read, of all accounts together"
-		gap("", e.missed, whose)
-		for _, a := range accounts() {
-			gap(a.Name, e.missed, whose)
-		}
-	}
-	clear(e.dropped)
-	e.missed = 0
-	return all
-}
-
-// publishEvents puts events on the bus until ctx is done.
-func (s *Server) publishEvents(ctx context.Context) {
-	publish := func(ev *admin.Event) {
-		data, err := json.Marshal(ev)
-		if err == nil {
-			err = s.conn.Publish(ev.Subject(), data)
-		}
-		if err != nil {
-			s.events.drop(ev.Account, max(1, ev.Count))
-		}
-	}
-	tick := time.NewTicker(eventsTold)
-	defer tick.Stop()
-	for {
-		select {
-		case ev := <-s.events.queue:
-			publish(ev)
-		case <-tick.C:
-			for _, ev := range s.events.gaps(s.fleet.directory.Accounts) {
-				publish(ev)
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
 
 // tellRefusal tells of somebody who was not let in, or not into p, for err.
 func (s *Server) tellRefusal(c identity.Credentials, p identity.Principal, err error) {
@@ -160,22 +25,22 @@ func (s *Server) tellRefusal(c identity.Credentials, p identity.Principal, err e
 	if name != "" {
 		ev.Principal = account + "/" + name
 	}
-	s.events.tell(ev)
+	s.events.Tell(ev)
 }
 
 // tellStranger tells of somebody whom a listener did not even talk to.
 func (s *Server) tellStranger(listener, remote string, err error) {
-	s.events.tell(admin.Event{Kind: admin.EventRefused, Listener: listener, Address: remote, Reason: err.Error()})
+	s.events.Tell(admin.Event{Kind: admin.EventRefused, Listener: listener, Address: remote, Reason: err.Error()})
 }
 
 // watchLinks tells of links that come and go, until ctx is done.
 func (s *Server) watchLinks(ctx context.Context) {
-	tick := time.NewTicker(eventsTold)
+	tick := time.NewTicker(events.Told)
 	defer tick.Stop()
 	var known []broker.Link
 	for {
 		now := s.broker.Links()
-		for _, ev := range changedLinks(known, now) {
+		for _, ev := range events.Changed(known, now) {
 			if ev.Kind == admin.EventLeaf {
 				// The account of a link that went down may be gone, too.
 				ev.Account, _ = s.fleet.accountName(ev.Account)
@@ -183,7 +48,7 @@ func (s *Server) watchLinks(ctx context.Context) {
 			if ev.Kind == admin.EventRoute {
 				ev.Peer = s.nodeNames([]string{ev.Peer})[0]
 			}
-			s.events.tell(ev)
+			s.events.Tell(ev)
 		}
 		known = now
 		select {
@@ -192,29 +57,4 @@ func (s *Server) watchLinks(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-// changedLinks are the events between two looks at the links. A link all of whose
-// connections are others now was down in between.
-func changedLinks(before, now []broker.Link) []admin.Event {
-	same := func(a, b broker.Link) bool { return a.Kind == b.Kind && a.Name == b.Name && a.Account == b.Account }
-	lasts := func(l broker.Link, in []broker.Link) bool {
-		i := slices.IndexFunc(in, func(o broker.Link) bool { return same(l, o) })
-		return i >= 0 && slices.ContainsFunc(l.IDs, func(id uint64) bool { return slices.Contains(in[i].IDs, id) })
-	}
-	event := func(l broker.Link, state string) admin.Event {
-		return admin.Event{Kind: admin.EventKind(l.Kind), State: state, Peer: l.Name, Account: l.Account, Address: l.Remote}
-	}
-	var all []admin.Event
-	for _, l := range before {
-		if !lasts(l, now) {
-			all = append(all, event(l, admin.LinkDown))
-		}
-	}
-	for _, l := range now {
-		if !lasts(l, before) {
-			all = append(all, event(l, admin.LinkUp))
-		}
-	}
-	return all
 }

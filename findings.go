@@ -71,8 +71,8 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	if s.home == nil {
 		return all
 	}
-	if _, err := os.Stat(s.home.path("offline", "operator.nk")); err == nil && s.opts.Mode != Local {
-		add("OFFLINE-KEYS-HERE", doctor.Info, "the operator's offline keys are still in "+s.home.path("offline"), "move the directory to safe storage")
+	if _, err := os.Stat(s.home.Path("offline", "operator.nk")); err == nil && s.opts.Mode != Local {
+		add("OFFLINE-KEYS-HERE", doctor.Info, "the operator's offline keys are still in "+s.home.Path("offline"), "move the directory to safe storage")
 	}
 	s.mu.Lock()
 	stale := s.stale
@@ -87,7 +87,7 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	if f := s.uplinkFinding(); f != nil {
 		all = append(all, *f)
 	}
-	if f := s.diskFinding(); f != nil {
+	if f := s.disk.Finding(s.opts.Name); f != nil {
 		all = append(all, *f)
 	}
 	return all

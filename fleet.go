@@ -17,6 +17,8 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/events"
+	"github.com/fleetbus/fleetbus/internal/home"
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
@@ -54,7 +56,7 @@ type fleet struct {
 	// those that were looked for.
 	reservedNames map[string]string
 	names         sync.Map
-	events        *events
+	events        *events.Queue
 
 	// storing is held while accounts are handed to the engine, admitting changes
 	// under it.
@@ -73,9 +75,9 @@ type fleet struct {
 	recent []uint64
 }
 
-func newFleet(h *home, authority *identity.Authority, events *events, log *slog.Logger) (*fleet, error) {
+func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
-		node: h.node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: events, log: log,
+		node: h.Node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
 		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
@@ -86,7 +88,7 @@ func newFleet(h *home, authority *identity.Authority, events *events, log *slog.
 		f.reservedNames[a.Public] = a.Name
 	}
 	// What the snapshot is folded upon, and all there is if it is corrupt.
-	_, genesis, err := ledger.ReadSnapshot(h.path("genesis.snapshot"))
+	_, genesis, err := ledger.ReadSnapshot(h.Path("genesis.snapshot"))
 	if err == nil {
 		err = f.directory.Unmarshal(genesis)
 	}
@@ -94,7 +96,7 @@ func newFleet(h *home, authority *identity.Authority, events *events, log *slog.
 		return nil, fmt.Errorf("reading the fleet's first state: %w", err)
 	}
 	f.follower, err = ledger.NewFollower(f.directory, ledger.FollowOptions{
-		Snapshot: h.path("ledger.snapshot"),
+		Snapshot: h.Path("ledger.snapshot"),
 		OnEvent:  f.act,
 		Logger:   log,
 	})
@@ -240,7 +242,7 @@ func (f *fleet) tellDenial(noun, name string, closed int) {
 	default:
 		return
 	}
-	f.events.tell(ev)
+	f.events.Tell(ev)
 }
 
 // ownAccounts are the fleet's own that can have users.

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/home"
 )
 
 const (
@@ -21,6 +22,19 @@ const (
 	// directory, beside the authority that could sign others.
 	adminLife = 10 * 365 * 24 * time.Hour
 )
+
+// What stands in the way of using a directory.
+var (
+	// ErrInUse says that another process has the data directory.
+	ErrInUse = home.ErrInUse
+	// ErrInitialized says that a directory already holds a node.
+	ErrInitialized = home.ErrInitialized
+	// ErrNotInitialized says that a directory holds no node.
+	ErrNotInitialized = home.ErrNotInitialized
+)
+
+// Initialized reports whether dir holds a node.
+func Initialized(dir string) (bool, error) { return home.Initialized(dir) }
 
 // Founded is what Init made.
 type Founded struct {
@@ -47,12 +61,12 @@ func Init(o Options) (*Founded, error) {
 func initialize(o Options, others []Options) (*Founded, error) {
 	o = o.withDefaults()
 	now := time.Now()
-	h, err := lockHome(o.Dir)
+	h, err := home.Lock(o.Dir)
 	if err != nil {
 		return nil, err
 	}
-	defer h.close()
-	if there, err := Initialized(o.Dir); err != nil || there {
+	defer h.Close()
+	if there, err := home.Initialized(o.Dir); err != nil || there {
 		if err == nil {
 			err = fmt.Errorf("%w: %q", ErrInitialized, o.Dir)
 		}
@@ -63,7 +77,7 @@ func initialize(o Options, others []Options) (*Founded, error) {
 		return nil, fmt.Errorf("making the authority: %w", err)
 	}
 	g := &genesis{authority: authority, directory: identity.NewDirectory(), now: now}
-	founded := &Founded{Fleet: o.Fleet, Node: o.Name, AdminCreds: h.path("admin", "admin.creds"), CA: h.path("admin", "ca.pem"), Offline: h.path("offline"), Address: o.address()}
+	founded := &Founded{Fleet: o.Fleet, Node: o.Name, AdminCreds: h.Path("admin", "admin.creds"), CA: h.Path("admin", "ca.pem"), Offline: h.Path("offline"), Address: o.address()}
 	if founded.Token, err = g.token(); err != nil {
 		return nil, err
 	}
@@ -83,10 +97,10 @@ func initialize(o Options, others []Options) (*Founded, error) {
 	}{
 		{founded.CA, authority.ClientsPEM()},
 		{founded.AdminCreds, creds},
-		{h.path("offline", "operator.nk"), offline.OperatorSeed},
-		{h.path("offline", "signing.nk"), offline.SigningSeed},
+		{h.Path("offline", "operator.nk"), offline.OperatorSeed},
+		{h.Path("offline", "signing.nk"), offline.SigningSeed},
 	} {
-		if err := writeFile(f.name, f.data, 0o600); err != nil {
+		if err := home.WriteFile(f.name, f.data, 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -162,22 +176,22 @@ func (g *genesis) admin() (creds []byte, err error) {
 
 // settle makes a home of o.Dir.
 func (g *genesis) settle(o Options, founder bool) error {
-	h, err := lockHome(o.Dir)
+	h, err := home.Lock(o.Dir)
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.Close()
 	return g.write(h, o, founder)
 }
 
-func (g *genesis) write(h *home, o Options, founder bool) error {
+func (g *genesis) write(h *home.Home, o Options, founder bool) error {
 	snapshot, err := g.directory.Marshal()
 	if err != nil {
 		return fmt.Errorf("encoding the fleet's state: %w", err)
 	}
 	node, _ := g.directory.Node(o.Name)
-	n := nodeFile{Fleet: o.Fleet, Cluster: o.clusterName(), Node: node, Founder: founder}
-	return h.write(n, g.authority, snapshot, 0)
+	n := home.NodeFile{Fleet: o.Fleet, Cluster: o.clusterName(), Node: node, Founder: founder}
+	return h.Write(n, g.authority, snapshot, 0)
 }
 
 func (o *Options) clusterName() string {

@@ -16,6 +16,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/home"
 )
 
 // removeNode takes a node out of the group that agrees on streams, and out of
@@ -101,7 +102,7 @@ func (s *Server) answerLeave(ctx context.Context, msg *nats.Msg) error {
 			s.conn.FlushTimeout(time.Second),
 			// Whoever asked may well be this admin.
 			s.fleet.append(ctx, userSubject(identity.FleetName, localAdmin(s.fleet.node)), nil),
-			os.Rename(s.home.path("node.json"), s.home.path("node.left.json")))
+			os.Rename(s.home.Path("node.json"), s.home.Path("node.left.json")))
 		s.fail(errLeft)
 	}
 	return err
@@ -123,7 +124,7 @@ func (s *Server) leave(ctx context.Context) (any, error) {
 		return nil, fmt.Errorf("connecting to the system account: %w", err)
 	}
 	defer nc.Close()
-	self, heir := s.home.node.Node.Server(), alive[0].Server()
+	self, heir := s.home.Node.Node.Server(), alive[0].Server()
 	moved, err := s.handOver(ctx, nc, self, heir, len(alive))
 	if err != nil {
 		return nil, err
@@ -338,7 +339,7 @@ func localAdmin(node string) string { return "admin-" + node }
 // ensureAdmin gives a node that joined an admin of its own, so that commands work
 // on its machine as they do on the first.
 func (s *Server) ensureAdmin(ctx context.Context) error {
-	path := s.home.path("admin", "admin.creds")
+	path := s.home.Path("admin", "admin.creds")
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
@@ -371,5 +372,5 @@ func (s *Server) ensureAdmin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, creds, 0o600)
+	return home.WriteFile(path, creds, 0o600)
 }

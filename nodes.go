@@ -14,6 +14,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/links"
 )
 
 // infoTimeout is how long a node may take to tell of itself.
@@ -27,13 +28,13 @@ func (s *Server) answerNodeInfo(ctx context.Context, msg *nats.Msg) error {
 func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	n, ok := s.fleet.directory.Node(s.fleet.node)
 	if !ok {
-		n = s.home.node.Node
+		n = s.home.Node.Node
 	}
 	n.Version = Version()
 	info := admin.NodeInfo{
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
-		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.notAfter(), Uptime: time.Since(s.started),
-		Findings: s.Check(ctx), Level: busLevel, Links: s.links.list(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
+		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.NotAfter(), Uptime: time.Since(s.started),
+		Findings: s.Check(ctx), Level: links.Level, Links: s.links.List(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
 		Sites: s.siteLinks(), Uplink: s.uplink(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
@@ -90,13 +91,13 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 		status.Nodes = append(status.Nodes, info)
 		status.Findings = append(status.Findings, info.Findings...)
 	}
-	judgeLinks(&status)
+	links.Judge(&status)
 	status.Sources = s.knownSources(ctx)
 	status.Sites = s.siteList(status.Nodes)
 	copies, behind := s.stateCopies(ctx, len(members))
 	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, behind, fleetFindings(status), linkFindings(status), siteFindings(status.Sites))
+		return slices.Concat(status.Findings, behind, fleetFindings(status), links.Findings(status), siteFindings(status.Sites))
 	}))
 	return status, nil
 }
@@ -230,11 +231,11 @@ func (s *Server) answerNodeRenew(_ context.Context, msg *nats.Msg) error {
 		return nil
 	}
 	reply := admin.Renewed{Node: s.fleet.node}
-	if err := s.certs.renew(time.Now()); err != nil {
+	if err := s.certs.Renew(time.Now()); err != nil {
 		s.log.Error("certificates were not renewed", "error", err)
 		reply.Error = err.Error()
 	}
-	reply.NotAfter = s.certs.notAfter()
+	reply.NotAfter = s.certs.NotAfter()
 	return respond(msg, reply)
 }
 

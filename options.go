@@ -1,7 +1,6 @@
 package fleetbus
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -349,6 +348,14 @@ func (o *Options) validateHub(v *problems, mode Mode) {
 	}
 }
 
+// addrs are where o listens, and what clients are told.
+func (o *Options) addrs() (all []string) {
+	for _, l := range o.Listeners {
+		all = append(all, l.Addr, l.Advertise)
+	}
+	return all
+}
+
 func (o *Options) mode() Mode {
 	switch {
 	case o.Mode != "":
@@ -443,6 +450,3 @@ func (p *problems) hostport(field, addr string) (host string) {
 }
 
 func (p problems) join() error { return errors.Join(p...) }
-
-// minTLS is the oldest version that any listener or link speaks.
-const minTLS = tls.VersionTLS13

@@ -82,7 +82,7 @@ func (s *Server) passagesMissed(self identity.Principal) nats.ErrHandler {
 		if sub != nil {
 			// Its error is that the subscription has ended.
 			n, _ := sub.Dropped()
-			s.events.miss(n - missed)
+			s.events.Miss(n - missed)
 			missed = n
 		}
 	}
@@ -157,13 +157,13 @@ func (s *Server) came(ctx context.Context, p passage, ours bool) {
 		return
 	}
 	if ours && !p.site() {
-		s.events.tell(p.event(admin.EventConnect, account, p.name()))
+		s.events.Tell(p.event(admin.EventConnect, account, p.name()))
 	}
 	if ours && s.shutOut(p, account) && s.broker.Close(p.Client.ID) {
 		ev := p.event(admin.EventRefused, account, p.name())
 		ev.Reason = "it was denied as it came in"
 		s.log.Warn("client refused", "listener", natsListenerName, "principal", ev.Principal, "error", ev.Reason)
-		s.events.tell(ev)
+		s.events.Tell(ev)
 		return
 	}
 	if ours && p.site() {
@@ -216,14 +216,14 @@ func (s *Server) departed(p passage) {
 	name := p.name()
 	switch {
 	case p.Reason == reasonAccount:
-		if s.events.may(admin.EventLimit, account) {
-			s.events.put(p.event(admin.EventLimit, account, s.claimed(p, account)))
+		if s.events.May(admin.EventLimit, account) {
+			s.events.Put(p.event(admin.EventLimit, account, s.claimed(p, account)))
 		}
 		return // it never came in, or, when a limit was lowered, this says it
 	case strings.HasPrefix(p.Reason, reasonLimits):
-		s.events.tell(p.event(admin.EventLimit, account, name))
+		s.events.Tell(p.event(admin.EventLimit, account, name))
 	case strings.HasPrefix(p.Reason, reasonSlow):
-		s.events.tell(p.event(admin.EventSlow, account, name))
+		s.events.Tell(p.event(admin.EventSlow, account, name))
 	}
 	if p.session() || p.site() {
 		return
@@ -232,7 +232,7 @@ func (s *Server) departed(p passage) {
 	ev.Duration = p.Client.Stop.Sub(p.Client.Start)
 	ev.InMsgs, ev.InBytes = p.Sent.Msgs, p.Sent.Bytes
 	ev.OutMsgs, ev.OutBytes = p.Received.Msgs, p.Received.Bytes
-	s.events.tell(ev)
+	s.events.Tell(ev)
 }
 
 // claimed is the name in an account that a client had who was not let into it.
@@ -260,7 +260,7 @@ func (s *Server) turnedAway(p passage) {
 	if p.Reason == reasonNode {
 		kind = admin.EventLimit
 	}
-	if !s.events.may(kind, "") {
+	if !s.events.May(kind, "") {
 		return
 	}
 	ev := p.event(kind, "", "")
@@ -270,7 +270,7 @@ func (s *Server) turnedAway(p passage) {
 			ev.Reason = s.whyRefused(account, name, ev.Reason)
 		}
 	}
-	s.events.put(ev)
+	s.events.Put(ev)
 }
 
 // whyRefused says more than the engine, which tells an operator as little as the

@@ -66,7 +66,7 @@ func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
 	reply := admin.UserReply{
 		Spread: admin.Spread{Nodes: []admin.Applied{}, Missing: []string{}, Changed: seq > 0, Took: time.Since(g.now)},
 		User:   identity.User{Account: account.Name, Name: users[i].Name, Role: g.role.Name},
-		CA:     string(s.certs.caPEM()), Servers: s.clientAddrs(),
+		CA:     string(s.certs.CAPEM()), Servers: s.clientAddrs(),
 	}
 	return reply, g.issue(&reply)
 }

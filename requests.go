@@ -183,7 +183,7 @@ func (s *Server) answer(h handler) func(context.Context, *nats.Msg) error {
 				strings.TrimPrefix(msg.Subject, admin.Prefix), s.fleet.node)
 			if errors.Is(err, context.DeadlineExceeded) {
 				reply.Error = admin.Errorf(admin.Unavailable, "fleetbus status", "the fleet did not agree in time")
-				if s.disk.held.Load() {
+				if s.disk.Held() {
 					reply.Error.Text += ", and the disk of node " + s.fleet.node + " is short"
 				}
 			}

@@ -17,6 +17,12 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/disk"
+	"github.com/fleetbus/fleetbus/internal/events"
+	"github.com/fleetbus/fleetbus/internal/home"
+	"github.com/fleetbus/fleetbus/internal/links"
+	"github.com/fleetbus/fleetbus/internal/listener"
+	"github.com/fleetbus/fleetbus/internal/nodetls"
 	"github.com/fleetbus/fleetbus/internal/portowner"
 )
 
@@ -36,10 +42,10 @@ type Server struct {
 	ready chan struct{}
 
 	// Set by Run before ready is closed.
-	home   *home
+	home   *home.Home
 	fleet  *fleet
 	broker *broker.Broker
-	certs  *certificates
+	certs  *nodetls.Certificates
 	// conn is in the fleet account, as this node; exact, too: see ConnectExact.
 	conn, exact *nats.Conn
 	adapters    adapters
@@ -47,15 +53,15 @@ type Server struct {
 	failures    failures
 	managers    managers
 	site        *site // nil if this node is none
-	links       links
-	events      *events
-	disk        disk
+	links       links.Links
+	events      *events.Queue
+	disk        disk.Guard
 
 	mu      sync.Mutex
 	running bool
 	addrs   map[string]net.Addr
 	// admissions are opened when the node has caught up.
-	admissions []*admission
+	admissions []*listener.Admission
 	// stale says that the node serves from its snapshot.
 	stale bool
 	// fail ends the server with an error.
@@ -174,22 +180,27 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	if err != nil {
 		return err
 	}
-	s.events = newEvents(s.home.node.Node.Name)
+	s.events = events.New(s.home.Node.Node.Name)
 	if s.fleet, err = newFleet(s.home, authority, s.events, s.log); err != nil {
 		return err
 	}
-	s.certs = &certificates{
-		authority: authority, node: s.home.node.Node.Server(), files: s.opts.TLS, log: s.log,
-		hosts: certificateHosts(s.opts.Advertise, s.opts.Listeners), member: s.fleet.member,
-	}
-	if err := s.certs.renew(time.Now()); err != nil {
+	s.certs, err = nodetls.New(nodetls.Options{
+		Authority: authority, Node: s.home.Node.Node.Server(), Files: nodetls.Files(s.opts.TLS), Logger: s.log,
+		Hosts: nodetls.Hosts(s.opts.Advertise, s.opts.addrs()), Member: s.fleet.member,
+	})
+	if err != nil {
 		return err
 	}
 	if err := s.startBroker(ctx, undo); err != nil {
 		return err
 	}
-	undo.background(ctx, s.guardDisk)
-	undo.background(ctx, s.certs.keep)
+	s.disk.Dir, s.disk.Reserve, s.disk.Engine, s.disk.Logger = s.home.Dir, s.opts.Store.Reserve, s.broker, s.log
+	undo.background(ctx, func(ctx context.Context) {
+		if err := s.disk.Keep(ctx); err != nil {
+			s.fail(err)
+		}
+	})
+	undo.background(ctx, s.certs.Keep)
 	if err := s.join(ctx, undo); err != nil {
 		return err
 	}
@@ -205,7 +216,11 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	undo.background(ctx, s.runSources)
 	undo.background(ctx, s.runManagers)
 	undo.background(ctx, s.runAdapters)
-	undo.background(ctx, s.keepLinks)
+	undo.background(ctx, func(ctx context.Context) {
+		if err := s.links.Keep(ctx, s.conn, s.fleet.node); err != nil {
+			s.log.Error("links cannot be watched", "error", err)
+		}
+	})
 	undo.background(ctx, s.watchLinks)
 	if s.site != nil {
 		undo.background(ctx, s.keepUplink)
@@ -226,7 +241,7 @@ func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
 		}
 		undo.add(func() { os.RemoveAll(dir) })
 	}
-	there, err := Initialized(dir)
+	there, err := home.Initialized(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -237,11 +252,15 @@ func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
 			return nil, err
 		}
 	}
-	if s.home, err = lockHome(dir); err != nil {
+	if s.home, err = home.Lock(dir); err != nil {
 		return nil, err
 	}
-	undo.add(s.home.close)
-	authority, err := s.home.load()
+	undo.add(s.home.Close)
+	authority, err := s.home.Load()
+	var readable *home.ReadableError
+	if errors.As(err, &readable) {
+		return nil, &OptionError{Field: "data_dir", Problem: readable.Error(), Hint: "chmod 600 " + readable.Path}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -250,10 +269,10 @@ func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
 
 func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	o := broker.Options{
-		Name:             s.home.node.Node.Server(),
+		Name:             s.home.Node.Node.Server(),
 		Operator:         s.fleet.authority.Operator(),
-		AccountDir:       s.home.path("accounts"),
-		StoreDir:         s.home.path("local"),
+		AccountDir:       s.home.Path("accounts"),
+		StoreDir:         s.home.Path("local"),
 		LazySync:         s.opts.Store.LazySync,
 		Monitor:          s.opts.Monitor,
 		MaxConnections:   s.opts.Limits.Connections,
@@ -287,7 +306,13 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	if err != nil {
 		return err
 	}
-	if o.MaxFile, o.MaxMemory, err = s.opts.Store.bounds(s.home.dir, o.StoreDir); err != nil {
+	store := s.opts.Store
+	o.MaxFile, o.MaxMemory, err = disk.Bounds(s.home.Dir, o.StoreDir, store.Reserve, store.MaxFile, store.MaxMemory)
+	var full *disk.FullError
+	if errors.As(err, &full) {
+		return &OptionError{Field: "data_dir", Problem: full.Error(), Hint: "free space, or lower store.reserve"}
+	}
+	if err != nil {
 		return err
 	}
 	start, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer in %v", startTimeout))
@@ -302,17 +327,17 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 
 // meshOptions makes the engine a member of the cluster.
 func (s *Server) meshOptions(o *broker.Options) error {
-	if _, err := os.Stat(s.home.path("local")); err == nil {
-		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of local mode, which a cluster would delete", s.home.path("local")),
+	if _, err := os.Stat(s.home.Path("local")); err == nil {
+		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of local mode, which a cluster would delete", s.home.Path("local")),
 			Hint: "run it with mode local, copy the streams, and remove the directory"}
 	}
-	o.StoreDir = s.home.path("store")
+	o.StoreDir = s.home.Path("store")
 	o.Cluster = &broker.Cluster{
-		Endpoint: broker.Endpoint{Addr: s.opts.Cluster.Addr, Advertise: s.opts.Cluster.Advertise, TLS: s.certs.forMesh()},
-		Name:     s.home.node.Cluster,
+		Endpoint: broker.Endpoint{Addr: s.opts.Cluster.Addr, Advertise: s.opts.Cluster.Advertise, TLS: s.certs.ForMesh()},
+		Name:     s.home.Node.Cluster,
 		Routes:   s.routes(),
 		// A founder whose disk was lost must not begin a second cluster.
-		Found: s.home.node.Founder && len(s.fleet.directory.Nodes()) == 1,
+		Found: s.home.Node.Founder && len(s.fleet.directory.Nodes()) == 1,
 	}
 	if err := s.clientOptions(o); err != nil {
 		return err
@@ -320,15 +345,15 @@ func (s *Server) meshOptions(o *broker.Options) error {
 	if o.Clients == nil {
 		// The engine cannot do without a port for clients; nobody gets through here.
 		nobody := func() error { return errNoListener }
-		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.forListener(CertificateRequired, nobody)}
+		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.ForListener(true, nobody)}
 	}
 	return nil
 }
 
 // hubOptions make the engine one of its own, with a port for clients.
 func (s *Server) hubOptions(o *broker.Options) error {
-	if _, err := os.Stat(s.home.path("store")); err == nil {
-		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of a cluster, which a node on a hub would not read", s.home.path("store")),
+	if _, err := os.Stat(s.home.Path("store")); err == nil {
+		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds streams of a cluster, which a node on a hub would not read", s.home.Path("store")),
 			Hint: "make the node anew with mode hub, or run it with mode mesh"}
 	}
 	return s.clientOptions(o)
@@ -338,7 +363,7 @@ func (s *Server) hubOptions(o *broker.Options) error {
 func (s *Server) clientOptions(o *broker.Options) error {
 	for _, l := range s.opts.Listeners {
 		if l.Protocol == Leaf() {
-			o.Leafs = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise, TLS: s.certs.forSites(s.admission().admit)}
+			o.Leafs = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise, TLS: s.certs.ForSites(s.admission().Admit)}
 		}
 		if _, ok := l.Protocol.(natsProtocol); !ok {
 			continue
@@ -351,7 +376,7 @@ func (s *Server) clientOptions(o *broker.Options) error {
 		}
 		o.Clients = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise}
 		if !l.Plaintext {
-			o.Clients.TLS = s.certs.forListener(l.ClientCertificate, s.admission().admit)
+			o.Clients.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.admission().Admit)
 		}
 	}
 	return nil
@@ -363,8 +388,8 @@ var errNoListener = errors.New("this node has no listener for NATS clients")
 // routes are the addresses of other nodes: those of the ledger, those that the
 // home was made with, and the operator's.
 func (s *Server) routes() []string {
-	own := s.home.node.Node
-	routes := slices.Concat(s.opts.Cluster.Routes, s.home.node.Peers)
+	own := s.home.Node.Node
+	routes := slices.Concat(s.opts.Cluster.Routes, s.home.Node.Peers)
 	for _, n := range s.fleet.directory.Nodes() {
 		if n.Name != own.Name {
 			routes = append(routes, n.ClusterAddr)
@@ -376,8 +401,8 @@ func (s *Server) routes() []string {
 }
 
 // admission makes one more gate that opens when the node has caught up.
-func (s *Server) admission() *admission {
-	a := newAdmission(s.opts.Limits.HandshakeRate)
+func (s *Server) admission() *listener.Admission {
+	a := listener.NewAdmission(s.opts.Limits.HandshakeRate)
 	s.admissions = append(s.admissions, a)
 	return a
 }
@@ -396,7 +421,7 @@ func (s *Server) systemAuth() []nats.Option {
 func (s *Server) nodePrincipal(account string) identity.Principal {
 	everything := identity.Rule{Allow: []string{">"}}
 	return identity.Principal{
-		Account: account, Name: "node-" + s.home.node.Node.Name, Kind: identity.KindNode,
+		Account: account, Name: "node-" + s.home.Node.Node.Name, Kind: identity.KindNode,
 		Permissions: identity.Permissions{Publish: everything, Subscribe: everything},
 	}
 }
@@ -419,7 +444,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	undo.add(s.exact.Close)
-	undo.background(ctx, s.publishEvents)
+	undo.background(ctx, func(ctx context.Context) { s.events.Publish(ctx, s.conn, s.fleet.directory.Accounts) })
 	replicas := 1
 	if len(s.fleet.directory.Nodes()) >= 3 && s.opts.Mode == Mesh {
 		replicas = 3
@@ -518,7 +543,7 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 		return fmt.Errorf("admitting users: %w", err)
 	}
 	for _, a := range s.admissions {
-		a.open.Store(true)
+		a.Open()
 	}
 	return nil
 }
@@ -528,16 +553,18 @@ var (
 	errServiceEnded  = errors.New("it returned without an error")
 )
 
-func (s *Server) openListener(ctx context.Context, l Listener) (*listener, error) {
-	if l.Plaintext {
-		return listen(ctx, l, nil, s.opts.Limits, s.tellStranger, s.log)
+func (s *Server) openListener(ctx context.Context, l Listener) (*listener.Listener, error) {
+	o := listener.Options{
+		Name: l.Name, Addr: l.Addr, Handshakes: s.opts.Limits.Handshakes, Timeout: s.opts.Limits.HandshakeTimeout, Refused: s.tellStranger, Logger: s.log,
 	}
-	w, err := listen(ctx, l, s.certs.forListener(l.ClientCertificate, s.admission().admit), s.opts.Limits, s.tellStranger, s.log)
-	if err != nil {
-		return nil, err
+	if !l.Plaintext {
+		o.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.admission().Admit)
 	}
-	w.advertised = reachable(l.Advertise, w.Addr().String(), s.opts.Advertise)
-	return w, nil
+	w, err := listener.Listen(ctx, o)
+	if err == nil && !l.Plaintext {
+		w.Advertise(reachable(l.Advertise, w.Addr().String(), s.opts.Advertise))
+	}
+	return w, err
 }
 
 func (s *Server) bound(name string, addr net.Addr) {
@@ -561,16 +588,16 @@ func (s *Server) listening() map[string]string {
 
 // announce tells commands on this machine where the server is.
 func (s *Server) announce(undo *cleanup) error {
-	r := running{PID: os.Getpid(), Node: s.fleet.node, Fleet: s.fleet.authority.Fleet(), Started: time.Now(), Listeners: s.listening()}
+	r := home.Running{PID: os.Getpid(), Node: s.fleet.node, Fleet: s.fleet.authority.Fleet(), Started: time.Now(), Listeners: s.listening()}
 	r.Cluster, r.Monitor = r.Listeners["cluster"], r.Listeners["monitor"]
 	delete(r.Listeners, "cluster")
 	delete(r.Listeners, "monitor")
-	if err := writeFile(s.home.path("admin", "ca.pem"), s.certs.caPEM(), 0o600); err != nil {
+	if err := home.WriteFile(s.home.Path("admin", "ca.pem"), s.certs.CAPEM(), 0o600); err != nil {
 		return err
 	}
-	path := s.home.path("run.json")
+	path := s.home.Path("run.json")
 	undo.add(func() { os.Remove(path) })
-	return writeJSON(path, r)
+	return home.WriteJSON(path, r)
 }
 
 // explainPort says who has the port that could not be opened.
@@ -588,7 +615,7 @@ func (s *Server) explainPort(err error) error {
 // dialFleet connects to the endpoints of Client mode.
 func (s *Server) dialFleet() (*nats.Conn, error) {
 	o := s.opts
-	config, err := clientTLS(o.TLS)
+	config, err := nodetls.Client(nodetls.Files(o.TLS))
 	if err != nil {
 		return nil, err
 	}
@@ -614,7 +641,7 @@ func (s *Server) Renew() error {
 	if s.certs == nil {
 		return nil
 	}
-	return s.certs.renew(time.Now())
+	return s.certs.Renew(time.Now())
 }
 
 // Subject puts Options.Client.SubjectPrefix before a subject.

@@ -111,7 +111,7 @@ func (s *Session) tellConnect() {
 		return
 	}
 	s.told = true
-	s.server.events.tell(admin.Event{
+	s.server.events.Tell(admin.Event{
 		Kind: admin.EventConnect, Account: s.Principal.Account, Principal: s.Principal.String(), Listener: s.listener, Address: s.remote,
 	})
 }
@@ -127,7 +127,7 @@ func (s *Session) tellDisconnect(reason string, nc *nats.Conn) {
 		ev.InMsgs, ev.InBytes = int64(n.OutMsgs), int64(n.OutBytes)
 		ev.OutMsgs, ev.OutBytes = int64(n.InMsgs), int64(n.InBytes)
 	}
-	s.server.events.tell(ev)
+	s.server.events.Tell(ev)
 }
 
 // end reports whether the session was not over before.

@@ -23,6 +23,8 @@ import (
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/home"
+	"github.com/fleetbus/fleetbus/internal/nodetls"
 )
 
 const (
@@ -72,7 +74,7 @@ type sitePending struct {
 // openSite reads what makes this node a site, if it is one.
 func (s *Server) openSite() error {
 	var file siteFile
-	err := readJSON(s.home.path(siteFileName), &file)
+	err := home.ReadJSON(s.home.Path(siteFileName), &file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -80,17 +82,17 @@ func (s *Server) openSite() error {
 		return err
 	}
 	if s.opts.Mode == Hub {
-		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds a site, which is linked to one hub already", s.home.dir), Hint: "remove mode and hub"}
+		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds a site, which is linked to one hub already", s.home.Dir), Hint: "remove mode and hub"}
 	}
 	for _, l := range s.opts.Listeners {
 		if l.Protocol == Leaf() {
-			return &OptionError{Field: "listeners." + l.Name, Problem: fmt.Sprintf("%q holds a site, which has no sites", s.home.dir), Hint: "remove the listener"}
+			return &OptionError{Field: "listeners." + l.Name, Problem: fmt.Sprintf("%q holds a site, which has no sites", s.home.Dir), Hint: "remove the listener"}
 		}
 	}
 	s.opts.Mode = siteMode
 	run := make([]byte, 4)
 	rand.Read(run) // never fails
-	name := s.home.node.Node.Name
+	name := s.home.Node.Node.Name
 	s.opts.Name = name
 	s.site = &site{name: name, engine: name + "-" + hex.EncodeToString(run), file: file, since: time.Now()}
 	return nil
@@ -109,7 +111,7 @@ func (s *Server) siteOptions(o *broker.Options) error {
 	o.Name, o.Domain = s.site.engine, s.site.name
 	o.Remote = &broker.Remote{
 		Operator: s.site.file.Operator, Account: guest.Public, Addrs: s.site.file.Addrs,
-		Credentials: s.home.path(siteCredsName), TLS: config,
+		Credentials: s.home.Path(siteCredsName), TLS: config,
 	}
 	return s.clientOptions(o)
 }
@@ -122,7 +124,7 @@ func siteTLS(ca string) (*tls.Config, error) {
 		return nil, errors.New("reading the hub's authority: there is no certificate")
 	}
 	return &tls.Config{
-		MinVersion: minTLS,
+		MinVersion: nodetls.MinVersion,
 		// VerifyConnection does all of the work but for the name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
@@ -232,7 +234,7 @@ func (s *Server) takeTerms(ctx context.Context, news siteTerms) (any, error) {
 // renewUplink writes a new JWT for the link's key, which is used when the link is
 // made the next time.
 func (s *Server) renewUplink(token string) error {
-	path := s.home.path(siteCredsName)
+	path := s.home.Path(siteCredsName)
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("renewing the link: %w", err)
@@ -250,7 +252,7 @@ func (s *Server) renewUplink(token string) error {
 	if err != nil {
 		return fmt.Errorf("renewing the link: %w", err)
 	}
-	return writeFile(path, creds, 0o600)
+	return home.WriteFile(path, creds, 0o600)
 }
 
 // learnHub keeps where the hub's nodes are, for the next start.
@@ -262,7 +264,7 @@ func (s *Server) learnHub(addrs []string) error {
 		return nil
 	}
 	t.file.Addrs = addrs
-	return writeJSON(s.home.path(siteFileName), t.file)
+	return home.WriteJSON(s.home.Path(siteFileName), t.file)
 }
 
 // watchUplink looks whether the hub is there.
@@ -346,7 +348,7 @@ func (s *Server) renewAtHub(ctx context.Context, key string) (any, error) {
 		return nil, fmt.Errorf("reading the hub's answer: %w", err)
 	}
 	// Who asked is connected here.
-	renewed.CA, renewed.Servers = string(s.certs.caPEM()), s.clientAddrs()
+	renewed.CA, renewed.Servers = string(s.certs.CAPEM()), s.clientAddrs()
 	return renewed, nil
 }
 
@@ -356,18 +358,18 @@ func (s *Server) renewAtHub(ctx context.Context, key string) (any, error) {
 func EnrollSite(o Options, name string, exchange func(enroll.LeafRequest) (enroll.LeafReply, error)) (enroll.LeafReply, error) {
 	var none enroll.LeafReply
 	o = o.withDefaults()
-	h, err := lockHome(o.Dir)
+	h, err := home.Lock(o.Dir)
 	if err != nil {
 		return none, err
 	}
-	defer h.close()
-	if there, err := Initialized(o.Dir); err != nil || there {
+	defer h.Close()
+	if there, err := home.Initialized(o.Dir); err != nil || there {
 		if err == nil {
 			err = fmt.Errorf("%w: %q", ErrInitialized, o.Dir)
 		}
 		return none, err
 	}
-	p, authority, err := h.pendingSite(name)
+	p, authority, err := pendingSite(h, name)
 	if err != nil {
 		return none, err
 	}
@@ -390,21 +392,21 @@ func EnrollSite(o Options, name string, exchange func(enroll.LeafRequest) (enrol
 		// Without an answer it may have been granted what was asked.
 		var no *admin.Error
 		if errors.As(err, &no) && no.Code != admin.Unavailable && no.Code != admin.Failed {
-			err = errors.Join(err, os.Remove(h.path(sitePendingName)))
+			err = errors.Join(err, os.Remove(h.Path(sitePendingName)))
 		}
 		return none, err
 	}
-	if err := h.writeSite(o, p, authority, reply); err != nil {
+	if err := writeSite(h, o, p, authority, reply); err != nil {
 		return none, err
 	}
-	return reply, os.Remove(h.path(sitePendingName))
+	return reply, os.Remove(h.Path(sitePendingName))
 }
 
 // pendingSite reads the secrets of a site that is being made, or makes them.
-func (h *home) pendingSite(name string) (sitePending, *identity.Authority, error) {
+func pendingSite(h *home.Home, name string) (sitePending, *identity.Authority, error) {
 	var p sitePending
 	authority := new(identity.Authority)
-	err := readJSON(h.path(sitePendingName), &p)
+	err := home.ReadJSON(h.Path(sitePendingName), &p)
 	if err == nil && p.Name == name {
 		return p, authority, authority.Unmarshal(p.Authority)
 	}
@@ -425,11 +427,11 @@ func (h *home) pendingSite(name string) (sitePending, *identity.Authority, error
 	if p.Link, err = key.Seed(); err != nil {
 		return p, nil, fmt.Errorf("making the link's key: %w", err)
 	}
-	return p, authority, writeJSON(h.path(sitePendingName), p)
+	return p, authority, home.WriteJSON(h.Path(sitePendingName), p)
 }
 
 // writeSite makes the directory the home of a site.
-func (h *home) writeSite(o Options, p sitePending, authority *identity.Authority, reply enroll.LeafReply) error {
+func writeSite(h *home.Home, o Options, p sitePending, authority *identity.Authority, reply enroll.LeafReply) error {
 	if reply.Name != p.Name {
 		return fmt.Errorf("joining: the token is for site %q", reply.Name)
 	}
@@ -449,12 +451,12 @@ func (h *home) writeSite(o Options, p sitePending, authority *identity.Authority
 	err = errors.Join(
 		g.put("node."+o.Name, o.nodeRecord(g.now)),
 		g.put("account."+reply.Account.Name, reply.Account),
-		writeFile(h.path("admin", "ca.pem"), authority.ClientsPEM(), 0o600),
-		writeFile(h.path("admin", "admin.creds"), creds, 0o600),
-		writeFile(h.path("offline", "operator.nk"), p.Offline.OperatorSeed, 0o600),
-		writeFile(h.path("offline", "signing.nk"), p.Offline.SigningSeed, 0o600),
-		writeFile(h.path(siteCredsName), link, 0o600),
-		writeJSON(h.path(siteFileName), siteFile{
+		home.WriteFile(h.Path("admin", "ca.pem"), authority.ClientsPEM(), 0o600),
+		home.WriteFile(h.Path("admin", "admin.creds"), creds, 0o600),
+		home.WriteFile(h.Path("offline", "operator.nk"), p.Offline.OperatorSeed, 0o600),
+		home.WriteFile(h.Path("offline", "signing.nk"), p.Offline.SigningSeed, 0o600),
+		home.WriteFile(h.Path(siteCredsName), link, 0o600),
+		home.WriteJSON(h.Path(siteFileName), siteFile{
 			Fleet: reply.Fleet, Account: reply.Account.Name, Operator: reply.Operator, CA: reply.CA, Addrs: reply.Addrs,
 		}),
 	)

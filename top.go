@@ -13,6 +13,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/rates"
 )
 
 const (
@@ -22,8 +23,6 @@ const (
 	topInterval, topLongest = time.Second, 10 * time.Second
 	// topsAtOnce bounds the measurements under way: each lasts its time.
 	topsAtOnce = 8
-	// topRates is how many rates are told of one by one; others are added up.
-	topRates = 500
 	// topConnections is how many connections of an account a node tells apart.
 	topConnections = 10_000
 )
@@ -49,12 +48,12 @@ func (s *Server) getTop(ctx context.Context, r admin.TopRequest) (any, error) {
 	r.Interval = min(max(cmp.Or(r.Interval, topInterval), 100*time.Millisecond), topLongest)
 	top := admin.Top{Rates: []admin.Rate{}, Missing: []string{}, Errors: []string{}}
 	expect := s.fleet.up()
-	sums := rates{}
+	sums := rates.Rates{}
 	_, err := scatter(ctx, s.conn, topSubject, r, r.Interval+infoTimeout, func(reply topReply) bool {
 		delete(expect, reply.Node)
 		top.Others.Add(reply.Others)
 		for _, rate := range reply.Rates {
-			sums.add(rate)
+			sums.Add(rate)
 		}
 		if reply.Error != "" {
 			top.Errors = append(top.Errors, reply.Node+": "+reply.Error)
@@ -66,7 +65,7 @@ func (s *Server) getTop(ctx context.Context, r admin.TopRequest) (any, error) {
 	}
 	slices.Sort(top.Missing)
 	slices.Sort(top.Errors)
-	busiest, others := sums.busiest()
+	busiest, others := sums.Busiest()
 	top.Time, top.Rates = time.Now(), busiest
 	top.Others.Add(others)
 	return top, err
@@ -82,44 +81,12 @@ func (s *Server) answerTop(ctx context.Context, msg *nats.Msg) error {
 	if err != nil {
 		reply.Error = err.Error()
 	}
-	reply.Rates, reply.Others = found.busiest()
+	reply.Rates, reply.Others = found.Busiest()
 	return respond(msg, reply)
 }
 
-// rates are added up by name.
-type rates map[string]admin.Rate
-
-func (r rates) add(rate admin.Rate) {
-	sum := r[rate.Name]
-	sum.Name = rate.Name
-	sum.Add(rate)
-	r[rate.Name] = sum
-}
-
-// busiest are those that are told of one by one, and the sum of the others.
-func (r rates) busiest() (all []admin.Rate, others admin.Rate) {
-	all = make([]admin.Rate, 0, len(r))
-	for _, rate := range r {
-		all = append(all, rate)
-	}
-	slices.SortFunc(all, func(a, b admin.Rate) int {
-		return cmp.Or(cmp.Compare(b.InMsgs+b.OutMsgs, a.InMsgs+a.OutMsgs), cmp.Compare(b.Connections, a.Connections), cmp.Compare(a.Name, b.Name))
-	})
-	for _, rate := range all[min(len(all), topRates):] {
-		others.Add(rate)
-	}
-	return all[:min(len(all), topRates)], others
-}
-
-// A meter has counted since something began; key tells it from all others, and what
-// it counts is name's.
-type meter struct {
-	key, name string
-	broker.Traffic
-}
-
 // measure looks at this node's meters twice.
-func (s *Server) measure(ctx context.Context, r admin.TopRequest) (rates, error) {
+func (s *Server) measure(ctx context.Context, r admin.TopRequest) (rates.Rates, error) {
 	read := s.accountMeters
 	if r.Users {
 		read = s.userMeters
@@ -138,55 +105,31 @@ func (s *Server) measure(ctx context.Context, r admin.TopRequest) (rates, error)
 	if err != nil {
 		return nil, err
 	}
-	return ratesBetween(before, after, time.Since(began)), nil
-}
-
-// ratesBetween are the rates of what after counted and before had not.
-func ratesBetween(before, after []meter, d time.Duration) rates {
-	first := map[string]broker.Traffic{}
-	for _, m := range before {
-		first[m.key] = m.Traffic
-	}
-	all := rates{}
-	for _, m := range after {
-		f := first[m.key]
-		// What was counted from the start again has counted since then.
-		per := func(from, to int64) float64 {
-			if to < from {
-				from = 0
-			}
-			return float64(to-from) / d.Seconds()
-		}
-		all.add(admin.Rate{
-			Name: m.name, Connections: m.Connections, InMsgs: per(f.InMsgs, m.InMsgs), OutMsgs: per(f.OutMsgs, m.OutMsgs),
-			InBytes: per(f.InBytes, m.InBytes), OutBytes: per(f.OutBytes, m.OutBytes),
-		})
-	}
-	return all
+	return rates.Between(before, after, time.Since(began)), nil
 }
 
 // accountMeters are those of the accounts, or of the one that is named. What the
 // engine and the nodes have for themselves is not among them.
-func (s *Server) accountMeters(account string) ([]meter, error) {
+func (s *Server) accountMeters(account string) ([]rates.Meter, error) {
 	all, err := s.broker.Traffic()
 	if err != nil {
 		return nil, err
 	}
 	resting := s.fleet.resting.perAccount()
-	meters := make([]meter, 0, len(all))
+	meters := make([]rates.Meter, 0, len(all))
 	for _, t := range all {
 		name, ok := s.fleet.accountName(t.Account)
 		if !ok || name == identity.SystemName || name == identity.CalloutName || account != "" && name != account {
 			continue
 		}
 		t.Connections += resting[name]
-		meters = append(meters, meter{t.Account, name, t})
+		meters = append(meters, rates.Meter{Key: t.Account, Name: name, Traffic: t})
 	}
 	return meters, nil
 }
 
 // userMeters are those of the connections of an account.
-func (s *Server) userMeters(account string) ([]meter, error) {
+func (s *Server) userMeters(account string) ([]rates.Meter, error) {
 	a, ok := s.fleet.account(account)
 	if !ok {
 		return nil, nil
@@ -198,9 +141,9 @@ func (s *Server) userMeters(account string) ([]meter, error) {
 	if err != nil {
 		return nil, err
 	}
-	meters := make([]meter, 0, len(conns))
+	meters := make([]rates.Meter, 0, len(conns))
 	for _, c := range conns {
-		meters = append(meters, meter{fmt.Sprint(c.Kind, c.ID), account + "/" + c.Name, broker.Traffic{
+		meters = append(meters, rates.Meter{Key: fmt.Sprint(c.Kind, c.ID), Name: account + "/" + c.Name, Traffic: broker.Traffic{
 			Connections: 1, InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
 		}})
 	}

@@ -1,4 +1,4 @@
-package fleetbus
+package disk
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 // a restart.
 func TestBounds(t *testing.T) {
 	dir := t.TempDir()
-	before, _, err := Store{Reserve: 1}.bounds(dir, filepath.Join(dir, "store"))
+	before, _, err := Bounds(dir, filepath.Join(dir, "store"), 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,14 +27,14 @@ func TestBounds(t *testing.T) {
 	if err := os.Truncate(path, stored); err != nil {
 		t.Fatal(err)
 	}
-	after, _, err := Store{Reserve: 1}.bounds(dir, filepath.Join(dir, "store"))
+	after, _, err := Bounds(dir, filepath.Join(dir, "store"), 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if after < stored || before >= stored {
 		t.Errorf("%d bytes before, %d with %d stored", before, after, int64(stored))
 	}
-	if file, _, err := (Store{MaxFile: 7}).bounds(dir, dir); err != nil || file != 7 {
+	if file, _, err := Bounds(dir, dir, 0, 7, 0); err != nil || file != 7 {
 		t.Errorf("what is set: %d, %v", file, err)
 	}
 }

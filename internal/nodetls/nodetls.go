@@ -1,4 +1,6 @@
-package fleetbus
+// Package nodetls makes the TLS settings of a node: of its listeners, of its links
+// with other nodes and with sites, and of who dials a fleet.
+package nodetls
 
 import (
 	"context"
@@ -21,27 +23,48 @@ import (
 )
 
 const (
-	// certificateLife is how long a node's own certificates are valid; they are
-	// renewed when a third of it is left.
-	certificateLife = 24 * time.Hour
+	// MinVersion is the oldest version that any listener or link speaks.
+	MinVersion = tls.VersionTLS13
+	// Life is how long a node's own certificates are valid; they are renewed when a
+	// third of it is left.
+	Life = 24 * time.Hour
 	// certificateCheck is how often files are hashed and lives are looked at.
 	certificateCheck = 10 * time.Second
 )
 
-// errStarting is why a listener refuses while the node has not caught up.
-var errStarting = errors.New("the node is starting")
+// Files are the operator's own, which take the place of what the built-in authority
+// signs. They are read again when their content changes.
+type Files struct {
+	// Cert and Key are PEM files of a certificate chain and its key; both or none.
+	Cert, Key string
+	// CA are PEM files of authorities.
+	CA []string
+	// SkipHostnameVerification accepts a peer whose certificate does not carry the
+	// name that was dialed.
+	SkipHostnameVerification bool
+}
 
-// certificates are this node's: minted by the built-in authority, with keys that
+// Options are what a node's certificates are made of. All but Files are required.
+type Options struct {
+	// Authority signs them.
+	Authority *identity.Authority
+	// Node is the node's name as its mesh certificate has it, and Hosts are the names
+	// and addresses in that of its listeners.
+	Node  string
+	Hosts []string
+	// Files take the place of the authority's on listeners.
+	Files Files
+	// Member says why a node of that name may not take part in the mesh, or nil.
+	Member func(server string) error
+	Logger *slog.Logger
+}
+
+// Certificates are a node's: minted by the built-in authority, with keys that
 // never leave memory, or read from the operator's files. All TLS settings made
-// here look them up at each handshake, so that a renewal touches no connection.
-type certificates struct {
-	authority *identity.Authority
-	node      string
-	hosts     []string
-	files     TLS
-	log       *slog.Logger
-	// member says why a node of that name may not take part in the mesh, or nil.
-	member func(server string) error
+// here look them up at each handshake, so that a renewal touches no connection. Make
+// them with New. They are safe for concurrent use.
+type Certificates struct {
+	Options
 
 	mu           sync.RWMutex
 	mesh, server *tls.Certificate
@@ -52,15 +75,24 @@ type certificates struct {
 	sum   [sha256.Size]byte
 }
 
-// renew mints new certificates, or reads the files again.
-func (c *certificates) renew(now time.Time) error {
+// New makes a node's certificates.
+func New(o Options) (*Certificates, error) {
+	c := &Certificates{Options: o}
+	if err := c.Renew(time.Now()); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Renew mints new certificates, or reads the files again.
+func (c *Certificates) Renew(now time.Time) error {
 	mesh, minted, err := c.mint(now)
 	if err != nil {
 		return err
 	}
-	server, trust := minted, c.authority.ClientRoots()
+	server, trust := minted, c.Authority.ClientRoots()
 	var sum [sha256.Size]byte
-	if c.files.Cert != "" {
+	if c.Files.Cert != "" {
 		if server, trust, sum, err = c.read(); err != nil {
 			return err
 		}
@@ -71,7 +103,7 @@ func (c *certificates) renew(now time.Time) error {
 	return nil
 }
 
-func (c *certificates) mint(now time.Time) (mesh, server *tls.Certificate, err error) {
+func (c *Certificates) mint(now time.Time) (mesh, server *tls.Certificate, err error) {
 	key, err := identity.NewKey()
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a key: %w", err)
@@ -80,7 +112,7 @@ func (c *certificates) mint(now time.Time) (mesh, server *tls.Certificate, err e
 	if err != nil {
 		return nil, nil, fmt.Errorf("requesting certificates: %w", err)
 	}
-	meshPEM, serverPEM, err := c.authority.SignNode(csr, c.node, c.hosts, certificateLife, now)
+	meshPEM, serverPEM, err := c.Authority.SignNode(csr, c.Node, c.Hosts, Life, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
 	}
@@ -92,7 +124,7 @@ func (c *certificates) mint(now time.Time) (mesh, server *tls.Certificate, err e
 }
 
 // read loads the operator's files.
-func (c *certificates) read() (*tls.Certificate, *x509.CertPool, [sha256.Size]byte, error) {
+func (c *Certificates) read() (*tls.Certificate, *x509.CertPool, [sha256.Size]byte, error) {
 	hash := sha256.New()
 	var sum [sha256.Size]byte
 	load := func(path string) ([]byte, error) {
@@ -103,20 +135,20 @@ func (c *certificates) read() (*tls.Certificate, *x509.CertPool, [sha256.Size]by
 		hash.Write(data)
 		return data, nil
 	}
-	certPEM, err := load(c.files.Cert)
+	certPEM, err := load(c.Files.Cert)
 	if err != nil {
 		return nil, nil, sum, err
 	}
-	keyPEM, err := load(c.files.Key)
+	keyPEM, err := load(c.Files.Key)
 	if err != nil {
 		return nil, nil, sum, err
 	}
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return nil, nil, sum, fmt.Errorf("pairing %q with %q: %w", c.files.Cert, c.files.Key, err)
+		return nil, nil, sum, fmt.Errorf("pairing %q with %q: %w", c.Files.Cert, c.Files.Key, err)
 	}
-	pool := c.authority.ClientRoots()
-	for _, path := range c.files.CA {
+	pool := c.Authority.ClientRoots()
+	for _, path := range c.Files.CA {
 		data, err := load(path)
 		if err != nil {
 			return nil, nil, sum, err
@@ -128,8 +160,8 @@ func (c *certificates) read() (*tls.Certificate, *x509.CertPool, [sha256.Size]by
 	return &cert, pool, [sha256.Size]byte(hash.Sum(nil)), nil
 }
 
-// keep renews in time, until ctx is done.
-func (c *certificates) keep(ctx context.Context) {
+// Keep renews in time, until ctx is done.
+func (c *Certificates) Keep(ctx context.Context) {
 	tick := time.NewTicker(certificateCheck)
 	defer tick.Stop()
 	for {
@@ -139,35 +171,35 @@ func (c *certificates) keep(ctx context.Context) {
 		case now := <-tick.C:
 			due, err := c.due(now)
 			if err == nil && due {
-				err = c.renew(now)
+				err = c.Renew(now)
 			}
 			if err != nil {
-				c.log.Error("certificates were not renewed", "error", err)
+				c.Logger.Error("certificates were not renewed", "error", err)
 			} else if due {
-				c.log.Info("certificates renewed", "not_after", c.notAfter())
+				c.Logger.Info("certificates renewed", "not_after", c.NotAfter())
 			}
 		}
 	}
 }
 
-func (c *certificates) due(now time.Time) (bool, error) {
+func (c *Certificates) due(now time.Time) (bool, error) {
 	c.mu.RLock()
 	sum, leaf := c.sum, c.minted.Leaf
 	c.mu.RUnlock()
-	if c.files.Cert != "" {
+	if c.Files.Cert != "" {
 		_, _, fresh, err := c.read()
 		return fresh != sum, err
 	}
-	return leaf.NotAfter.Sub(now) < certificateLife/3, nil
+	return leaf.NotAfter.Sub(now) < Life/3, nil
 }
 
-// caPEM are the authorities that clients verify this node with.
-func (c *certificates) caPEM() []byte {
-	if c.files.Cert == "" {
-		return c.authority.ClientsPEM()
+// CAPEM are the authorities that clients verify this node with.
+func (c *Certificates) CAPEM() []byte {
+	if c.Files.Cert == "" {
+		return c.Authority.ClientsPEM()
 	}
 	var all []byte
-	for _, path := range c.files.CA {
+	for _, path := range c.Files.CA {
 		if data, err := os.ReadFile(path); err == nil {
 			all = append(all, data...)
 		}
@@ -175,8 +207,8 @@ func (c *certificates) caPEM() []byte {
 	return all
 }
 
-// notAfter is when the first of the certificates ends.
-func (c *certificates) notAfter() time.Time {
+// NotAfter is when the first of the certificates ends.
+func (c *Certificates) NotAfter() time.Time {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if c.server.Leaf.NotAfter.Before(c.mesh.Leaf.NotAfter) {
@@ -185,21 +217,22 @@ func (c *certificates) notAfter() time.Time {
 	return c.mesh.Leaf.NotAfter
 }
 
-func (c *certificates) meshCertificate() *tls.Certificate {
+func (c *Certificates) meshCertificate() *tls.Certificate {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return c.mesh
 }
 
-// forListener are the TLS settings of a listener. admit is asked first.
-func (c *certificates) forListener(policy CertificatePolicy, admit func() error) *tls.Config {
+// ForListener are the TLS settings of a listener, where a client may show a
+// certificate, or has to. admit is asked first.
+func (c *Certificates) ForListener(required bool, admit func() error) *tls.Config {
 	auth := tls.VerifyClientCertIfGiven
-	if policy == CertificateRequired {
+	if required {
 		auth = tls.RequireAndVerifyClientCert
 	}
 	settings := func(cert *tls.Certificate, trust *x509.CertPool) *tls.Config {
 		return &tls.Config{
-			MinVersion:   minTLS,
+			MinVersion:   MinVersion,
 			Certificates: []tls.Certificate{*cert},
 			ClientAuth:   auth,
 			ClientCAs:    trust,
@@ -232,16 +265,16 @@ func (c *certificates) forListener(policy CertificatePolicy, admit func() error)
 		if err := admit(); err != nil {
 			return nil, err
 		}
-		return current(hello.ServerName == enroll.ServerName && policy != CertificateRequired), nil
+		return current(hello.ServerName == enroll.ServerName && !required), nil
 	}
 	return config
 }
 
-// forSites are the TLS settings for the links of sites, which know the built-in
+// ForSites are the TLS settings for the links of sites, which know the built-in
 // authority. admit is asked first.
-func (c *certificates) forSites(admit func() error) *tls.Config {
+func (c *Certificates) ForSites(admit func() error) *tls.Config {
 	return &tls.Config{
-		MinVersion: minTLS,
+		MinVersion: MinVersion,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if err := admit(); err != nil {
 				return nil, err
@@ -254,10 +287,10 @@ func (c *certificates) forSites(admit func() error) *tls.Config {
 	}
 }
 
-// forMesh are the TLS settings between nodes, in both directions.
-func (c *certificates) forMesh() *tls.Config {
+// ForMesh are the TLS settings between nodes, in both directions.
+func (c *Certificates) ForMesh() *tls.Config {
 	accept := &tls.Config{
-		MinVersion:             minTLS,
+		MinVersion:             MinVersion,
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.meshCertificate(), nil },
 		ClientAuth:             tls.RequireAnyClientCert,
 		VerifyConnection:       c.verifyPeer,
@@ -273,11 +306,11 @@ func (c *certificates) forMesh() *tls.Config {
 }
 
 // verifyPeer says why the other end is no node of this fleet, or nil.
-func (c *certificates) verifyPeer(cs tls.ConnectionState) error {
+func (c *Certificates) verifyPeer(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("the peer showed no certificate")
 	}
-	opts := x509.VerifyOptions{Roots: c.authority.MeshRoots(), Intermediates: x509.NewCertPool()}
+	opts := x509.VerifyOptions{Roots: c.Authority.MeshRoots(), Intermediates: x509.NewCertPool()}
 	for _, cert := range cs.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(cert)
 	}
@@ -289,16 +322,16 @@ func (c *certificates) verifyPeer(cs tls.ConnectionState) error {
 			return fmt.Errorf("verifying the peer: %w", err)
 		}
 	}
-	name, ok := identity.NodeFromCertificate(leaf, c.authority.Fleet())
+	name, ok := identity.NodeFromCertificate(leaf, c.Authority.Fleet())
 	if !ok {
 		return errors.New("verifying the peer: its certificate is not a node's of this fleet")
 	}
-	return c.member(name)
+	return c.Member(name)
 }
 
-// clientTLS are the settings with which a server in Client mode dials a node.
-func clientTLS(files TLS) (*tls.Config, error) {
-	config := &tls.Config{MinVersion: minTLS, InsecureSkipVerify: files.SkipHostnameVerification}
+// Client are the settings with which a server that is no node dials one.
+func Client(files Files) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: MinVersion, InsecureSkipVerify: files.SkipHostnameVerification}
 	if len(files.CA) > 0 {
 		config.RootCAs = x509.NewCertPool()
 	}
@@ -348,18 +381,17 @@ func pair(chain []byte, key crypto.Signer) (*tls.Certificate, error) {
 	return cert, nil
 }
 
-// certificateHosts are the names under which clients may reach the node.
-func certificateHosts(advertise string, listeners []Listener) []string {
+// Hosts are the names under which clients may reach a node that listens, and tells
+// others to come, at these host:port.
+func Hosts(advertise string, addrs []string) []string {
 	hosts := []string{"localhost", "127.0.0.1", "::1", advertise}
 	if name, err := os.Hostname(); err == nil {
 		hosts = append(hosts, name)
 	}
-	for _, l := range listeners {
-		for _, addr := range []string{l.Addr, l.Advertise} {
-			host, _, err := net.SplitHostPort(addr)
-			if ip := net.ParseIP(host); err == nil && host != "" && (ip == nil || !ip.IsUnspecified()) {
-				hosts = append(hosts, host)
-			}
+	for _, addr := range addrs {
+		host, _, err := net.SplitHostPort(addr)
+		if ip := net.ParseIP(host); err == nil && host != "" && (ip == nil || !ip.IsUnspecified()) {
+			hosts = append(hosts, host)
 		}
 	}
 	slices.Sort(hosts)

@@ -1,4 +1,4 @@
-package fleetbus
+package events
 
 import (
 	"testing"
@@ -10,13 +10,13 @@ import (
 // TestGaps tells of more than may wait, and of more refusals than are told of: none
 // waits, and each account learns how much it was not told.
 func TestGaps(t *testing.T) {
-	e := newEvents("n1")
+	e := New("n1")
 	accounts := func() []identity.Account { return []identity.Account{{Name: "acme"}, {Name: "other"}} }
 	if all := e.gaps(accounts); len(all) != 0 {
 		t.Errorf("there are gaps before anything is dropped: %+v", all)
 	}
 	for range eventsWaiting + 7 {
-		e.tell(admin.Event{Kind: admin.EventConnect, Account: "acme"})
+		e.Tell(admin.Event{Kind: admin.EventConnect, Account: "acme"})
 	}
 	if n := len(e.queue); n != eventsWaiting {
 		t.Errorf("%d events wait", n)
@@ -25,9 +25,9 @@ func TestGaps(t *testing.T) {
 		<-e.queue
 	}
 	for range 3 * refusalBurst {
-		e.tell(admin.Event{Kind: admin.EventRefused})
+		e.Tell(admin.Event{Kind: admin.EventRefused})
 	}
-	e.tell(admin.Event{Kind: admin.EventDisconnect, Account: "acme"})
+	e.Tell(admin.Event{Kind: admin.EventDisconnect, Account: "acme"})
 	refused := len(e.queue) - 1
 	if refused < refusalBurst || refused >= 2*refusalBurst {
 		t.Errorf("%d of %d refusals are told of", refused, 3*refusalBurst)
@@ -43,7 +43,7 @@ func TestGaps(t *testing.T) {
 		t.Errorf("%v were dropped", dropped)
 	}
 	// What was lost unread may have been anybody's.
-	e.miss(5)
+	e.Miss(5)
 	dropped = map[string]int{}
 	for _, ev := range e.gaps(accounts) {
 		dropped[ev.Account] = ev.Count

@@ -1,4 +1,5 @@
-package fleetbus
+// Package home keeps the directory of a node.
+package home
 
 import (
 	"encoding/json"
@@ -14,7 +15,7 @@ import (
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
-// A home is a node's directory.
+// A Home is a node's directory.
 //
 //	node.json        which fleet, which node; written last, so that a directory
 //	                 without it is no home
@@ -27,14 +28,15 @@ import (
 //	offline/         the operator's keys that belong elsewhere
 //	run.json         where the running server listens
 //	lock             held by the running server
-type home struct {
-	dir  string
-	node nodeFile
+type Home struct {
+	// Dir is its path, and Node what node.json holds.
+	Dir  string
+	Node NodeFile
 	lock *os.File
 }
 
-// nodeFile is what node.json holds.
-type nodeFile struct {
+// NodeFile is what node.json holds.
+type NodeFile struct {
 	Fleet   string        `json:"fleet"`
 	Cluster string        `json:"cluster"`
 	Node    identity.Node `json:"node"`
@@ -45,8 +47,9 @@ type nodeFile struct {
 	Peers []string `json:"peers,omitempty"`
 }
 
-func (h *home) path(elem ...string) string {
-	return filepath.Join(append([]string{h.dir}, elem...)...)
+// Path is that of a file in the directory.
+func (h *Home) Path(elem ...string) string {
+	return filepath.Join(append([]string{h.Dir}, elem...)...)
 }
 
 // Initialized reports whether dir holds a node.
@@ -61,21 +64,21 @@ func Initialized(dir string) (bool, error) {
 	return false, fmt.Errorf("looking for a node in %q: %w", dir, err)
 }
 
-// lockHome makes dir, if it is missing, and takes its lock.
-func lockHome(dir string) (*home, error) {
+// Lock makes dir, if it is missing, and takes its lock.
+func Lock(dir string) (*Home, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("closing the data directory to others: %w", err)
 	}
-	h := &home{dir: dir}
-	lock, err := os.OpenFile(h.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	h := &Home{Dir: dir}
+	lock, err := os.OpenFile(h.Path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the data directory: %w", err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		holder, _ := os.ReadFile(h.path("lock"))
+		holder, _ := os.ReadFile(h.Path("lock"))
 		lock.Close()
 		if len(holder) > 0 {
 			return nil, fmt.Errorf("%w: %q, by process %s", ErrInUse, dir, holder)
@@ -98,16 +101,29 @@ var ErrInitialized = errors.New("the data directory already holds a node")
 // ErrNotInitialized says that a directory holds no node.
 var ErrNotInitialized = errors.New("the data directory holds no node")
 
-func (h *home) close() { h.lock.Close() }
+// Close lets go of the lock.
+func (h *Home) Close() { h.lock.Close() }
 
-// load reads which node this is, and the authority.
-func (h *home) load() (*identity.Authority, error) {
-	if err := readJSON(h.path("node.json"), &h.node); err != nil {
+// A ReadableError is a file of secrets that others can read.
+type ReadableError struct {
+	Path string
+	Mode fs.FileMode
+}
+
+// Error names both.
+func (e *ReadableError) Error() string {
+	return fmt.Sprintf("%q can be read by others (mode %v)", e.Path, e.Mode)
+}
+
+// Load reads which node this is, and the authority. Secrets that others can read are
+// a *ReadableError.
+func (h *Home) Load() (*identity.Authority, error) {
+	if err := ReadJSON(h.Path("node.json"), &h.Node); err != nil {
 		return nil, err
 	}
-	path := h.path("authority.json")
+	path := h.Path("authority.json")
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
-		return nil, &OptionError{Field: "data_dir", Problem: fmt.Sprintf("%q can be read by others (mode %v)", path, info.Mode().Perm()), Hint: "chmod 600 " + path}
+		return nil, &ReadableError{path, info.Mode().Perm()}
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -120,24 +136,24 @@ func (h *home) load() (*identity.Authority, error) {
 	return authority, nil
 }
 
-// write makes the directory a home. The file that says so comes last.
-func (h *home) write(n nodeFile, authority *identity.Authority, snapshot []byte, sequence uint64) error {
+// Write makes the directory a home. The file that says so comes last.
+func (h *Home) Write(n NodeFile, authority *identity.Authority, snapshot []byte, sequence uint64) error {
 	secrets, err := authority.Marshal()
 	if err != nil {
 		return fmt.Errorf("encoding the authority: %w", err)
 	}
-	if err := writeFile(h.path("authority.json"), secrets, 0o600); err != nil {
+	if err := WriteFile(h.Path("authority.json"), secrets, 0o600); err != nil {
 		return err
 	}
-	if err := ledger.WriteSnapshot(h.path("genesis.snapshot"), sequence, snapshot); err != nil {
+	if err := ledger.WriteSnapshot(h.Path("genesis.snapshot"), sequence, snapshot); err != nil {
 		return err
 	}
-	h.node = n
-	return writeJSON(h.path("node.json"), n)
+	h.Node = n
+	return WriteJSON(h.Path("node.json"), n)
 }
 
-// running is what run.json holds while a server runs.
-type running struct {
+// Running is what run.json holds while a server runs.
+type Running struct {
 	PID       int               `json:"pid"`
 	Node      string            `json:"node"`
 	Fleet     string            `json:"fleet"`
@@ -147,7 +163,8 @@ type running struct {
 	Monitor   string            `json:"monitor,omitempty"`
 }
 
-func readJSON(path string, into any) error {
+// ReadJSON reads a file of JSON into a value.
+func ReadJSON(path string, into any) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("reading %q: %w", path, err)
@@ -158,16 +175,17 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-func writeJSON(path string, v any) error {
+// WriteJSON writes a value as WriteFile does, for its owner alone.
+func WriteJSON(path string, v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding %q: %w", path, err)
 	}
-	return writeFile(path, append(data, '\n'), 0o600)
+	return WriteFile(path, append(data, '\n'), 0o600)
 }
 
-// writeFile writes a file so that after a crash it is there whole, or not at all.
-func writeFile(path string, data []byte, mode fs.FileMode) (err error) {
+// WriteFile writes a file so that after a crash it is there whole, or not at all.
+func WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("writing %q: %w", path, err)

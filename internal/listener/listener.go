@@ -1,0 +1,173 @@
+// Package listener accepts connections and does their TLS handshakes: a stranger who
+// is silent, slow or has no place here costs one of a bounded number of handshakes,
+// for a bounded time.
+package listener
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// ErrStarting is why a listener refuses while the node has not caught up.
+var ErrStarting = errors.New("the node is starting")
+
+// An Admission is what stands before a listener: closed until the node has caught
+// up, and then so many handshakes a second.
+type Admission struct {
+	open atomic.Bool
+	rate *rate.Limiter
+}
+
+// NewAdmission makes one that is closed.
+func NewAdmission(perSecond int) *Admission {
+	return &Admission{rate: rate.NewLimiter(rate.Limit(perSecond), perSecond)}
+}
+
+var errTooMany = errors.New("too many handshakes")
+
+// Open lets handshakes go on from now on.
+func (a *Admission) Open() { a.open.Store(true) }
+
+// Admit says why a handshake may not go on, or nil.
+func (a *Admission) Admit() error {
+	if !a.open.Load() {
+		return ErrStarting
+	}
+	if !a.rate.Allow() {
+		return errTooMany
+	}
+	return nil
+}
+
+// Options are the settings of a Listener. All but TLS are required.
+type Options struct {
+	// Name of the listener, in the log.
+	Name string
+	// Addr is host:port, port 0 any free one.
+	Addr string
+	// TLS of its connections; nil is plain text.
+	TLS *tls.Config
+	// Handshakes bounds those under way, and Timeout each.
+	Handshakes int
+	Timeout    time.Duration
+	// Refused is told of each stranger, with its address.
+	Refused func(listener, remote string, err error)
+	Logger  *slog.Logger
+}
+
+// A Listener hands a protocol connections whose TLS handshake is done. Make it with
+// Listen. It is safe for concurrent use.
+type Listener struct {
+	net.Listener
+	opts       Options
+	advertised string
+	ready      chan net.Conn
+	busy       chan struct{}
+	ctx        context.Context
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+}
+
+// acceptPause is how long a listener rests when it could not accept: most likely
+// the process has no file descriptor left, and strangers must not be able to end
+// the server by taking them all.
+const acceptPause = 100 * time.Millisecond
+
+// Listen opens a listener and starts to accept, until it is closed or ctx is done.
+func Listen(ctx context.Context, o Options) (*Listener, error) {
+	inner, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("opening listener %q: %w", o.Name, err)
+	}
+	w := &Listener{Listener: inner, opts: o, ready: make(chan net.Conn), busy: make(chan struct{}, o.Handshakes)}
+	w.ctx, w.stop = context.WithCancel(ctx)
+	w.running.Go(w.accept)
+	return w, nil
+}
+
+// accept takes connections until the listener is closed. It waits for a place
+// before it takes the next one, so that the rest stay in the kernel's queue.
+func (w *Listener) accept() {
+	defer w.stop()
+	for {
+		select {
+		case w.busy <- struct{}{}:
+		case <-w.ctx.Done():
+			return
+		}
+		conn, err := w.Listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			<-w.busy
+			w.opts.Logger.Warn("connection not accepted", "listener", w.opts.Name, "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-w.ctx.Done():
+			}
+			continue
+		}
+		w.running.Go(func() {
+			shaken, err := w.shake(conn)
+			<-w.busy
+			if err != nil {
+				w.opts.Logger.Info("stranger refused", "listener", w.opts.Name, "remote", conn.RemoteAddr().String(), "error", err)
+				w.opts.Refused(w.opts.Name, conn.RemoteAddr().String(), err)
+				conn.Close()
+				return
+			}
+			select {
+			case w.ready <- shaken:
+			case <-w.ctx.Done():
+				conn.Close()
+			}
+		})
+	}
+}
+
+func (w *Listener) shake(conn net.Conn) (net.Conn, error) {
+	if w.opts.TLS == nil {
+		return conn, nil
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, w.opts.Timeout)
+	defer cancel()
+	t := tls.Server(conn, w.opts.TLS)
+	return t, t.HandshakeContext(ctx)
+}
+
+// Accept returns the next connection whose handshake is done.
+func (w *Listener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-w.ready:
+		return conn, nil
+	case <-w.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+// Advertise sets what Advertised returns, before the listener is handed to a protocol.
+func (w *Listener) Advertise(addr string) { w.advertised = addr }
+
+// Advertised is the host:port at which clients reach the listener; empty: nobody said.
+func (w *Listener) Advertised() string { return w.advertised }
+
+// Close stops accepting and waits until no handshake is under way.
+func (w *Listener) Close() error {
+	w.stop()
+	err := w.Listener.Close()
+	w.running.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
