@@ -16,7 +16,7 @@ const (
 	CalloutName = "CALLOUT"
 )
 
-// The fixed IDs of those accounts, which their keys are derived from.
+// The IDs of those accounts in the first region, which their keys are derived from.
 const (
 	systemID  = "system"
 	fleetID   = "fleet"
@@ -50,12 +50,12 @@ type Account struct {
 // what CheckName says, or that the fleet keeps the name for itself.
 func CheckAccountName(name string) error {
 	switch name {
-	case SystemName, FleetName, CalloutName, nodeSegment:
+	case SystemName, FleetName, CalloutName, RegionsName, nodeSegment, regionSegment:
 		return fmt.Errorf("name %q is kept for the fleet itself", name)
 	}
 	return CheckName(name)
 }
 
 func isSpecialAccount(name string) bool {
-	return name == SystemName || name == FleetName || name == CalloutName
+	return name == SystemName || name == FleetName || name == CalloutName || name == RegionsName
 }

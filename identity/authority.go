@@ -27,6 +27,7 @@ const masterSize = 32
 // encoding/json do not print it; Marshal does.
 type Authority struct {
 	fleet    string
+	region   string        // "" in the first
 	operator string        // JWT
 	signing  nkeys.KeyPair // the operator's online signing key
 	master   []byte
@@ -115,6 +116,7 @@ func (a *Authority) LogValue() slog.Value { return slog.StringValue(a.String()) 
 // authorityRecord is an Authority as it is stored and sent.
 type authorityRecord struct {
 	Fleet       string       `json:"fleet"`
+	Region      string       `json:"region,omitempty"`
 	Operator    string       `json:"operator"`
 	SigningSeed string       `json:"signing_seed"`
 	Master      []byte       `json:"master"`
@@ -132,7 +134,7 @@ func (a *Authority) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("encoding the %s: %w", a, err)
 	}
 	return json.MarshalIndent(authorityRecord{
-		Fleet: a.fleet, Operator: a.operator, SigningSeed: string(seed), Master: a.master, Mesh: mesh, Clients: clients,
+		Fleet: a.fleet, Region: a.region, Operator: a.operator, SigningSeed: string(seed), Master: a.master, Mesh: mesh, Clients: clients,
 	}, "", "  ")
 }
 
@@ -147,7 +149,12 @@ func (a *Authority) Unmarshal(data []byte) error {
 	if err := CheckName(r.Fleet); err != nil {
 		return fmt.Errorf("decoding an authority: %w", err)
 	}
-	next := &Authority{fleet: r.Fleet, operator: r.Operator, master: r.Master}
+	if r.Region != "" {
+		if err := CheckRegionName(r.Region); err != nil {
+			return fmt.Errorf("decoding an authority: %w", err)
+		}
+	}
+	next := &Authority{fleet: r.Fleet, region: r.Region, operator: r.Operator, master: r.Master}
 	if len(next.master) != masterSize {
 		return fmt.Errorf("decoding the %s: its master secret has %d bytes, not %d", next, len(next.master), masterSize)
 	}

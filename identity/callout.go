@@ -73,7 +73,7 @@ func (a *Authority) CalloutService() (token string, key nkeys.KeyPair, err error
 }
 
 func (a *Authority) signCallout(claims *jwt.UserClaims) (string, error) {
-	token, err := a.signSession(Account{ID: calloutID}, claims, time.Now())
+	token, err := a.signSession(Account{ID: a.own(calloutID)}, claims, time.Now())
 	if err != nil {
 		return "", fmt.Errorf("signing the callout's %s: %w", claims.Name, err)
 	}
@@ -120,7 +120,7 @@ func (a *Authority) CalloutRefusal(req *jwt.AuthorizationRequestClaims, reason s
 }
 
 func (a *Authority) signResponse(req *jwt.AuthorizationRequestClaims, response jwt.AuthorizationResponse, now time.Time) (string, error) {
-	issuer, signer, err := a.session(Account{ID: calloutID})
+	issuer, signer, err := a.session(Account{ID: a.own(calloutID)})
 	if err != nil {
 		return "", fmt.Errorf("answering a callout: %w", err)
 	}

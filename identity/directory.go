@@ -19,7 +19,7 @@ import (
 // record of its subject, or its removal:
 //
 //	account.<name>  user.<account>.<name>  role.<name>  node.<name>  token.<id>
-//	export.<account>.<id>  import.<account>.<id>  adapter.<name>
+//	export.<account>.<id>  import.<account>.<id>  adapter.<name>  region.<name>
 //
 // Records of other nouns are kept and given back by Marshal, and so are the
 // fields that this version does not know, so that nothing is lost when a node
@@ -329,6 +329,7 @@ type state struct {
 	exports  map[string]Export // by account.id
 	imports  map[string]Import // by account.id
 	adapters map[string]Adapter
+	regions  map[string]Region
 	// flowing is worked out from them when it is wanted. Nil: not yet.
 	flowing flowing
 	// holders are the full names of the users that a certificate is registered
@@ -355,6 +356,7 @@ func newState() state {
 		exports:   map[string]Export{},
 		imports:   map[string]Import{},
 		adapters:  map[string]Adapter{},
+		regions:   map[string]Region{},
 		holders:   map[string]map[string]struct{}{},
 		withdrawn: map[string]withdrawnKey{},
 	}
@@ -378,7 +380,7 @@ func (s *state) role(name string) (Role, bool) {
 func (s *state) put(version uint64, subject string, data []byte) error {
 	noun, name, _ := strings.Cut(subject, ".")
 	switch noun {
-	case "account", "role", "node", "token", "adapter":
+	case "account", "role", "node", "token", "adapter", "region":
 		if err := CheckName(name); err != nil {
 			return err
 		}
@@ -420,6 +422,8 @@ func (s *state) fold(noun, name string, data []byte) error {
 		return set(s.imports, name, data, func(i *Import) { i.Account, i.ID, _ = strings.Cut(name, ".") })
 	case "adapter":
 		return set(s.adapters, name, data, func(a *Adapter) { a.Name = name })
+	case "region":
+		return set(s.regions, name, data, func(r *Region) { r.Name = name })
 	case "user":
 		account, user, _ := strings.Cut(name, ".")
 		return s.foldUser(account, user, data)
@@ -442,10 +446,18 @@ func (s *state) foldUser(account, name string, data []byte) error {
 			delete(s.holders, c.SHA256)
 		}
 	}
-	if after == nil {
-		delete(s.users, full)
-		for _, k := range before.Keys {
+	withdraw := func(keys []UserKey) {
+		for _, k := range keys {
 			s.withdrawn[k.Public] = withdrawnKey{Account: account, Public: k.Public, Expires: k.Expires}
+		}
+	}
+	if after == nil || after.Removed || !after.Created.Equal(before.Created) {
+		withdraw(before.Keys)
+	}
+	if after == nil || after.Removed {
+		delete(s.users, full)
+		if after != nil {
+			withdraw(after.Keys)
 		}
 		return nil
 	}

@@ -25,7 +25,7 @@ func eventsExport() *jwt.Export {
 
 // eventsImport makes the events of that account AccountEvents in it.
 func (a *Authority) eventsImport(account string) (*jwt.Import, error) {
-	fleet, err := a.accountKey(fleetID)
+	fleet, err := a.accountKey(a.own(fleetID))
 	if err != nil {
 		return nil, err
 	}

@@ -568,7 +568,7 @@ func (a *Authority) engineImport(f Flow) (*jwt.Import, error) {
 	}
 	switch {
 	case f.adapter != "":
-		fleet, err := a.accountKey(fleetID)
+		fleet, err := a.accountKey(a.own(fleetID))
 		if err != nil {
 			return nil, err
 		}

@@ -29,18 +29,18 @@ func (a *Authority) NewAccount(name string, limits Limits, now time.Time) (Accou
 
 // SystemAccount makes the record of the engine's own account.
 func (a *Authority) SystemAccount(now time.Time) (Account, error) {
-	return a.newAccount(SystemName, systemID, Limits{}, now)
+	return a.newAccount(SystemName, a.own(systemID), Limits{}, now)
 }
 
 // FleetAccount makes the record of the fleet's account.
 func (a *Authority) FleetAccount(now time.Time) (Account, error) {
-	return a.newAccount(FleetName, fleetID, Limits{}, now)
+	return a.newAccount(FleetName, a.own(fleetID), Limits{}, now)
 }
 
 // CalloutAccount makes the record of the account in which clients wait while
 // they are authenticated.
 func (a *Authority) CalloutAccount(now time.Time) (Account, error) {
-	return a.newAccount(CalloutName, calloutID, Limits{}, now)
+	return a.newAccount(CalloutName, a.own(calloutID), Limits{}, now)
 }
 
 func (a *Authority) newAccount(name, id string, limits Limits, now time.Time) (Account, error) {
@@ -73,11 +73,11 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
 	switch account.ID {
-	case systemID:
+	case a.own(systemID), regionsID:
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
-	case fleetID:
+	case a.own(fleetID):
 		claims.Exports.Add(renewExport(), adapterExport(), eventsExport())
-	case calloutID:
+	case a.own(calloutID):
 		claims.Limits.JetStreamLimits = jwt.JetStreamLimits{}
 		if claims.Authorization, err = a.calloutAuthorization(); err != nil {
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)

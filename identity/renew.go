@@ -34,7 +34,7 @@ func renewExport() *jwt.Export {
 // renewImport makes RenewSubject of the account with that public key a request
 // to the fleet, with the client's key in it.
 func (a *Authority) renewImport(public string) (*jwt.Import, error) {
-	fleet, err := a.accountKey(fleetID)
+	fleet, err := a.accountKey(a.own(fleetID))
 	if err != nil {
 		return nil, err
 	}

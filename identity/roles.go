@@ -26,14 +26,14 @@ func systemEvents() Permissions {
 // AllowedIn reports whether the role can be had in the account of that name. The
 // fleet's own account holds the ledger and has the role admin alone, the engine's
 // has auditors, who hear its events and nothing else, and nobody stays in the
-// callout's.
+// callout's, nor is in that of the regions.
 func (r Role) AllowedIn(account string) bool {
 	switch account {
 	case FleetName:
 		return r.Name == RoleAdmin
 	case SystemName:
 		return r.Name == RoleAuditor
-	case CalloutName:
+	case CalloutName, RegionsName:
 		return false
 	}
 	return r.Name != RoleAdmin

@@ -71,7 +71,7 @@ func (s Site) Validate() error {
 // signs sessions of a guest, and of the fleet's account.
 func (a *Authority) SiteKeys() (signer, fleet string, err error) {
 	s, err1 := a.guestKey()
-	f, err2 := a.accountKey(fleetID)
+	f, err2 := a.accountKey(a.own(fleetID))
 	return s.public, f.public, errors.Join(err1, err2)
 }
 

@@ -38,6 +38,13 @@ type User struct {
 	DeniedAt time.Time `json:"denied_at,omitzero"`
 	// Created is when the user was made.
 	Created time.Time `json:"created,omitzero"`
+	// Revision counts what was written of the user since the fleet has regions, and
+	// Region wrote last. Denials counts denials and their end.
+	Revision uint64 `json:"revision,omitempty"`
+	Region   string `json:"region,omitempty"`
+	Denials  uint64 `json:"denials,omitempty"`
+	// Removed is true of what regions remember of a user who was: see Gone.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // A UserKey is the public half of the key in a creds file.
