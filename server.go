@@ -270,7 +270,8 @@ func (s *Server) openHome(undo *cleanup) (*identity.Authority, error) {
 func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	o := broker.Options{
 		Name:             s.home.Node.Node.Server(),
-		Operator:         s.fleet.authority.Operator(),
+		Operator:         s.fleet.authority.EngineOperator(),
+		Adopt:            s.fleet.authority.Adopt,
 		AccountDir:       s.home.Path("accounts"),
 		StoreDir:         s.home.Path("local"),
 		LazySync:         s.opts.Store.LazySync,

@@ -110,7 +110,7 @@ func (s *Server) siteOptions(o *broker.Options) error {
 	}
 	o.Name, o.Domain = s.site.engine, s.site.name
 	o.Remote = &broker.Remote{
-		Operator: s.site.file.Operator, Account: guest.Public, Addrs: s.site.file.Addrs,
+		Account: guest.Public, Addrs: s.site.file.Addrs,
 		Credentials: s.home.Path(siteCredsName), TLS: config,
 	}
 	return s.clientOptions(o)

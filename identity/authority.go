@@ -33,6 +33,7 @@ type Authority struct {
 	master   []byte
 	mesh     *issuer
 	clients  *issuer
+	engine   *engine
 }
 
 // Offline are the keys of a fleet that no node needs. They replace the online
@@ -80,13 +81,14 @@ func NewAuthority(fleet string, now time.Time) (*Authority, Offline, error) {
 	claims.SigningKeys.Add(online.public, offline.public)
 	claims.StrictSigningKeyUsage = true
 	claims.SystemAccount = system.public
-	var errs [5]error
+	var errs [6]error
 	a.operator, errs[0] = encode(claims, root, now)
 	a.mesh, errs[1] = newIssuer(fleet+" mesh authority", now)
 	a.clients, errs[2] = newIssuer(fleet+" clients authority", now)
 	var kept Offline
 	kept.OperatorSeed, errs[3] = root.Seed()
 	kept.SigningSeed, errs[4] = offline.Seed()
+	a.engine, errs[5] = newEngine(fleet, system.public)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, Offline{}, fmt.Errorf("making an authority: %w", err)
 	}
@@ -96,7 +98,7 @@ func NewAuthority(fleet string, now time.Time) (*Authority, Offline, error) {
 // Fleet is the name of the fleet.
 func (a *Authority) Fleet() string { return a.fleet }
 
-// Operator is the JWT of the operator, which the engine trusts. It is public.
+// Operator is the JWT of the fleet's operator, which its sites trust. It is public.
 func (a *Authority) Operator() string { return a.operator }
 
 // String says whose authority it is.
@@ -174,6 +176,13 @@ func (a *Authority) Unmarshal(data []byte) error {
 	}
 	if next.clients, err = r.Clients.issuer(); err != nil {
 		return fmt.Errorf("decoding the clients authority of the %s: %w", next, err)
+	}
+	system, err := next.accountKey(systemID)
+	if err != nil {
+		return fmt.Errorf("decoding the %s: %w", next, err)
+	}
+	if next.engine, err = newEngine(next.fleet, system.public); err != nil {
+		return fmt.Errorf("decoding the %s: %w", next, err)
 	}
 	*a = *next
 	return nil
@@ -272,10 +281,6 @@ func (a *Authority) CertSecret(account Account) ([]byte, error) {
 
 func (a *Authority) accountKey(id string) (keyPair, error) {
 	return a.derive(nkeys.PrefixByteAccount, "account/"+id)
-}
-
-func (a *Authority) sessionKey(id string) (keyPair, error) {
-	return a.derive(nkeys.PrefixByteAccount, "account/"+id+"/session")
 }
 
 func (a *Authority) roleKey(id, role string) (keyPair, error) {

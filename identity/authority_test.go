@@ -165,8 +165,8 @@ func TestDerivedKeysDiffer(t *testing.T) {
 		for _, id := range []string{"x", "y"} {
 			key, err := a.accountKey(id)
 			add(name+" account "+id, key, err)
-			key, err = a.sessionKey(id)
-			add(name+" session "+id, key, err)
+			key, err = a.leafKey(id)
+			add(name+" link "+id, key, err)
 			for _, role := range []string{"session", "client"} {
 				key, err = a.roleKey(id, role)
 				add(name+" role "+role+" of "+id, key, err)
@@ -183,4 +183,38 @@ func TestDerivedKeysDiffer(t *testing.T) {
 	if !strings.HasPrefix(first.public, "A") {
 		t.Errorf("the key of a role is %q", first.public)
 	}
+}
+
+// TestEnginesDiffer has what one process tells its engine worth nothing at another's,
+// although both have the same secrets.
+func TestEnginesDiffer(t *testing.T) {
+	a, again := newAuthority(t), new(Authority)
+	if err := again.Unmarshal(must[[]byte](t)(a.Marshal())); err != nil {
+		t.Fatal(err)
+	}
+	if a.EngineOperator() == again.EngineOperator() || a.Operator() != again.Operator() {
+		t.Error("two processes have one engine's operator, or not one fleet's")
+	}
+	account := newAccount(t, a, "acme")
+	token := must[string](t)(a.AccountJWT(account, BuiltinRoles(), nil, Flows{}, epoch()))
+	theirs := claimsOf[*jwt.OperatorClaims](t, again.EngineOperator())
+	if theirs.DidSign(claimsOf[*jwt.AccountClaims](t, token)) {
+		t.Error("another engine takes the account")
+	}
+
+	adopted := must[string](t)(again.Adopt(account.Public, token))
+	claims := claimsOf[*jwt.AccountClaims](t, adopted)
+	if !theirs.DidSign(claims) || claims.IssuedAt != epoch().Unix() {
+		t.Errorf("what was adopted is of %s, issued at %d", claims.Issuer, claims.IssuedAt)
+	}
+	if keys := claims.SigningKeys; keys.Contains(a.engine.session.public) || !keys.Contains(again.engine.session.public) {
+		t.Error("the sessions of the other node are good here, or ours are not")
+	}
+	if same := must[string](t)(again.Adopt(account.Public, adopted)); same != adopted {
+		t.Error("its own token is signed anew")
+	}
+	_, err := again.Adopt(newAccount(t, a, "other").Public, token)
+	wantError(t, err, "it is another one")
+	_, err = again.Adopt(account.Public, "x")
+	wantError(t, err, "adopting account")
 }

@@ -28,10 +28,12 @@ func (a *Authority) calloutAuthorization() (jwt.ExternalAuthorization, error) {
 }
 
 func (a *Authority) calloutUser() (keyPair, error) {
-	return a.derive(nkeys.PrefixByteUser, "callout/service")
+	return a.engine.derive(nkeys.PrefixByteUser, "callout/service")
 }
 
-func (a *Authority) calloutCurve() (keyPair, error) { return a.curveKey("callout/curve") }
+func (a *Authority) calloutCurve() (keyPair, error) {
+	return a.engine.derive(nkeys.PrefixByteCurve, "callout/curve")
+}
 
 // CalloutKey is the curve key that the engine encrypts its questions to.
 func (a *Authority) CalloutKey() (nkeys.KeyPair, error) {
@@ -43,7 +45,7 @@ func (a *Authority) CalloutKey() (nkeys.KeyPair, error) {
 // bearer of the callout's account who may do nothing and never expires. It is
 // public.
 func (a *Authority) Sentinel() (string, error) {
-	key, err := a.derive(nkeys.PrefixByteUser, "callout/sentinel")
+	key, err := a.engine.derive(nkeys.PrefixByteUser, "callout/sentinel")
 	if err != nil {
 		return "", fmt.Errorf("signing the sentinel: %w", err)
 	}
@@ -120,7 +122,7 @@ func (a *Authority) CalloutRefusal(req *jwt.AuthorizationRequestClaims, reason s
 }
 
 func (a *Authority) signResponse(req *jwt.AuthorizationRequestClaims, response jwt.AuthorizationResponse, now time.Time) (string, error) {
-	issuer, signer, err := a.session(Account{ID: a.own(calloutID)})
+	issuer, err := a.public(Account{ID: a.own(calloutID)})
 	if err != nil {
 		return "", fmt.Errorf("answering a callout: %w", err)
 	}
@@ -128,7 +130,7 @@ func (a *Authority) signResponse(req *jwt.AuthorizationRequestClaims, response j
 	claims.Subject = req.UserNkey
 	claims.Audience = req.Server.ID
 	claims.IssuerAccount = issuer
-	token, err := encode(claims, signer, now)
+	token, err := encode(claims, a.engine.session, now)
 	if err != nil {
 		return "", fmt.Errorf("answering a callout: %w", err)
 	}

@@ -588,7 +588,7 @@ func (a *Authority) activation(f Flow) (string, error) {
 	if _, err := a.checkAccount(f.exporter); err != nil {
 		return "", err
 	}
-	issuer, signer, err := a.session(f.exporter)
+	issuer, err := a.public(f.exporter)
 	if err != nil {
 		return "", err
 	}
@@ -596,5 +596,5 @@ func (a *Authority) activation(f Flow) (string, error) {
 	claims.Name = f.ID
 	claims.ImportSubject, claims.ImportType = jwt.Subject(f.Subject), exportType(f.Service)
 	claims.IssuerAccount = issuer
-	return encode(claims, signer, f.since)
+	return encode(claims, a.engine.session, f.since)
 }

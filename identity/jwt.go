@@ -55,22 +55,26 @@ func (a *Authority) newAccount(name, id string, limits Limits, now time.Time) (A
 // scoped signing key for each of roles that is AllowedIn it, and revoked, the
 // public keys of users and the time up to which what was issued to them is void
 // (see Directory.Revocations), and what crosses its border (see Directory.Flows).
-// The same arguments give the same token on every node. Of two versions the engine keeps the one that was issued later, in whole
-// seconds: see Directory.Issued.
+// The same arguments give the same token in one process, and no other engine takes
+// it: see EngineOperator. Directory.Issued is when it was issued.
 //
-// A guest is signed by its hub alone: its token is its terms, whatever else is
+// What a guest may is its hub's to say: its token is its terms, whatever else is
 // given.
 func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string]time.Time, flows Flows, issued time.Time) (string, error) {
 	if account.Guest() {
-		return account.Terms, nil
+		return a.guestJWT(account)
 	}
-	session, err := a.sessionKey(account.ID)
+	claims, err := a.accountClaims(account, roles, revoked)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
-	claims, err := a.accountClaims(account, session.public, roles, revoked)
-	if err != nil {
-		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+	claims.SigningKeys.Add(a.engine.session.public)
+	if slices.ContainsFunc(roles, func(r Role) bool { return r.Name == RoleLeaf && r.AllowedIn(account.Name) }) {
+		key, err := a.leafKey(account.ID)
+		if err != nil {
+			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
+		}
+		claims.SigningKeys.Add(key.public)
 	}
 	switch account.ID {
 	case a.own(systemID), regionsID:
@@ -104,23 +108,22 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 		}
 		claims.Imports.Add(in)
 	}
-	token, err := encode(claims, a.signing, issued)
+	token, err := encode(claims, a.engine.signing, issued)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
 	return token, nil
 }
 
-// accountClaims are what the engine knows of an account wherever it is: who signs
-// sessions, and what each role may do there.
-func (a *Authority) accountClaims(account Account, session string, roles []Role, revoked map[string]time.Time) (*jwt.AccountClaims, error) {
+// accountClaims are what the engine knows of an account wherever it is: what each
+// role may do there.
+func (a *Authority) accountClaims(account Account, roles []Role, revoked map[string]time.Time) (*jwt.AccountClaims, error) {
 	key, err := a.checkAccount(account)
 	if err != nil {
 		return nil, err
 	}
 	claims := jwt.NewAccountClaims(key.public)
 	claims.Name = account.Name
-	claims.SigningKeys.Add(session)
 	setAccountLimits(claims, account.Limits)
 	for _, role := range roles {
 		// What a link may do is in its own JWT.
@@ -364,25 +367,25 @@ func (a *Authority) ServiceCredentials(account Account, p Principal, now time.Ti
 	return token, pair.KeyPair, nil
 }
 
-// session returns the key that signs the sessions of an account, which no role
-// limits, and the account's public key, which must be named beside it.
-func (a *Authority) session(account Account) (issuer string, signer keyPair, err error) {
-	if account.Guest() {
-		signer, err = a.guestKey()
-		return account.Public, signer, err
-	}
-	key, err1 := a.accountKey(account.ID)
-	signer, err2 := a.sessionKey(account.ID)
-	return key.public, signer, errors.Join(err1, err2)
-}
-
+// signSession signs what the engine of this process takes: the JWT of a session,
+// which no role limits.
 func (a *Authority) signSession(account Account, claims *jwt.UserClaims, now time.Time) (string, error) {
-	issuer, signer, err := a.session(account)
+	issuer, err := a.public(account)
 	if err != nil {
 		return "", err
 	}
 	claims.IssuerAccount = issuer
-	return encode(claims, signer, now)
+	return encode(claims, a.engine.session, now)
+}
+
+// public is the account's public key, which must be named beside that of who signs
+// for it.
+func (a *Authority) public(account Account) (string, error) {
+	if account.Guest() {
+		return account.Public, nil
+	}
+	key, err := a.accountKey(account.ID)
+	return key.public, err
 }
 
 // CreateCreds returns the content of a NATS creds file: the JWT of a user and
@@ -463,15 +466,11 @@ func unix(t time.Time) int64 {
 }
 
 // DeleteAccountsJWT signs the order to forget accounts, by their public keys, as
-// the engine's system account takes it.
+// the engine of this process takes it.
 func (a *Authority) DeleteAccountsJWT(publics ...string) (string, error) {
-	signer, err := a.signing.PublicKey()
-	if err != nil {
-		return "", fmt.Errorf("signing the end of accounts: %w", err)
-	}
-	claims := jwt.NewGenericClaims(signer)
+	claims := jwt.NewGenericClaims(a.engine.signing.public)
 	claims.Data["accounts"] = publics
-	token, err := claims.Encode(a.signing)
+	token, err := claims.Encode(a.engine.signing)
 	if err != nil {
 		return "", fmt.Errorf("signing the end of accounts: %w", err)
 	}

@@ -43,7 +43,7 @@ func TestAccountJWT(t *testing.T) {
 	at := epoch().Add(-time.Minute)
 	token := must[string](t)(a.AccountJWT(account, append(BuiltinRoles(), custom), map[string]time.Time{revoked: at}, Flows{}, epoch()))
 	claims := claimsOf[*jwt.AccountClaims](t, token)
-	operator := claimsOf[*jwt.OperatorClaims](t, a.Operator())
+	operator := claimsOf[*jwt.OperatorClaims](t, a.EngineOperator())
 	if !operator.DidSign(claims) {
 		t.Error("the operator did not sign the account")
 	}
@@ -71,7 +71,7 @@ func TestAccountJWT(t *testing.T) {
 			plain++
 		}
 	}
-	if plain != 1 || len(scopes) != len(BuiltinRoles())-1 || scopes["admin"] != nil || scopes["leaf"] != nil {
+	if plain != 2 || len(scopes) != len(BuiltinRoles())-1 || scopes["admin"] != nil || scopes["leaf"] != nil {
 		t.Errorf("there are %d plain signing keys and scopes %v", plain, scopes)
 	}
 	meter := scopes["meter"].Template

@@ -85,10 +85,11 @@ func (a *Authority) SiteTerms(account Account, site Site, roles []Role, revoked 
 	if err := site.Validate(); err != nil {
 		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
 	}
-	claims, err := a.accountClaims(account, site.Signer, roles, revoked)
+	claims, err := a.accountClaims(account, roles, revoked)
 	if err != nil {
 		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
 	}
+	claims.SigningKeys.Add(site.Signer)
 	// What other accounts are asked for at the hub is asked there. Who wants a
 	// renewal asks the site, whose engine knows who it is.
 	claims.Imports.Add(renewTo(site.Fleet, account.Public))
@@ -121,9 +122,39 @@ func (a *Authority) LeafJWT(account Account, role Role, name, userPublic string,
 	claims.Src = jwt.CIDRList(append(slices.Clone(role.Networks), site.Networks...))
 	claims.Tags = jwt.TagList{NameTag + name, RoleTag + role.Name}
 	claims.Expires = unix(expires)
-	token, err := a.signSession(account, claims, time.Now())
+	key, err := a.leafKey(account.ID)
 	if err != nil {
 		return "", fmt.Errorf("signing the link of site %q: %w", full, err)
+	}
+	claims.IssuerAccount = account.Public
+	token, err := encode(claims, key, time.Now())
+	if err != nil {
+		return "", fmt.Errorf("signing the link of site %q: %w", full, err)
+	}
+	return token, nil
+}
+
+// leafKey signs the credentials of links, which no scope limits.
+func (a *Authority) leafKey(id string) (keyPair, error) {
+	return a.derive(nkeys.PrefixByteAccount, "account/"+id+"/session")
+}
+
+// guestJWT is the token of a guest: its terms, as the engine of this process takes
+// them.
+func (a *Authority) guestJWT(account Account) (string, error) {
+	claims, err := account.terms()
+	if err != nil {
+		return "", err
+	}
+	signer, err := a.guestKey()
+	if err != nil {
+		return "", err
+	}
+	delete(claims.SigningKeys, signer.public)
+	claims.SigningKeys.Add(a.engine.session.public)
+	token, err := encode(claims, a.engine.signing, time.Unix(claims.IssuedAt, 0))
+	if err != nil {
+		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
 	return token, nil
 }

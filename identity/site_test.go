@@ -38,24 +38,26 @@ func TestSiteTerms(t *testing.T) {
 		slices.Sort(all)
 		return slices.DeleteFunc(all, func(key string) bool { return key == s.Signer })
 	}
-	if slices.Contains(ofHub.SigningKeys.Keys(), s.Signer) || len(keys(terms)) != len(keys(ofHub))-1 {
-		t.Error("the terms of the site differ by more than who signs sessions")
+	if slices.Contains(ofHub.SigningKeys.Keys(), s.Signer) || len(keys(terms)) != len(keys(ofHub))-2 {
+		t.Error("the terms of the site differ by more than who signs sessions and links")
 	}
 	if len(terms.Imports) != 1 || terms.Imports[0].Account != s.Fleet || len(terms.Exports) != 0 {
 		t.Errorf("the site imports %v and exports %v", terms.Imports, terms.Exports)
 	}
-	if token := must[string](t)(site.AccountJWT(account, BuiltinRoles(), nil, Flows{}, time.Now())); token != account.Terms {
+	atSite := claimsOf[*jwt.AccountClaims](t, must[string](t)(site.AccountJWT(account, BuiltinRoles(), nil, Flows{}, time.Now())))
+	if !slices.Equal(keys(terms), slices.DeleteFunc(keys(atSite), func(key string) bool { return key == site.engine.session.public })) ||
+		slices.Contains(atSite.SigningKeys.Keys(), s.Signer) || atSite.IssuedAt != terms.IssuedAt || !reflect.DeepEqual(atSite.Imports, terms.Imports) {
 		t.Error("the token of a guest is not its terms")
 	}
 	if !account.Guest() || own.Guest() || !account.TermsIssued().Equal(epoch()) {
 		t.Errorf("the terms were issued at %v", account.TermsIssued())
 	}
 
-	// What the site lets in is signed by a key that only its terms have.
+	// What the site lets in is signed by a key that only its engine believes.
 	p := Principal{Account: "acme", Name: "bob", Kind: KindUser}
 	public, _ := newUserKey(t)
 	session := claimsOf[*jwt.UserClaims](t, must[string](t)(site.SessionJWT(account, p, public, false, epoch())))
-	if session.Issuer != s.Signer || session.IssuerAccount != account.Public {
+	if session.Issuer != site.engine.session.public || session.IssuerAccount != account.Public {
 		t.Errorf("a session at the site is signed by %s for account %s", session.Issuer, session.IssuerAccount)
 	}
 	role := BuiltinRoles()[0]

@@ -80,7 +80,7 @@ func newTestFleet(t *testing.T) *testFleet {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	f.broker, err = broker.Start(ctx, broker.Options{
-		Name: "n1", Operator: f.authority.Operator(), SystemAccount: f.accounts[identity.SystemName].Public, Accounts: tokens,
+		Name: "n1", Operator: f.authority.EngineOperator(), SystemAccount: f.accounts[identity.SystemName].Public, Accounts: tokens,
 		AccountDir: filepath.Join(stores, "accounts"), StoreDir: filepath.Join(stores, "store"),
 		MaxFile: 1 << 30, MaxMemory: 64 << 20, MaxConnections: 1000, MaxPayload: 1 << 20,
 		HandshakeTimeout: 5 * time.Second, Grace: time.Second,

@@ -444,7 +444,7 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 		return "", err
 	}
 	s.user = nats.UserJWTAndSeed(token, seed)
-	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n%s}\n", authority.Operator(), system.Public, &preload), nil
+	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n%s}\n", authority.EngineOperator(), system.Public, &preload), nil
 }
 
 // writeCertificates writes what a node needs for TLS to files that begin with

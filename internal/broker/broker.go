@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +32,9 @@ type Options struct {
 	Name string
 	// Operator is the operator's JWT, in strict mode.
 	Operator string
+	// Adopt signs anew, by that operator, what another engine knows of an account
+	// that this one does not. Nil: all engines have the same operator.
+	Adopt func(public, token string) (string, error)
 	// SystemAccount is the system account's public key.
 	SystemAccount string
 	// Accounts are the JWTs of all accounts, by public key.
@@ -101,7 +103,7 @@ type Cluster struct {
 type Broker struct {
 	opts     Options
 	srv      *server.Server
-	resolver *server.DirAccResolver
+	resolver *resolver
 	log      *logger
 	inside   *inside
 	// background lasts until stop is called; running is done when what runs in it
@@ -268,30 +270,6 @@ func split(addr string) (host string, port int, err error) {
 	return host, port, nil
 }
 
-// openResolver makes the directory of account JWTs anew: the accounts are the
-// ledger's, which sends every change at once, and what a node missed while it
-// was down may not be left behind here. The directory's own synchronization is a
-// second line.
-func openResolver(o Options) (*server.DirAccResolver, error) {
-	if err := os.RemoveAll(o.AccountDir); err != nil {
-		return nil, fmt.Errorf("clearing the account directory: %w", err)
-	}
-	if err := os.MkdirAll(o.AccountDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the account directory: %w", err)
-	}
-	resolver, err := server.NewDirAccResolver(o.AccountDir, 0, time.Minute, server.HardDelete)
-	if err != nil {
-		return nil, fmt.Errorf("opening the account directory %q: %w", o.AccountDir, err)
-	}
-	for public, token := range o.Accounts {
-		if err := resolver.SaveAcc(public, token); err != nil {
-			resolver.Close()
-			return nil, fmt.Errorf("storing account %q: %w", public, err)
-		}
-	}
-	return resolver, nil
-}
-
 // accepting waits until the server takes connections, or says why it does not.
 func (b *Broker) accepting(ctx context.Context) error {
 	for !b.srv.ReadyForConnections(20 * time.Millisecond) {
@@ -377,28 +355,6 @@ const insideTimeout = 15 * time.Second
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside), nats.Timeout(insideTimeout)}, opts...)...)
-}
-
-// StoreAccount makes token the JWT of the account with that public key, on this
-// server: limits and revocations act at once.
-func (b *Broker) StoreAccount(public, token string) error {
-	if old, err := b.resolver.LoadAcc(public); err == nil && old == token {
-		return nil
-	}
-	if err := b.resolver.SaveAcc(public, token); err != nil {
-		return fmt.Errorf("storing account %q: %w", public, err)
-	}
-	return nil
-}
-
-// DropAccounts removes accounts from every server of the cluster and closes their
-// connections. token is signed by the operator and names them. nc is a
-// connection to the system account.
-func DropAccounts(nc *nats.Conn, token string, timeout time.Duration) error {
-	if _, err := nc.Request("$SYS.REQ.CLAIMS.DELETE", []byte(token), timeout); err != nil {
-		return fmt.Errorf("dropping accounts: %w", err)
-	}
-	return nil
 }
 
 // A Connection is one client of this server.

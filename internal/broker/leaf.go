@@ -2,13 +2,11 @@ package broker
 
 import (
 	"crypto/tls"
-	"fmt"
 	"net"
 	"net/url"
 	"strconv"
 	"time"
 
-	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/fleetbus/fleetbus/identity"
@@ -17,8 +15,6 @@ import (
 // A Remote is the link of this server, which is a site's, to the fleet that one of
 // its accounts is of.
 type Remote struct {
-	// Operator is the JWT of that fleet's operator.
-	Operator string
 	// Account is the public key of the account whose messages pass.
 	Account string
 	// Addrs are host:port of that fleet's listeners for sites.
@@ -51,11 +47,6 @@ func (o *Options) leafServer(so *server.Options) (err error) {
 	if r == nil {
 		return nil
 	}
-	operator, err := jwt.DecodeOperatorClaims(r.Operator)
-	if err != nil {
-		return fmt.Errorf("decoding the operator of the hub: %w", err)
-	}
-	so.TrustedOperators = append(so.TrustedOperators, operator)
 	so.LeafNode.ReconnectInterval = linkAgain
 	remote := &server.RemoteLeafOpts{
 		LocalAccount: r.Account, Credentials: r.Credentials,
