@@ -59,7 +59,7 @@ func places() map[string]place {
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
 		"internal/await":     {"how tests wait, which is the same everywhere", nil},
-		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "ledger"}},
+		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "internal/natsload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
 		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
 		"internal/demo":      {"shows that the bus holds what it promises, on a fleet of its own", []string{"", "admin", "cert", "cert/proxy", "certmanager", "change", "identity", "internal/human", "internal/pebble"}},
@@ -72,6 +72,7 @@ func places() map[string]place {
 		"internal/rates":     {"what meters count, by time", []string{"admin", "internal/broker"}},
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
+		"internal/natsload":  {"very many NATS clients, each as light as it can be, to measure nodes with", nil},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
 		"internal/smalldisk": {"a disk that is full, for all tests that need one", []string{"internal/await"}},
 		"internal/target":    {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
@@ -81,7 +82,7 @@ func places() map[string]place {
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/portowner", "internal/target", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/natsload", "internal/portowner", "internal/target", "ledger", "mqtt"}},
 	}
 }
 

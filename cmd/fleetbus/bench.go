@@ -44,7 +44,7 @@ will notice.`,
 	// These are not for the verbs under bench, which start fleets of their own.
 	fleet := a.onFleet(&cobra.Command{})
 	flags.AddFlagSet(fleet.PersistentFlags())
-	cmd.AddCommand(newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchCertificatesCommand(a))
+	cmd.AddCommand(newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchCertificatesCommand(a), newBenchScaleCommand(a), newBenchClientsCommand(a))
 	return a.output(cmd)
 }
 

@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fleetbus/fleetbus/internal/bench"
+	"github.com/fleetbus/fleetbus/internal/natsload"
 )
 
 // newBenchHouseCommand makes the command that looks at the project itself.
@@ -44,13 +46,46 @@ that is missed is no failure.`,
 	})
 }
 
-// measures makes cmd do what measure does, and show the figures.
-func (a *app) measures(measure func(context.Context, bench.Options) (bench.Report, error), cmd *cobra.Command) *cobra.Command {
+// newBenchScaleCommand is beside bench house: the same, of very many clients.
+func newBenchScaleCommand(a *app) *cobra.Command {
+	return a.measures(bench.Scale, &cobra.Command{
+		Use:   "scale",
+		Short: "Measure how many clients a node holds, and how they come back",
+		Long: `Build this program and the bare engine, and connect very many clients, each with
+a key, a JWT and a certificate of its own, to a node of each. Then tell all of
+them something, and kill the node, so that all come to two others. It needs Go
+and runs in the source tree, and a process has to have a file for each client:
+with a lower limit more nodes share them. 50000 clients take 10 GiB of memory
+and half an hour. A target that is missed is no failure.`,
+		Example: `  fleetbus bench scale --clients 1000 --quick
+  fleetbus bench scale`,
+	}, func(flags *pflag.FlagSet, o *bench.Options) {
+		flags.IntVar(&o.Clients, "clients", bench.ScaleClients, "clients, in all")
+	})
+}
+
+// newBenchClientsCommand is what bench scale runs the clients in.
+func newBenchClientsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "clients", Args: takes(), Annotations: prints(), Hidden: true,
+		Short: "Be very many clients, as bench scale says on standard input",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return natsload.Serve(cmd.Context(), a.stdin, a.stdout)
+		},
+	}
+}
+
+// measures makes cmd do what measure does, and show the figures. It has more flags than
+// all have.
+func (a *app) measures(measure func(context.Context, bench.Options) (bench.Report, error), cmd *cobra.Command, more ...func(*pflag.FlagSet, *bench.Options)) *cobra.Command {
 	o := bench.Options{Env: a.env, Progress: a.hint}
 	cmd.Args, cmd.Annotations, cmd.Hidden = takes(), reads(), true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.showFigures(measure(cmd.Context(), o)) }
 	cmd.Flags().BoolVar(&o.Quick, "quick", false, "do everything once, which is not enough for figures to rely on")
 	cmd.Flags().StringVar(&o.Only, "only", "", "measure only what has this in its name, such as idle")
+	for _, add := range more {
+		add(cmd.Flags(), &o)
+	}
 	return a.output(cmd)
 }
 

@@ -29,6 +29,8 @@ type Options struct {
 	Quick bool
 	// Only measures what has this in its name; empty is everything.
 	Only string
+	// Clients are how many Scale has.
+	Clients int
 }
 
 // A Report is what was measured.
@@ -51,6 +53,7 @@ type house struct {
 	dir            string
 	fleetbus, peer string
 	alone          bool // there is no peer to build
+	mutual         bool // the peer verifies the certificates of its clients
 	effort         effort
 	Report
 }

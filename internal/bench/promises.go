@@ -127,7 +127,12 @@ func (s *system) resident(ctx context.Context, settling time.Duration) (float64,
 		return 0, context.Cause(ctx)
 	case <-time.After(settling):
 	}
-	path := filepath.Join("/proc", strconv.Itoa(s.children[0].cmd.Process.Pid), "status")
+	return memoryOf(s.children[0].cmd.Process.Pid)
+}
+
+// memoryOf is the resident memory of a process, in KiB.
+func memoryOf(pid int) (float64, error) {
+	path := filepath.Join("/proc", strconv.Itoa(pid), "status")
 	status, err := os.ReadFile(path)
 	if err != nil {
 		return 0, fmt.Errorf("reading the memory of a process: %w", err)
@@ -143,7 +148,12 @@ func (s *system) resident(ctx context.Context, settling time.Duration) (float64,
 // worked is the processor time of the first node until now, in seconds, where the kernel
 // says it.
 func (s *system) worked() (seconds float64, ok bool) {
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.children[0].cmd.Process.Pid), "stat"))
+	return workOf(s.children[0].cmd.Process.Pid)
+}
+
+// workOf is the processor time of a process until now, as worked has it.
+func workOf(pid int) (seconds float64, ok bool) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0, false
 	}

@@ -85,8 +85,11 @@ type system struct {
 	lines              [][]string // the command line of each node
 	urls               []string   // tls://host:port of each
 	trust              *tls.Config
+	trustPEM           []byte
 	user               nats.Option
-	admin              string // creds file of the administrator; ours only
+	admin              string              // creds file of the administrator; ours only
+	authority          *identity.Authority // the peer's, and its account
+	account            identity.Account
 
 	children []*child
 	conns    []*nats.Conn // the user's, one to each node
@@ -125,6 +128,7 @@ func (h *house) fleet(n int) (*system, error) {
 	}
 	s.trust = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: x509.NewCertPool()}
 	s.trust.RootCAs.AppendCertsFromPEM(ca)
+	s.trustPEM = ca
 	return s, nil
 }
 
@@ -264,7 +268,7 @@ func (s *system) open(ctx context.Context) error {
 	}
 	if err := s.eventually(ctx, "making a stream", storeTimeout, func(ctx context.Context) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: streamName, Subjects: []string{streamSubject}, Storage: jetstream.FileStorage, Replicas: len(s.urls),
+			Name: streamName, Subjects: []string{streamSubject}, Storage: jetstream.FileStorage, Replicas: min(3, len(s.urls)),
 		})
 		return err
 	}); err != nil {
@@ -380,7 +384,14 @@ func (h *house) peers(n int) (*system, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &system{name: "nats-server", dir: dir, trust: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}}
+	s := &system{name: "nats-server", dir: dir, trust: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.ClientRoots()}, trustPEM: authority.ClientsPEM(), authority: authority}
+	verify := ""
+	if h.mutual {
+		verify = ", verify: true"
+		if err := s.certify(now); err != nil {
+			return nil, err
+		}
+	}
 	accounts, err := s.peerAccounts(authority, now)
 	if err != nil {
 		return nil, err
@@ -396,9 +407,9 @@ func (h *house) peers(n int) (*system, error) {
 		}
 		config := fmt.Sprintf(`server_name: n%d
 listen: %q
-tls { cert_file: %q, key_file: %q, ca_file: %q, min_version: "1.3" }
+tls { cert_file: %q, key_file: %q, ca_file: %q, min_version: "1.3"%s }
 jetstream { store_dir: %q, sync_interval: always }
-%s`, i+1, addrs[2*i], node+"-server.pem", node+".key", node+"-clients-ca.pem", node, accounts)
+%s`, i+1, addrs[2*i], node+"-server.pem", node+".key", node+"-clients-ca.pem", verify, node, accounts)
 		if n > 1 {
 			config += fmt.Sprintf(`cluster {
   name: bench, listen: %q, routes: [%s]
@@ -413,6 +424,25 @@ jetstream { store_dir: %q, sync_interval: always }
 		s.lines = append(s.lines, []string{h.peer, "-c", node + ".conf"})
 	}
 	return s, nil
+}
+
+// certify gives the user of a bare server a certificate.
+func (s *system) certify(now time.Time) error {
+	key, err := identity.NewKey()
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	csr, err := identity.NewCSR(key)
+	if err != nil {
+		return err
+	}
+	chain, err := s.authority.SignUser(csr, benchAccount, "load", time.Hour, now)
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(chain)
+	s.trust.Certificates = []tls.Certificate{{Certificate: [][]byte{block.Bytes}, PrivateKey: key}}
+	return nil
 }
 
 // peerAccounts are the settings for accounts like a fleet's. It makes the user.
@@ -434,6 +464,7 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 		}
 		fmt.Fprintf(&preload, "%s: %s\n", a.Public, token)
 	}
+	s.account = account
 	public, seed, err := newUserKey()
 	if err != nil {
 		return "", err
