@@ -50,6 +50,9 @@ func (r *registrar) Run(ctx context.Context, nc *nats.Conn) error {
 	if err != nil {
 		return err
 	}
+	if _, err := cert.OpenReports(ctx, js); err != nil {
+		return err
+	}
 	subject := cert.KeySubject("web")
 	data, err := r.key.Sign(subject, cert.GroupKey{Version: 1, Group: "web", Revision: 1})
 	if err != nil {
@@ -203,7 +206,8 @@ func TestTarget(t *testing.T) {
 	if _, ok := state.GroupKey("web"); !ok {
 		t.Error("the target did not see the group's key")
 	}
-	must(its.Append(ctx, cert.SeenSubject("web", "lb1", "id"), 0, []byte(`{"target":"lb1","id":"id"}`)))(t)
+	must(0, nc.Publish(cert.ReportPrefix+"."+cert.SeenSubject("web", "lb1", "id"), nil))(t)
+	must(must(cert.OpenReports(ctx, must(jetstream.NewWithAPIPrefix(nc, reads+"lb1"))(t)))(t).Append(ctx, cert.SeenSubject("web", "lb1", "other"), 0, []byte(`{"target":"lb1","id":"other"}`)))(t)
 	if err := nc.Publish(cert.EnrollSubject("lb1"), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -238,14 +242,15 @@ func TestTarget(t *testing.T) {
 		})
 	}
 	for _, subject := range []string{
-		cert.Prefix + "." + cert.CertSubject("web", "id"), cert.Prefix + "." + cert.SeenSubject("web", "lb2", "id"), cert.EnrollSubject("lb2"),
+		cert.Prefix + "." + cert.CertSubject("web", "id"), cert.ReportPrefix + "." + cert.SeenSubject("web", "lb2", "id"), cert.EnrollSubject("lb2"),
+		cert.Prefix + ".seen.web.lb1.id", "$JS.API.STREAM.DELETE.CERTREPORTS", "$JS.API.CONSUMER.CREATE.CERTREPORTS.x", "$JS.API.STREAM.MSG.GET.CERTREPORTS",
 		cert.APISubject("mk"), cert.Prefix + ".config", "orders.new", "$JS.API.STREAM.DELETE.CERTS", "$JS.API.STREAM.PURGE.CERTS",
 		"$JS.API.STREAM.UPDATE.CERTS", "$JS.API.CONSUMER.CREATE.CERTS.x", "$JS.API.CONSUMER.MSG.NEXT.CERTS.x", "$JS.API.STREAM.MSG.GET.CERTS", "$JS.API.STREAM.INFO.CERTS",
 		"$JS.API.DIRECT.GET.CERTS", reads + "lb2.STREAM.INFO.CERTS", "admin.status",
 	} {
 		refused(subject, func() error { return nc.Publish(subject, []byte(`{}`)) })
 	}
-	for _, subject := range []string{"orders.>", cert.Prefix + ".>", ">", "_INBOX.>", "_INBOX.lb2.>", "_INBOX.*.x", reads + ">"} {
+	for _, subject := range []string{"orders.>", cert.Prefix + ".>", ">", "_INBOX.>", "_INBOX.lb2.>", "_INBOX.*.x", reads + ">", cert.ReportPrefix + ".>"} {
 		refused(subject, func() error {
 			_, err := nc.SubscribeSync(subject)
 			return err
@@ -260,14 +265,18 @@ func TestTarget(t *testing.T) {
 	app := s.Dial("acme", "app")
 	elsewhere := must(app.SubscribeSync("orders.>"))(t)
 	must(0, app.Flush())(t)
-	last := func(subject string) string { return `{"last_by_subj":"` + cert.Prefix + "." + subject + `"}` }
-	mine, others := cert.SeenSubject("web", "lb1", "id"), cert.SeenSubject("web", "lb2", "id")
+	last := func(subject string) string { return `{"last_by_subj":"` + subject + `"}` }
+	const records, reports = cert.Prefix + ".", cert.ReportPrefix + "."
+	mine, others := reports+cert.SeenSubject("web", "lb1", "id"), reports+cert.SeenSubject("web", "lb2", "id")
+	all := records + cert.CertSubject("web", "*")
 	consumer := func(config string) string {
 		return `{"stream_name":"CERTS","config":{"deliver_policy":"all","ack_policy":"none",` + config + `}}`
 	}
-	filters := func(subjects string) string { return `"filter_subjects":["` + subjects + `"]` }
-	of := func(subject string) string { return filters(cert.Prefix + "." + subject) }
-	for call, body := range map[string]string{"STREAM.MSG.GET.CERTS": last(mine), "STREAM.INFO.CERTS": "", "CONSUMER.CREATE.CERTS.one": consumer(of(mine))} {
+	of := func(subjects string) string { return `"filter_subjects":["` + subjects + `"]` }
+	for call, body := range map[string]string{
+		"STREAM.MSG.GET.CERTREPORTS": last(mine), "STREAM.INFO.CERTS": "", "STREAM.INFO.CERTREPORTS": "",
+		"CONSUMER.CREATE.CERTS.one": consumer(of(all)), "CONSUMER.CREATE.CERTREPORTS.one": consumer(of(mine)),
+	} {
 		must(0, nc.PublishRequest(reads+"lb1."+call, "orders.new", []byte(body)))(t)
 		must(0, nc.PublishRequest(reads+"lb1."+call, "_INBOX.lb1x.y", []byte(body)))(t)
 		must(0, nc.Publish(reads+"lb1."+call, []byte(body)))(t)
@@ -277,10 +286,13 @@ func TestTarget(t *testing.T) {
 		return string(must(nc.Request(reads+"lb1."+call, []byte(body), 10*time.Second))(t).Data)
 	}
 	for call, bodies := range map[string][]string{
-		"STREAM.MSG.GET.CERTS":                            {last(others), last(cert.ConfigSubject), last("seen.web.lb1"), `{"seq":1}`, `{}`, `x`, "", `{"seq":1,"next_by_subj":">"}`},
-		"CONSUMER.CREATE.CERTS.two":                       {consumer(`"x":1`), consumer(filters(">")), consumer(of("config")), consumer(of("seen.>")), consumer(of("seen.web.*.id")), consumer(of(mine) + `,"filter_subject":">"`), `x`, ""},
-		"CONSUMER.CREATE.CERTS.two." + cert.Prefix + ".>": {consumer(of(mine))},
-		"CONSUMER.DURABLE.CREATE.CERTS.two":               {""}, "CONSUMER.DELETE.CERTS.one": {""}, "CONSUMER.LIST.CERTS": {""}, "STREAM.DELETE.CERTS": {""}, "STREAM.MSG.DELETE.CERTS": {`{"seq":1}`},
+		"STREAM.MSG.GET.CERTS":              {last(mine), last(records + cert.ConfigSubject), last(records + "seen.web.lb2.id"), `{"seq":1}`, `{}`, `x`, "", `{"seq":1,"next_by_subj":">"}`},
+		"STREAM.MSG.GET.CERTREPORTS":        {last(others), last(all), last(reports + "report.web.lb1"), `{"seq":1}`, `{"seq":1,"next_by_subj":">"}`},
+		"CONSUMER.CREATE.CERTS.two":         {consumer(`"x":1`), consumer(of(">")), consumer(of(records + "config")), consumer(of(mine)), consumer(of(all) + `,"filter_subject":">"`), `x`, ""},
+		"CONSUMER.CREATE.CERTREPORTS.two":   {consumer(`"x":1`), consumer(of(">")), consumer(of(all)), consumer(of(others)), consumer(of(reports + "report.>")), consumer(of(reports + "report.web.*.id"))},
+		"CONSUMER.CREATE.CERTS.two." + all:  {consumer(of(all))},
+		"CONSUMER.DURABLE.CREATE.CERTS.two": {""}, "CONSUMER.DELETE.CERTS.one": {""}, "CONSUMER.LIST.CERTS": {""}, "STREAM.DELETE.CERTS": {""}, "STREAM.MSG.DELETE.CERTS": {`{"seq":1}`},
+		"STREAM.DELETE.CERTREPORTS": {""}, "STREAM.PURGE.CERTREPORTS": {""}, "CONSUMER.DELETE.CERTREPORTS.one": {""}, "STREAM.MSG.DELETE.CERTREPORTS": {`{"seq":1}`},
 		"STREAM.INFO.OTHER": {""}, "STREAM.LIST": {""}, "INFO": {""}, "CONSUMER.MSG.NEXT.OTHER.two": {""}, "CONSUMER.MSG.NEXT.CERTS.a.b": {""}, "STREAM.PURGE.CERTS": {""},
 	} {
 		for _, body := range bodies {
@@ -290,10 +302,10 @@ func TestTarget(t *testing.T) {
 		}
 	}
 	// A consumer that is to deliver elsewhere does not: it is one that is pulled from.
-	if answer := ask("CONSUMER.CREATE.CERTS.push", consumer(of(mine)+`,"deliver_subject":"orders.pushed"`)); !strings.Contains(answer, `"name":"push"`) || strings.Contains(answer, "deliver_subject") {
+	if answer := ask("CONSUMER.CREATE.CERTS.push", consumer(of(all)+`,"deliver_subject":"orders.pushed"`)); !strings.Contains(answer, `"name":"push"`) || strings.Contains(answer, "deliver_subject") {
 		t.Error(answer)
 	}
-	if answer := ask("STREAM.MSG.GET.CERTS", last(mine)); !strings.Contains(answer, `"message"`) {
+	if answer := ask("STREAM.MSG.GET.CERTREPORTS", last(mine)); !strings.Contains(answer, `"message"`) {
 		t.Error(answer)
 	}
 	must(0, app.Publish("orders.last", nil))(t)

@@ -186,7 +186,7 @@ func BenchmarkFanOut(b *testing.B) {
 		all = append(all, open(b, cert.Options{Key: key}))
 	}
 	reports := make(chan *nats.Msg, 10*stores)
-	sub := must(bus.nc.ChanSubscribe(cert.Prefix+".seen.>", reports))(b)
+	sub := must(bus.nc.ChanSubscribe(cert.ReportPrefix+".>", reports))(b)
 	defer sub.Unsubscribe()
 	reported := func(generation uint64) { // by all
 		for from := map[string]bool{}; len(from) < stores; {

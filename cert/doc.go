@@ -14,12 +14,20 @@
 //
 // A ledger of certificates is a stream of an account. What is in it:
 //
-//	g.<group>.cert.<id>         a [Record]: a certificate, over all its renewals
-//	g.<group>.key               a [GroupKey]
-//	g.<group>.target.<name>     a [Target], with what it opens the group key by and signs by
-//	g.<group>.challenge.<id>    a [Challenge] that every target has to answer
-//	seen.<group>.<target>.<id>  a [Seen]: what a target was seen serving
-//	config                      the [Config] of the managers
+//	g.<group>.cert.<id>       a [Record]: a certificate, over all its renewals
+//	g.<group>.key             a [GroupKey]
+//	g.<group>.target.<name>   a [Target], with what it opens the group key by and signs by
+//	g.<group>.challenge.<id>  a [Challenge] that every target has to answer
+//	config                    the [Config] of the managers
+//
+// What targets report is a ledger, and a stream, of its own, so that a thousand targets
+// that follow the records need not step over a thousand reports:
+//
+//	report.<group>.<target>.<id>  a [Seen]: what a target was seen serving
+//
+// [Ledgers] are both. No order holds between them: a report can be heard before the record
+// that it is about, or that says whose it is. Reports of before, seen.<group>.<target>.<id>
+// among the records, count until the target has reported anew.
 //
 // The target signs what it was seen serving, and managers sign all else. A record is
 // always whole: the last of a subject is all there is to know. It is decoded leniently:

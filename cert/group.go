@@ -32,7 +32,7 @@ type group struct {
 	mu   sync.Mutex
 	keys map[uint64]*Key // of the group, by generation; opened once
 
-	// seen is what the ledger has of this target's reports; nil: it has to be read
+	// seen is what the ledger of reports has of this target; nil: it has to be read
 	// first. Only keepReported uses it.
 	seen *State
 }

@@ -299,6 +299,7 @@ func FuzzApply(f *testing.F) {
 	f.Add("g.web.target.lb1", []byte(`{"group":"web","name":"lb1","revision":9,"keys":{"1":{}}}`), true)
 	f.Add("g.web.cert.a", []byte(`{"group":"web","id":"a","revision":9,"next":{"chain":"x"},"wave":{"targets":["lb1"]}}`), true)
 	f.Add("seen.web.lb1.a", []byte(`{}`), false)
+	f.Add("report.web.lb1.a", []byte(`{}`), false)
 	key, enrolled := m.Target("lb1")
 	subject := cert.SeenSubject("web", "lb1", "a")
 	f.Add(subject, must(key.Sign(subject, cert.Seen{Version: 1, Target: "lb1", ID: "a", Generation: 1, At: time.Now()}))(f), false)

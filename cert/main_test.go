@@ -134,7 +134,9 @@ func newBus(t testing.TB) *bus {
 func busAt(t testing.TB, s *server.Server, m *certtest.Manager) *bus {
 	t.Helper()
 	nc := dial(t, s.ClientURL())
-	l := must(cert.OpenLedger(within(t, 30*time.Second), must(jetstream.New(nc))(t)))(t)
+	js := must(jetstream.New(nc))(t)
+	l := must(cert.OpenLedger(within(t, 30*time.Second), js))(t)
+	must(cert.OpenReports(within(t, 30*time.Second), js))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	relayed := make(chan error, 1)
 	go func() { relayed <- cert.Relay{}.Run(ctx, nc) }()
@@ -152,7 +154,11 @@ func (b *bus) publish(events ...certtest.Event) {
 	b.t.Helper()
 	js := must(jetstream.New(b.nc))(b.t)
 	for _, e := range events {
-		must(js.Publish(within(b.t, 20*time.Second), cert.Prefix+"."+e.Subject, e.Data))(b.t)
+		prefix := cert.Prefix
+		if cert.IsReport(e.Subject) {
+			prefix = cert.ReportPrefix
+		}
+		must(js.Publish(within(b.t, 20*time.Second), prefix+"."+e.Subject, e.Data))(b.t)
 	}
 }
 
@@ -168,9 +174,9 @@ func (b *bus) target(name string) *cert.TargetKey {
 func (b *bus) lastSeen(target, id string) *cert.Seen {
 	b.t.Helper()
 	ctx := within(b.t, 20*time.Second)
-	stream := must(must(jetstream.New(b.nc))(b.t).Stream(ctx, cert.Stream))(b.t)
+	stream := must(must(jetstream.New(b.nc))(b.t).Stream(ctx, cert.ReportStream))(b.t)
 	subject := cert.SeenSubject(b.Group, target, id)
-	msg, err := stream.GetLastMsgForSubject(ctx, cert.Prefix+"."+subject)
+	msg, err := stream.GetLastMsgForSubject(ctx, cert.ReportPrefix+"."+subject)
 	if err != nil || len(msg.Data) == 0 {
 		return nil
 	}

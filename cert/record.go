@@ -7,10 +7,12 @@ import (
 	"time"
 )
 
-// What a ledger of certificates is called on the bus.
+// What the ledgers of certificates, and of the reports about them, are called on the bus.
 const (
-	Stream = "CERTS"
-	Prefix = "$FLEETBUS.certs"
+	Stream       = "CERTS"
+	Prefix       = "$FLEETBUS.certs"
+	ReportStream = "CERTREPORTS"
+	ReportPrefix = "$FLEETBUS.certreports"
 )
 
 // The version of records that this package writes.
@@ -310,16 +312,25 @@ func TargetSubject(group, name string) string { return "g." + group + ".target."
 // does.
 func ChallengeSubject(group, id string) string { return "g." + group + ".challenge." + id }
 
-// SeenSubject is the subject of what a target was seen serving of a certificate.
+// SeenSubject is the subject of what a target was seen serving of a certificate, in the
+// ledger of reports.
 func SeenSubject(group, target, id string) string {
+	return "report." + group + "." + target + "." + id
+}
+
+// formerSubject is where that was while reports were among the records.
+func formerSubject(group, target, id string) string {
 	return "seen." + group + "." + target + "." + id
 }
+
+// IsReport reports whether a subject is that of a report in the ledger of reports.
+func IsReport(subject string) bool { return strings.HasPrefix(subject, "report.") }
 
 // ConfigSubject is the subject of the managers' configuration.
 const ConfigSubject = "config"
 
-// requests begins the subjects of what is asked and not stored: the ledger has all
-// that begin with Prefix.
+// requests begins the subjects of what is asked and not stored: the ledgers have all
+// that begin with Prefix, or ReportPrefix.
 const requests = "$FLEETBUS.cert."
 
 // AskSubject is where a manager asks the targets of a group, on the bus, who has the

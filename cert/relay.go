@@ -3,6 +3,7 @@ package cert
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -22,7 +23,7 @@ const (
 	readAbandoned = 30 * time.Second
 )
 
-// A Relay has the targets of an account read the ledger. The engine writes what it
+// A Relay has the targets of an account read the ledgers. The engine writes what it
 // delivers, and what it answers, wherever a request says, and asks nobody's permission
 // for that: who may use its API can have stored records, its own reports among them,
 // written to any subject. So targets ask a relay, in the words of the engine's API, and
@@ -79,21 +80,25 @@ func readable(target, call string, data []byte) ([]byte, error) {
 		return nil, fmt.Errorf("it has %d bytes, and %d are allowed", len(data), maxRead)
 	}
 	words := strings.Split(call, ".")
-	verb := strings.Join(words[:min(3, len(words))], ".")
-	switch {
-	case call == "STREAM.INFO."+Stream:
+	at := map[string]int{"STREAM.INFO": 2, "STREAM.MSG": 3, "CONSUMER.CREATE": 2, "CONSUMER.MSG": 3}[strings.Join(words[:min(2, len(words))], ".")]
+	if at == 0 || at >= len(words) || words[at] != Stream && words[at] != ReportStream {
+		return nil, errors.New("it may not ask for that")
+	}
+	stream, rest := words[at], words[at+1:]
+	switch verb := strings.Join(words[:at], "."); {
+	case verb == "STREAM.INFO" && len(rest) == 0:
 		return nil, nil
-	case call == "STREAM.MSG.GET."+Stream:
+	case verb == "STREAM.MSG.GET" && len(rest) == 0:
 		var r struct {
 			Seq  uint64 `json:"seq,omitempty"`
 			Last string `json:"last_by_subj,omitempty"`
 			Next string `json:"next_by_subj,omitempty"`
 		}
-		if err := json.Unmarshal(data, &r); err != nil || (r.Last == "") == (r.Next == "") || !mayRead(target, r.Last+r.Next) {
+		if err := json.Unmarshal(data, &r); err != nil || (r.Last == "") == (r.Next == "") || !mayRead(target, stream, r.Last+r.Next) {
 			return nil, fmt.Errorf("it may not read %q", r.Last+r.Next)
 		}
 		return json.Marshal(r)
-	case verb == "CONSUMER.CREATE."+Stream && len(words) == 4:
+	case verb == "CONSUMER.CREATE" && len(rest) == 1:
 		var r struct {
 			Config jetstream.ConsumerConfig `json:"config"`
 		}
@@ -101,23 +106,25 @@ func readable(target, call string, data []byte) ([]byte, error) {
 			return nil, fmt.Errorf("it cannot be read: %w", err)
 		}
 		filters := r.Config.FilterSubjects
-		if r.Config.FilterSubject != "" || len(filters) == 0 || slices.ContainsFunc(filters, func(f string) bool { return !mayRead(target, f) }) {
+		if r.Config.FilterSubject != "" || len(filters) == 0 || slices.ContainsFunc(filters, func(f string) bool { return !mayRead(target, stream, f) }) {
 			return nil, fmt.Errorf("it may not read %q", filters)
 		}
-		return json.Marshal(map[string]any{"stream_name": Stream, "action": "create", "config": jetstream.ConsumerConfig{
-			Name: words[3], DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(r.Config.OptStartSeq, 1), FilterSubjects: filters,
+		return json.Marshal(map[string]any{"stream_name": stream, "action": "create", "config": jetstream.ConsumerConfig{
+			Name: rest[0], DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(r.Config.OptStartSeq, 1), FilterSubjects: filters,
 			AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readAbandoned, Replicas: 1, MemoryStorage: true,
 		}})
-	case len(words) == 5 && strings.Join(words[:4], ".") == "CONSUMER.MSG.NEXT."+Stream:
+	case verb == "CONSUMER.MSG.NEXT" && len(rest) == 1:
 		return data, nil
 	}
-	return nil, fmt.Errorf("it may not ask for that")
+	return nil, errors.New("it may not ask for that")
 }
 
-// mayRead reports whether a target may read all that a subject of the stream, which may
+// mayRead reports whether a target may read all that a subject of a stream, which may
 // have wildcards, matches: what is of groups, and its own reports.
-func mayRead(target, subject string) bool {
-	own := strings.Split(subject, ".")
-	return strings.HasPrefix(subject, Prefix+".g.") ||
-		strings.HasPrefix(subject, Prefix+".seen.") && len(own) == 6 && own[4] == target
+func mayRead(target, stream, subject string) bool {
+	if stream == ReportStream {
+		own := strings.Split(subject, ".")
+		return strings.HasPrefix(subject, ReportPrefix+".report.") && len(own) == 6 && own[4] == target
+	}
+	return strings.HasPrefix(subject, Prefix+".g.")
 }

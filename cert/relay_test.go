@@ -11,10 +11,11 @@ import (
 // FuzzReadable asks for whatever a target could: what the engine is asked for then is to
 // read what is of groups, or the target's own, and to deliver it to who asks.
 func FuzzReadable(f *testing.F) {
-	own := Prefix + "." + SeenSubject("web", "lb1", "a")
+	own := ReportPrefix + "." + SeenSubject("web", "lb1", "a")
 	for call, body := range map[string]string{
-		"STREAM.INFO.CERTS": "", "STREAM.MSG.GET.CERTS": `{"last_by_subj":"` + own + `"}`, "CONSUMER.MSG.NEXT.CERTS.x": `{"batch":1}`,
-		"CONSUMER.CREATE.CERTS.x": `{"config":{"opt_start_seq":7,"filter_subjects":["` + own + `","` + Prefix + `.g.web.cert.*"],"deliver_subject":"orders","durable_name":"y"}}`,
+		"STREAM.INFO.CERTS": "", "STREAM.MSG.GET.CERTREPORTS": `{"last_by_subj":"` + own + `"}`, "CONSUMER.MSG.NEXT.CERTS.x": `{"batch":1}`,
+		"CONSUMER.CREATE.CERTS.x":       `{"config":{"opt_start_seq":7,"filter_subjects":["` + Prefix + `.g.web.cert.*"],"deliver_subject":"orders","durable_name":"y"}}`,
+		"CONSUMER.CREATE.CERTREPORTS.x": `{"config":{"filter_subjects":["` + own + `"]}}`,
 	} {
 		f.Add(call, []byte(body))
 	}
@@ -23,40 +24,43 @@ func FuzzReadable(f *testing.F) {
 		if err != nil {
 			return
 		}
-		all := []string{Prefix + ".g.web.cert.a"}
-		switch words := strings.Split(call, "."); {
-		case call == "STREAM.INFO.CERTS" && len(body) == 0, len(words) == 5 && strings.HasPrefix(call, "CONSUMER.MSG.NEXT.CERTS."):
-		case call == "STREAM.MSG.GET.CERTS":
+		words := strings.Split(call, ".")
+		stream := words[min(len(words)-1, 3)] // but of a consumer that is made
+		var all []string
+		switch {
+		case (call == "STREAM.INFO.CERTS" || call == "STREAM.INFO.CERTREPORTS") && len(body) == 0, len(words) == 5 && strings.HasPrefix(call, "CONSUMER.MSG.NEXT."):
+			return
+		case len(words) == 4 && strings.HasPrefix(call, "STREAM.MSG.GET."):
 			r := map[string]any{}
 			if err := json.Unmarshal(body, &r); err != nil {
 				t.Fatal(err)
 			}
 			delete(r, "seq")
-			all = nil
 			for _, subject := range r {
 				all = append(all, subject.(string))
 			}
-		case len(words) == 4 && strings.HasPrefix(call, "CONSUMER.CREATE.CERTS."):
+		case len(words) == 4 && strings.HasPrefix(call, "CONSUMER.CREATE."):
 			var r struct {
+				Stream string                   `json:"stream_name"`
 				Config jetstream.ConsumerConfig `json:"config"`
 			}
 			if err := json.Unmarshal(body, &r); err != nil {
 				t.Fatal(err)
 			}
 			c := r.Config
-			if c.DeliverSubject != "" || c.Durable != "" || c.FilterSubject != "" || c.Name != words[3] {
+			if c.DeliverSubject != "" || c.Durable != "" || c.FilterSubject != "" || c.Name != words[3] || r.Stream != words[2] {
 				t.Errorf("%s", body)
 			}
-			all = c.FilterSubjects
-		default:
-			t.Errorf("%q was let through", call)
+			stream, all = r.Stream, c.FilterSubjects
 		}
 		if len(all) == 0 {
-			t.Errorf("all may be read: %s", body)
+			t.Errorf("%q was let through: %s", call, body)
 		}
 		for _, subject := range all {
-			if words := strings.Split(subject, "."); !strings.HasPrefix(subject, Prefix+".g.") && (len(words) != 6 || words[2] != "seen" || words[4] != "lb1") {
-				t.Errorf("%q may be read", subject)
+			words := strings.Split(subject, ".")
+			if own := len(words) == 6 && words[1] == "certreports" && words[2] == "report" && words[4] == "lb1"; stream == ReportStream && !own ||
+				stream == Stream && !strings.HasPrefix(subject, Prefix+".g.") || stream != Stream && stream != ReportStream {
+				t.Errorf("%q may be read in %q", subject, stream)
 			}
 		}
 	})

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/fleetbus/fleetbus/ledger"
 )
 
@@ -27,8 +29,14 @@ type appender interface {
 	Append(ctx context.Context, subject string, expect uint64, data []byte) (uint64, error)
 }
 
-// keepReported writes what was seen to the ledger, until ctx ends.
-func (s *Store) keepReported(ctx context.Context, l *ledger.Ledger) {
+// keepReported writes what was seen to the ledger of reports, until ctx ends.
+func (s *Store) keepReported(ctx context.Context, js jetstream.JetStream) {
+	o := ledgerOptions(ReportStream, ReportPrefix)
+	o.Attempt = reportAttempt
+	l, err := openLedger(ctx, js, o, reportPause)
+	if err != nil {
+		return // who follows the records tells of it
+	}
 	poke(s.write) // of what an earlier Run did not come to
 	for failures := 0; ; {
 		select {
@@ -42,12 +50,7 @@ func (s *Store) keepReported(ctx context.Context, l *ledger.Ledger) {
 		} else if failures == 0 && ctx.Err() == nil {
 			s.log.Warn("what is served could not be reported", "err", err)
 		}
-		timer := time.NewTimer(min(pauseOf(failures), reportPause))
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
+		_ = pause(ctx, failures, reportPause) // ctx is asked above
 		failures++
 		poke(s.write)
 	}
@@ -97,7 +100,7 @@ func (s *Store) report(ctx context.Context, l *ledger.Ledger) error {
 	return failed
 }
 
-// loadSeen reads what the ledger has of this target's reports, once.
+// loadSeen reads what their ledger has of this target's reports, once.
 func (g *group) loadSeen(ctx context.Context, l *ledger.Ledger) error {
 	if g.seen != nil {
 		return nil
@@ -108,7 +111,7 @@ func (g *group) loadSeen(ctx context.Context, l *ledger.Ledger) error {
 		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
 	}
 	state := NewState([]Signer{self}, func(subject string) bool { return strings.HasPrefix(subject, prefix) })
-	follower, err := ledger.NewFollower(state, ledger.FollowOptions{Filter: []string{prefix + "*"}})
+	follower, err := ledger.NewFollower(state.Reports(), ledger.FollowOptions{Filter: []string{prefix + "*"}})
 	if err != nil {
 		return fmt.Errorf("reading what was reported of group %q: %w", g.name, err)
 	}

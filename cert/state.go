@@ -13,7 +13,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/fleetbus/fleetbus/ledger"
 )
+
+// maxOthers bounds how many reports by other keys than the target's are kept for when its
+// record is heard later than they are.
+const maxOthers = 8
 
 // ErrStale is returned by Apply for a record that is no newer than the one before:
 // somebody wrote an old one again.
@@ -23,13 +29,14 @@ var ErrStale = errors.New("it is older than what is known")
 // one, and a ledger.Follower fills it. It believes nothing that no manager signed, and
 // of a target's reports what is signed by the key in the target's record. It is safe for
 // concurrent use; what the things that it returns point to is shared and not to be
-// changed.
+// changed. It takes reports from their own ledger by Reports.
 type State struct {
 	signers []Signer
 	keep    func(subject string) bool
 
 	mu      sync.RWMutex
-	seq     uint64
+	seq     uint64                      // of the records
+	reports uint64                      // of the reports
 	entries map[string]map[string]entry // by place and subject
 }
 
@@ -40,6 +47,10 @@ type entry struct {
 	value   any    // of data: *Record, *GroupKey, *Target, *Challenge, *Config or *Seen
 	signer  Signer // of a *Seen
 	err     error  // why the last event was not believed
+
+	// others are the last reports by other keys than the target's, which it could have
+	// enrolled with meanwhile: its record may be heard later. There are maxOthers at most.
+	others []entry
 }
 
 // NewState returns an empty State that believes what one of signers signed. It keeps
@@ -87,14 +98,24 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seq = max(s.seq, seq)
+	if IsReport(subject) {
+		s.reports = max(s.reports, seq)
+	} else {
+		s.seq = max(s.seq, seq)
+	}
 	if !s.keep(subject) {
 		return nil
 	}
 	before := s.entry(subject)
-	e.version = seq
-	if seen, ok := e.value.(*Seen); ok && e.err == nil && s.target(subject) != nil && !s.believes(subject, e.signer) {
-		e.err = fmt.Errorf("reading %q: %w: it is not the key of %q", subject, ErrSignature, seen.Target)
+	e.version, e.others = seq, before.others
+	if _, ok := e.value.(*Seen); ok && e.err == nil {
+		switch {
+		case s.believes(subject, e.signer):
+		case s.target(subject) != nil:
+			before.others, e.err = addOther(before.others, e), strange(subject)
+		case before.data != nil && before.signer != e.signer: // whose it is will be known
+			e.others = addOther(before.others, before)
+		}
 	}
 	again := bytes.Equal(before.data, data) // somebody restored it
 	if n := revision(e.value); e.err == nil && !again && n > 0 && before.data != nil && before.signer == e.signer && n <= revision(before.value) {
@@ -109,7 +130,42 @@ func (s *State) Apply(seq uint64, subject string, data []byte) error {
 		return e.err
 	}
 	s.set(subject, e)
+	if t, ok := e.value.(*Target); ok {
+		s.know(t)
+	}
 	return nil
+}
+
+// strange is why a report is not believed that another than the target signed.
+func strange(subject string) error {
+	return fmt.Errorf("reading %q: %w: it is not the key of the target", subject, ErrSignature)
+}
+
+// addOther adds a report by another key.
+func addOther(others []entry, e entry) []entry {
+	e.others = nil
+	others = append(slices.Clone(others), e)
+	return others[max(0, len(others)-maxOthers):]
+}
+
+// know looks again at what was heard of a target, when its record has come. s.mu is held.
+func (s *State) know(t *Target) {
+	for subject, last := range s.entries[place(SeenSubject(t.Group, t.Name, ""))] {
+		heard, best := addOther(last.others, last), -1
+		for i, e := range heard {
+			if s.believes(subject, e.signer) && (best < 0 || revision(e.value) > revision(heard[best].value)) {
+				best = i
+			}
+		}
+		if best >= 0 && best < len(heard)-1 {
+			e := heard[best]
+			if e.others, e.err = slices.Delete(heard, best, best+1), nil; e.version != last.version {
+				e.version, e.err = last.version, strange(subject)
+			}
+			last = e
+		}
+		s.set(subject, last)
+	}
 }
 
 // target is the record of the target that a report is of; nil if it is not known. s.mu
@@ -132,11 +188,12 @@ func (s *State) read(subject string, data []byte) entry {
 		return entry{}
 	}
 	words := strings.Split(subject, ".")
-	if words[0] == "seen" && len(data) > maxSeen {
+	report := words[0] == "report" || words[0] == "seen"
+	if report && len(data) > maxSeen {
 		return entry{err: fmt.Errorf("reading %q: it has %d bytes, and %d are allowed", subject, len(data), maxSeen)}
 	}
 	e := entry{data: bytes.Clone(data)}
-	if words[0] == "seen" {
+	if report {
 		if len(words) != 4 {
 			return e
 		}
@@ -209,7 +266,7 @@ func revision(value any) uint64 {
 	return 0
 }
 
-// Seq is the last event that was applied.
+// Seq is the last event of the ledger of certificates that was applied.
 func (s *State) Seq() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -317,23 +374,28 @@ func (s *State) Challenges(group string) []*Challenge {
 
 // Seen returns what a target was seen serving of a certificate.
 func (s *State) Seen(group, target, id string) (*Seen, bool) {
-	subject := SeenSubject(group, target, id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	e := s.entry(subject)
-	seen, ok := e.value.(*Seen)
-	if !ok || !s.believes(subject, e.signer) {
-		return nil, false
+	for _, subject := range []string{SeenSubject(group, target, id), formerSubject(group, target, id)} {
+		if e := s.entry(subject); s.believes(subject, e.signer) {
+			if seen, ok := e.value.(*Seen); ok {
+				return seen, true
+			}
+		}
 	}
-	return seen, true
+	return nil, false
 }
 
-// Stored returns the last record of subject that could be believed, as it stands in the
+// Stored returns the last record of subject that can be believed, as it stands in the
 // ledger; nil if there is none.
 func (s *State) Stored(subject string) []byte {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.entry(subject).data
+	e := s.entry(subject)
+	if _, ok := e.value.(*Seen); ok && !s.believes(subject, e.signer) {
+		return nil
+	}
+	return e.data
 }
 
 // Config returns the configuration of the managers, sealed.
@@ -343,7 +405,29 @@ func (s *State) Config() (*Config, bool) { return get[Config](s, ConfigSubject) 
 // with its version and data, each length before what it is of.
 const stateMagic = "fleetbus-certs-1\n"
 
-// Marshal returns the state, with everything sealed and signed as it is in the ledger.
+// Reports is the state as the follower of the ledger of reports takes it.
+func (s *State) Reports() ledger.State { return reports{s} }
+
+// reports are a State, of which there is no snapshot.
+type reports struct{ *State }
+
+// Seq is the last report that was applied.
+func (r reports) Seq() uint64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.reports
+}
+
+var errNoSnapshot = errors.New("there are no snapshots of reports")
+
+// Marshal fails.
+func (r reports) Marshal() ([]byte, error) { return nil, errNoSnapshot }
+
+// Unmarshal fails.
+func (r reports) Unmarshal([]byte) error { return errNoSnapshot }
+
+// Marshal returns the state, without reports, and with everything sealed and signed as it
+// is in the ledger.
 func (s *State) Marshal() ([]byte, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -351,6 +435,9 @@ func (s *State) Marshal() ([]byte, error) {
 	var subjects []string
 	for _, entries := range s.entries {
 		for subject, e := range entries {
+			if IsReport(subject) {
+				continue
+			}
 			subjects = append(subjects, subject)
 			size += len(subject) + len(e.data) + 3*binary.MaxVarintLen32
 		}

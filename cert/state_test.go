@@ -64,7 +64,7 @@ func TestForgedReport(t *testing.T) {
 		}
 		return apply(subject, data)
 	}
-	own, other, stranger := newReporter(t, "lb-1"), newReporter(t, "lb-2"), newReporter(t, "lb-1")
+	own, other, stranger, anew := newReporter(t, "lb-1"), newReporter(t, "lb-2"), newReporter(t, "lb-1"), newReporter(t, "lb-1")
 	subject := SeenSubject("g", "lb-1", "id")
 	want := func(generation uint64) {
 		t.Helper()
@@ -111,7 +111,7 @@ func TestForgedReport(t *testing.T) {
 	}
 	want(4)
 	// A target that enrolled anew has another key, and may have another clock.
-	if err := errors.Join(enroll(stranger), apply(subject, stranger.report(subject, 5, 50))); err != nil {
+	if err := errors.Join(enroll(anew), apply(subject, anew.report(subject, 5, 50))); err != nil {
 		t.Error(err)
 	}
 	want(5)
@@ -121,6 +121,87 @@ func TestForgedReport(t *testing.T) {
 	want(5)
 	if err := apply("g.g.later.thing", []byte("anything")); err != nil { // of a later version
 		t.Error(err)
+	}
+}
+
+// TestReportsHeardEarly has what a target reports heard at every moment of its enrollments,
+// and with it what strangers wrote in its place: what is known in the end is the same.
+func TestReportsHeardEarly(t *testing.T) {
+	manager, err := NewManagerKey("acme", make([]byte, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, anew, stranger := newReporter(t, "lb-1"), newReporter(t, "lb-1"), newReporter(t, "lb-1")
+	subject, target := SeenSubject("g", "lb-1", "id"), TargetSubject("g", "lb-1")
+	var records [][]byte
+	for i, r := range []reporter{own, anew} {
+		data, err := manager.Sign(target, Target{Version: 1, Group: "g", Name: "lb-1", Public: r.Seal.Public(), Signer: r.signer(), Revision: uint64(i + 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, data)
+	}
+	written := [][]byte{
+		own.report(subject, 1, 100), stranger.report(subject, 9, 900), own.report(subject, 2, 200), anew.report(subject, 3, 50),
+		stranger.report(subject, 8, 901), anew.report(subject, 4, 60), own.report(subject, 1, 100),
+	}
+	for first := range len(written) + 1 {
+		for second := first; second <= len(written); second++ {
+			for end, want := range map[int]error{len(written): ErrSignature, len(written) - 1: nil} { // a replay is the last, or is not
+				s := NewState([]Signer{manager.Signer()}, nil)
+				follower := s.Reports()
+				for i := range end + 1 {
+					for n, at := range []int{first, second} {
+						if i == min(at, end) {
+							if err := s.Apply(uint64(n+1), target, records[n]); err != nil {
+								t.Fatal(err)
+							}
+						}
+					}
+					if i < end {
+						_ = follower.Apply(uint64(i+1), subject, written[i])
+					}
+				}
+				seen, ok := s.Seen("g", "lb-1", "id")
+				if !ok || seen.Generation != 4 || !errors.Is(s.Problems()[subject], want) || s.Version(subject) != uint64(end) || follower.Seq() != uint64(end) || s.Seq() != 2 {
+					t.Errorf("records before reports %d and %d of %d: %+v, %v, event %d", first, second, end, seen, s.Problems()[subject], s.Version(subject))
+				}
+			}
+		}
+	}
+}
+
+// TestFormerReports has reports among the records, as they were once: they count until there
+// is one where they belong.
+func TestFormerReports(t *testing.T) {
+	own := newReporter(t, "lb-1")
+	s := NewState([]Signer{own.signer()}, nil)
+	former, subject := formerSubject("g", "lb-1", "id"), SeenSubject("g", "lb-1", "id")
+	want := func(generation uint64) {
+		t.Helper()
+		if seen, ok := s.Seen("g", "lb-1", "id"); !ok || seen.Generation != generation {
+			t.Errorf("it is %+v", seen)
+		}
+	}
+	if err := s.Apply(7, former, own.report(former, 1, 100)); err != nil {
+		t.Fatal(err)
+	}
+	want(1)
+	if err := s.Reports().Apply(1, subject, own.report(former, 1, 100)); !errors.Is(err, ErrSignature) {
+		t.Errorf("written again elsewhere: %v", err)
+	}
+	want(1)
+	if err := s.Reports().Apply(2, subject, own.report(subject, 2, 50)); err != nil {
+		t.Fatal(err)
+	}
+	want(2)
+	if s.Version(subject) != 2 || s.Version(former) != 7 || s.Seq() != 7 {
+		t.Errorf("events %d and %d of %d", s.Version(subject), s.Version(former), s.Seq())
+	}
+	again := NewState([]Signer{own.signer()}, nil)
+	data, err := s.Marshal()
+	if err := errors.Join(err, again.Unmarshal(data)); err != nil || again.Version(former) != 7 || again.Version(subject) != 0 {
+		t.Errorf("a snapshot has event %d of the reports: %v", again.Version(subject), err)
 	}
 }
 

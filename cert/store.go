@@ -232,7 +232,7 @@ func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 	all.Go(func() { s.keepInstalled(ctx, caughtUp) })
 	all.Go(func() { s.keepDelivered(ctx) })
 	all.Go(func() { s.keepTime(ctx) })
-	l, err := openLedger(ctx, js)
+	l, err := openLedger(ctx, js, ledgerOptions(Stream, Prefix), longestPause)
 	if err != nil {
 		cancel(err)
 	} else {
@@ -243,7 +243,7 @@ func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 				}
 			})
 		}
-		all.Go(func() { s.keepReported(ctx, l) })
+		all.Go(func() { s.keepReported(ctx, js) })
 	}
 	all.Wait()
 	if parent.Err() != nil {
@@ -252,11 +252,9 @@ func (s *Store) Run(ctx context.Context, nc *nats.Conn) error {
 	return fmt.Errorf("running a store of certificates: %w", context.Cause(ctx))
 }
 
-// openLedger waits for the ledger as long as it takes. The error is that of a closed
-// connection.
-func openLedger(ctx context.Context, js jetstream.JetStream) (*ledger.Ledger, error) {
-	o := ledgerOptions()
-	o.Attempt = reportAttempt
+// openLedger waits for a ledger as long as it takes. The error is ctx's, or that of a
+// closed connection.
+func openLedger(ctx context.Context, js jetstream.JetStream, o ledger.Options, longest time.Duration) (*ledger.Ledger, error) {
 	for n := 0; ; n++ {
 		l, err := ledger.Open(ctx, js, o)
 		switch {
@@ -265,7 +263,7 @@ func openLedger(ctx context.Context, js jetstream.JetStream) (*ledger.Ledger, er
 		case js.Conn().IsClosed():
 			return nil, nats.ErrConnectionClosed
 		}
-		if pause(ctx, n) != nil {
+		if pause(ctx, n, longest) != nil {
 			return nil, ctx.Err()
 		}
 	}
@@ -288,7 +286,7 @@ func (g *group) run(ctx context.Context, l *ledger.Ledger) error {
 				g.store.log.Error("certificates are not followed", "group", g.name, "err", err)
 			}
 		}
-		if pause(ctx, n) != nil {
+		if pause(ctx, n, longestPause) != nil {
 			return nil
 		}
 	}
@@ -310,9 +308,9 @@ func (g *group) runOnce(ctx context.Context, l *ledger.Ledger) error {
 	return g.follower.Run(ctx, l)
 }
 
-// pause waits before attempt n is repeated: longer each time, up to longestPause.
-func pause(ctx context.Context, n int) error {
-	timer := time.NewTimer(pauseOf(n))
+// pause waits before attempt n is repeated: longer each time, up to longest.
+func pause(ctx context.Context, n int, longest time.Duration) error {
+	timer := time.NewTimer(min(pauseOf(n), longest))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -21,7 +21,6 @@ import (
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/await"
-	"github.com/fleetbus/fleetbus/ledger"
 )
 
 // startNode starts a node that manages the certificates of account acme, and returns a
@@ -108,7 +107,7 @@ func TestReportsByWayOfAStream(t *testing.T) {
 	app, _ := dialAs(t, s, "app", identity.RoleClient)
 	js := must(jetstream.New(app))(t)
 	must(js.CreateStream(ctx, jetstream.StreamConfig{
-		Name: "DETOUR", Subjects: []string{"detour.>"}, MaxBytes: 1 << 20, RePublish: &jetstream.RePublish{Source: "detour.>", Destination: cert.Prefix + ".seen.>"},
+		Name: "DETOUR", Subjects: []string{"detour.>"}, MaxBytes: 1 << 20, RePublish: &jetstream.RePublish{Source: "detour.>", Destination: cert.ReportPrefix + ".report.>"},
 	}))(t)
 	body := must(json.Marshal(cert.Seen{Version: 1, Target: "lb-1", ID: made.ID, Generation: 1, Serial: made.Current.Serial, At: time.Now()}))(t)
 	must(js.Publish(ctx, "detour.default.lb-1."+made.ID, body))(t)
@@ -137,11 +136,15 @@ func TestLedgerAndClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	app, denied := dialAs(t, s, "app", identity.RoleClient)
-	for _, request := range []string{
+	requests := []string{
 		"STREAM.DELETE.CERTS", "STREAM.PURGE.CERTS", "STREAM.UPDATE.CERTS", "STREAM.SNAPSHOT.CERTS", "STREAM.MSG.DELETE.CERTS", "STREAM.MSG.GET.CERTS",
 		"STREAM.PEER.REMOVE.CERTS", "STREAM.LEADER.STEPDOWN.CERTS", "CONSUMER.LIST.CERTS", "CONSUMER.CREATE.CERTS.x", "CONSUMER.DURABLE.CREATE.CERTS.x",
 		"CONSUMER.DELETE.CERTS.x", "CONSUMER.MSG.NEXT.CERTS.x", "CONSUMER.LEADER.STEPDOWN.CERTS.x", "DIRECT.GET.CERTS", "DIRECT.GET.CERTS." + cert.Prefix + ".config",
-	} {
+	}
+	for _, request := range requests {
+		requests = append(requests, strings.Replace(request, "."+cert.Stream, "."+cert.ReportStream, 1))
+	}
+	for _, request := range requests {
 		if err := app.PublishRequest("$JS.API."+request, app.NewInbox(), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -187,18 +190,15 @@ func TestRecordsWrittenOver(t *testing.T) {
 	}
 	for _, subject := range subjects {
 		for range 40 {
-			if err := w.nc.Publish(cert.Prefix+"."+subject, []byte("none")); err != nil {
+			if err := w.nc.Publish(onBus(subject), []byte("none")); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	await.Nil(t, "all records are there for who starts anew", func() error {
 		state := cert.NewState([]cert.Signer{w.key.Signer()}, nil)
-		f, err := ledger.NewFollower(state, ledger.FollowOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		stop := w.background(func(ctx context.Context) error { return f.Run(ctx, w.ledger) })
+		f := w.ledgersOf(state, nil)
+		stop := w.background(f.Run)
 		defer stop()
 		select {
 		case <-f.CaughtUp():
@@ -263,7 +263,7 @@ func TestForgedReports(t *testing.T) {
 			again := cert.Seen{Version: 1, Target: "lb-0", ID: made.ID, Generation: 1, Serial: r.Current.Serial, At: time.Now().UTC()}
 			newer := must(stuck.own().Sign(subject, again))(t)
 			await.Nil(t, "a newer one", func() error { // managers write, too
-				_, err := w.ledger.Append(within(t), subject, w.state.Version(subject), newer)
+				_, err := w.ledgers.Append(within(t), subject, w.state.Version(subject), newer)
 				return err
 			})
 			await.Nil(t, "it is known", func() error {
@@ -275,7 +275,7 @@ func TestForgedReports(t *testing.T) {
 			data = before
 		}
 		mine := w.state.Stored(subject)
-		if err := w.nc.Publish(cert.Prefix+"."+subject, data); err != nil {
+		if err := w.nc.Publish(onBus(subject), data); err != nil {
 			t.Fatal(err)
 		}
 		await.Nil(t, name+": it is restored", func() error {
@@ -358,11 +358,15 @@ func (w *world) last(subject string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := js.Stream(within(w.t), cert.Stream)
+	name, err := js.StreamNameBySubject(within(w.t), onBus(subject))
 	if err != nil {
 		return nil, err
 	}
-	msg, err := stream.GetLastMsgForSubject(within(w.t), cert.Prefix+"."+subject)
+	stream, err := js.Stream(within(w.t), name)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := stream.GetLastMsgForSubject(within(w.t), onBus(subject))
 	if err != nil {
 		return nil, err
 	}

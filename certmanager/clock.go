@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fleetbus/fleetbus/ledger"
+	"github.com/fleetbus/fleetbus/cert"
 )
 
 const (
@@ -41,7 +41,7 @@ func (c *ledgerClock) due() bool {
 }
 
 // ask asks the ledger. If that does not answer, the clock goes on as it did.
-func (c *ledgerClock) ask(ctx context.Context, l *ledger.Ledger) {
+func (c *ledgerClock) ask(ctx context.Context, l *cert.Ledgers) {
 	ctx, cancel := context.WithTimeout(ctx, clockTime)
 	defer cancel()
 	now, err := l.Now(ctx)

@@ -527,7 +527,7 @@ func TestTenThousandExpired(t *testing.T) {
 	case <-time.After(3 * time.Minute):
 		t.Fatal("they are not written")
 	}
-	if err := w.follower.Wait(within(t), uint64(n)+1); err != nil || len(w.state.Records("web")) != n {
+	if err := w.ledgers.Wait(within(t), cert.ConfigSubject, uint64(n)+1); err != nil || len(w.state.Records("web")) != n {
 		t.Fatal(err, len(w.state.Records("web")))
 	}
 	w.clock.add(91 * 24 * time.Hour)

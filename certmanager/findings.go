@@ -192,7 +192,7 @@ func (s *session) recordFindings() []doctor.Finding {
 	for subject, err := range problems {
 		all = append(all, doctor.Finding{Code: CodeRecord, Severity: doctor.Problem, Subject: subject,
 			Text: "somebody wrote a record that cannot be believed: " + err.Error(),
-			Fix:  "see who may publish under $FLEETBUS.certs: fleetbus role ls"})
+			Fix:  "see who may publish under $FLEETBUS.certs and $FLEETBUS.certreports: fleetbus role ls"})
 	}
 	slices.SortFunc(all, func(a, b doctor.Finding) int { return strings.Compare(a.Subject, b.Subject) })
 	return all

@@ -107,7 +107,7 @@ func (s *session) due() (due []candidate, next time.Time) {
 // pass begins all that can be done now, and returns when there will be more.
 func (s *session) pass(ctx context.Context) time.Time {
 	if s.clock.due() {
-		s.begin(ctx, "clock", s.side, func(ctx context.Context) { s.clock.ask(ctx, s.ledger) })
+		s.begin(ctx, "clock", s.side, func(ctx context.Context) { s.clock.ask(ctx, s.ledgers) })
 	}
 	s.tidy(ctx)
 	due, next := s.due()
@@ -202,6 +202,11 @@ func (s *session) tidy(ctx context.Context) {
 // believed. The ledger keeps only the last events of a subject: without that, who starts
 // anew would not find it some day.
 func (s *session) restore(ctx context.Context, subject string) error {
+	if cert.IsReport(subject) { // its target may have another key by now
+		if err := s.ledgers.Settle(ctx); err != nil {
+			return err
+		}
+	}
 	err := s.put(ctx, subject, func() (any, error) {
 		record := s.overwritten(subject)
 		if record == nil || s.state.Problems()[subject] == nil {
@@ -235,9 +240,9 @@ func (s *session) overwritten(subject string) any {
 			g.Revision++
 			return &g
 		}
-	case len(words) == 4 && words[0] == "seen":
-		if _, ok := s.state.Seen(words[1], words[2], words[3]); ok {
-			return signed(s.state.Stored(subject))
+	case len(words) == 4 && (cert.IsReport(subject) || words[0] == "seen"):
+		if report := s.state.Stored(subject); report != nil {
+			return signed(report)
 		}
 	case len(words) == 4 && words[2] == "target":
 		if before, ok := s.state.Target(words[1], words[3]); ok {

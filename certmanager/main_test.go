@@ -344,10 +344,9 @@ type world struct {
 	clock     *clock
 	authority *authority
 	second    *authority
-	ledger    *ledger.Ledger
 	nc        *nats.Conn
 	state     *cert.State // that the test follows
-	follower  *ledger.Follower
+	ledgers   *cert.Ledgers
 }
 
 func newWorld(t testing.TB) *world {
@@ -359,19 +358,32 @@ func newWorld(t testing.TB) *world {
 	}
 	w.authority, w.second = newAuthority(t, w.clock.now), newAuthority(t, w.clock.now)
 	w.nc = dial(t, w.url)
+	w.state = cert.NewState([]cert.Signer{w.key.Signer()}, nil)
+	w.ledgers = w.ledgersOf(w.state, nil)
+	w.background(w.ledgers.Run)
+	return w
+}
+
+// ledgersOf are the ledgers, to be followed into a state.
+func (w *world) ledgersOf(state *cert.State, onEvent func(ledger.Event)) *cert.Ledgers {
+	w.t.Helper()
 	js, err := jetstream.New(w.nc)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	if w.ledger, err = cert.OpenLedger(within(t), js); err != nil {
-		t.Fatal(err)
+	l, err := cert.OpenLedgers(within(w.t), js, state, ledger.FollowOptions{OnEvent: onEvent})
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	w.state = cert.NewState([]cert.Signer{w.key.Signer()}, nil)
-	if w.follower, err = ledger.NewFollower(w.state, ledger.FollowOptions{}); err != nil {
-		t.Fatal(err)
+	return l
+}
+
+// onBus is the whole of a subject of the ledgers.
+func onBus(subject string) string {
+	if cert.IsReport(subject) {
+		return cert.ReportPrefix + "." + subject
 	}
-	w.background(func(ctx context.Context) error { return w.follower.Run(ctx, w.ledger) })
-	return w
+	return cert.Prefix + "." + subject
 }
 
 // background runs do until the test, or what is returned, ends it.
@@ -455,9 +467,9 @@ func (w *world) write(subject string, record any) {
 
 func (w *world) append(subject string, data []byte) {
 	w.t.Helper()
-	seq, err := w.ledger.Append(within(w.t), subject, w.state.Version(subject), data)
+	seq, err := w.ledgers.Append(within(w.t), subject, w.state.Version(subject), data)
 	if err == nil {
-		err = w.follower.Wait(within(w.t), seq)
+		err = w.ledgers.Wait(within(w.t), subject, seq)
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -522,6 +534,8 @@ type target struct {
 	poke  chan struct{}
 	stop  func()
 
+	ledgers *cert.Ledgers
+
 	mu      sync.Mutex
 	deaf    bool                                   // it answers nobody
 	mute    bool                                   // it installs nothing
@@ -547,6 +561,12 @@ func (w *world) target(group, name string) *target {
 		w.t.Fatal(err)
 	}
 	g.state = cert.NewState(reply.Signers, nil)
+	g.ledgers = w.ledgersOf(g.state, func(ledger.Event) {
+		select {
+		case g.poke <- struct{}{}:
+		default:
+		}
+	})
 	g.stop = w.background(g.run)
 	return g
 }
@@ -606,17 +626,8 @@ func (g *target) run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	follower, err := ledger.NewFollower(g.state, ledger.FollowOptions{OnEvent: func(ledger.Event) {
-		select {
-		case g.poke <- struct{}{}:
-		default:
-		}
-	}})
-	if err != nil {
-		return err
-	}
 	followed := make(chan error, 1)
-	go func() { followed <- follower.Run(ctx, g.w.ledger) }()
+	go func() { followed <- g.ledgers.Run(ctx) }()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -683,7 +694,7 @@ func (g *target) install(ctx context.Context, r *cert.Record) error {
 		return err
 	}
 	for {
-		_, err := g.w.ledger.Append(ctx, subject, g.state.Version(subject), data)
+		_, err := g.ledgers.Append(ctx, subject, g.state.Version(subject), data)
 		if !errors.Is(err, ledger.ErrConflict) {
 			return err
 		}
@@ -699,19 +710,16 @@ func (g *target) history(id string) []uint64 {
 // follow tells of each record of a certificate, in order, until it is stopped.
 func (w *world) follow(tell func(*cert.Record)) (stop func()) {
 	state := cert.NewState([]cert.Signer{w.key.Signer()}, nil)
-	follower, err := ledger.NewFollower(state, ledger.FollowOptions{OnEvent: func(e ledger.Event) {
+	ledgers := w.ledgersOf(state, func(e ledger.Event) {
 		if words := strings.Split(e.Subject, "."); len(words) == 4 && words[2] == "cert" {
 			if r, ok := state.Record(words[1], words[3]); ok {
 				tell(r)
 			}
 		}
-	}})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	end := w.background(func(ctx context.Context) error { return follower.Run(ctx, w.ledger) })
+	})
+	end := w.background(ledgers.Run)
 	return func() {
-		if err := follower.Wait(within(w.t), w.state.Seq()); err != nil {
+		if err := ledgers.Wait(within(w.t), cert.ConfigSubject, w.state.Seq()); err != nil {
 			w.t.Error(err)
 		}
 		end()

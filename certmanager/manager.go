@@ -149,7 +149,7 @@ func (m *Manager) with(ctx context.Context, nc *nats.Conn, do func(context.Conte
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
-		if err := s.follower.Run(follow, s.ledger); err != nil {
+		if err := s.ledgers.Run(follow); err != nil {
 			cancel(err)
 		}
 	}()
@@ -157,8 +157,8 @@ func (m *Manager) with(ctx context.Context, nc *nats.Conn, do func(context.Conte
 	m.set(s)
 	defer m.set(nil)
 	select {
-	case <-s.follower.CaughtUp():
-		s.clock.ask(ctx, s.ledger)
+	case <-s.ledgers.CaughtUp():
+		s.clock.ask(ctx, s.ledgers)
 		err = do(ctx, s)
 	case <-ctx.Done():
 	}

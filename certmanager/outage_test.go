@@ -109,7 +109,7 @@ func (o *outage) run(lose, giveBack func()) {
 	}
 }
 
-// copied waits until every node has a copy of the ledger.
+// copied waits until every node has a copy of the ledgers.
 func (o *outage) copied() {
 	t := o.t
 	t.Helper()
@@ -124,14 +124,19 @@ func (o *outage) copied() {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(2 * time.Minute); ; <-tick.C { // a fleet that is busy takes its time
-		copies := 1
-		stream, err := js.Stream(t.Context(), cert.Stream)
-		if err == nil {
-			for _, r := range stream.CachedInfo().Cluster.Replicas {
-				if r.Current {
-					copies++
+		copies := len(o.nodes)
+		var err error
+		for _, name := range []string{cert.Stream, cert.ReportStream} {
+			has := 1
+			var stream jetstream.Stream
+			if stream, err = js.Stream(t.Context(), name); err == nil {
+				for _, r := range stream.CachedInfo().Cluster.Replicas {
+					if r.Current {
+						has++
+					}
 				}
 			}
+			copies = min(copies, has)
 		}
 		if copies == len(o.nodes) {
 			return

@@ -71,13 +71,12 @@ func acmeSettings(a *certmanagertest.Authority) certmanager.Settings {
 
 // A rig is a node, an authority and the managers of an account.
 type rig struct {
-	t      testing.TB
-	server *fleetbustest.Server
-	a      *certmanagertest.Authority
-	key    *cert.ManagerKey
-	ledger *ledger.Ledger
-	state  *cert.State
-	follow *ledger.Follower
+	t       testing.TB
+	server  *fleetbustest.Server
+	a       *certmanagertest.Authority
+	key     *cert.ManagerKey
+	ledgers *cert.Ledgers
+	state   *cert.State
 }
 
 func newRig(t testing.TB) *rig {
@@ -91,14 +90,11 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.ledger, err = cert.OpenLedger(t.Context(), js); err != nil {
-		t.Fatal(err)
-	}
 	r.state = cert.NewState([]cert.Signer{r.key.Signer()}, nil)
-	if r.follow, err = ledger.NewFollower(r.state, ledger.FollowOptions{}); err != nil {
+	if r.ledgers, err = cert.OpenLedgers(t.Context(), js, r.state, ledger.FollowOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	r.background(func(ctx context.Context) error { return r.follow.Run(ctx, r.ledger) })
+	r.background(r.ledgers.Run)
 	return r
 }
 
@@ -186,7 +182,7 @@ func (r *rig) old(name string, chain string, leaf *x509.Certificate) string {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if _, err := r.ledger.Append(r.t.Context(), cert.CertSubject("web", id), 0, data); err != nil {
+	if _, err := r.ledgers.Append(r.t.Context(), cert.CertSubject("web", id), 0, data); err != nil {
 		r.t.Fatal(err)
 	}
 	return id

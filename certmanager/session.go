@@ -45,13 +45,12 @@ var (
 
 // A session is one run of a manager over a connection.
 type session struct {
-	m        *Manager
-	ctx      context.Context // of the run, for what goes on when who asked for it is gone
-	nc       *nats.Conn
-	key      *cert.ManagerKey
-	ledger   *ledger.Ledger
-	follower *ledger.Follower
-	state    *cert.State
+	m       *Manager
+	ctx     context.Context // of the run, for what goes on when who asked for it is gone
+	nc      *nats.Conn
+	key     *cert.ManagerKey
+	ledgers *cert.Ledgers
+	state   *cert.State
 	// holder is who this is in leases: never the same for two runs, so that nobody
 	// takes the lease of another for its own.
 	holder string
@@ -110,12 +109,8 @@ func (m *Manager) open(ctx context.Context, nc *nats.Conn) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("managing certificates: %w", err)
 	}
-	l, err := cert.OpenLedger(ctx, js)
-	if err != nil {
-		return nil, fmt.Errorf("managing certificates: %w", err)
-	}
 	s := &session{
-		m: m, nc: nc, key: key, ledger: l, state: cert.NewState([]cert.Signer{key.Signer()}, nil),
+		m: m, nc: nc, key: key, state: cert.NewState([]cert.Signer{key.Signer()}, nil),
 		holder: m.o.Name + "/" + cert.NewID(),
 		wake:   make(chan struct{}, 1), pool: make(chan struct{}, m.o.Workers), side: make(chan struct{}, sideTasks),
 		open: make(chan struct{}, sideTasks), asked: make(chan struct{}, maxRequests),
@@ -123,7 +118,7 @@ func (m *Manager) open(ctx context.Context, nc *nats.Conn) (*session, error) {
 		listeners: map[string][]chan<- string{}, issuers: map[string]*opened{}, again: map[string]time.Time{},
 		waves: map[string]waveSince{}, here: map[string]presence{}, lists: map[string]*list{}, trouble: map[string]string{},
 	}
-	s.follower, err = ledger.NewFollower(s.state, ledger.FollowOptions{Logger: m.log, OnEvent: s.onEvent})
+	s.ledgers, err = cert.OpenLedgers(ctx, js, s.state, ledger.FollowOptions{Logger: m.log, OnEvent: s.onEvent})
 	if err != nil {
 		return nil, fmt.Errorf("managing certificates: %w", err)
 	}
@@ -144,7 +139,7 @@ func (s *session) now() time.Time {
 // onEvent is told of each event after it is in the state.
 func (s *session) onEvent(e ledger.Event) {
 	s.mu.Lock()
-	if words := strings.Split(e.Subject, "."); len(words) == 4 && (words[2] == "cert" || words[2] == "target") {
+	if words := strings.Split(e.Subject, "."); len(words) == 4 && words[0] == "g" && (words[2] == "cert" || words[2] == "target") {
 		s.sightings[e.Subject] = time.Now()
 	}
 	close(s.changed)
@@ -208,10 +203,10 @@ func (s *session) put(ctx context.Context, subject string, decide func() (any, e
 				return err
 			}
 		}
-		seq, err := s.ledger.Append(ctx, subject, version, data)
+		seq, err := s.ledgers.Append(ctx, subject, version, data)
 		switch {
 		case err == nil:
-			return s.follower.Wait(ctx, seq)
+			return s.ledgers.Wait(ctx, subject, seq)
 		case !errors.Is(err, ledger.ErrConflict) || n == maxConflicts:
 			return err
 		}
@@ -271,9 +266,7 @@ func (s *session) all() []*cert.Record {
 	s.mu.Lock()
 	var subjects []string
 	for subject := range s.sightings {
-		if strings.HasPrefix(subject, "g.") {
-			subjects = append(subjects, subject)
-		}
+		subjects = append(subjects, subject)
 	}
 	s.mu.Unlock()
 	var all []*cert.Record

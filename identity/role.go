@@ -55,8 +55,8 @@ type Role struct {
 func BuiltinRoles() []Role {
 	everything := Rule{Allow: []string{">"}, Deny: []string{"$SYS.>"}}
 	const day = 24 * time.Hour
-	// The ledger of certificates, and what is asked about them.
-	const certs, cert = Private + "certs.", Private + "cert."
+	// The ledgers of certificates and of reports about them, and what is asked about them.
+	const certs, reports, cert = Private + "certs.", Private + "certreports.", Private + "cert."
 	inbox := Inbox(nameTemplate) + ".>"
 	user := everything.clone()
 	user.Deny = append(user.Deny, certsAPI()...)
@@ -72,8 +72,8 @@ func BuiltinRoles() []Role {
 			Subscribe: audited,
 		}},
 		{Name: RoleCertManager, Builtin: true, Expires: day, Permissions: Permissions{
-			Publish:   Rule{Allow: []string{certs + ">", cert + ">", "$JS.API.>"}},
-			Subscribe: Rule{Allow: []string{certs + ">", cert + ">", inbox}},
+			Publish:   Rule{Allow: []string{certs + ">", reports + ">", cert + ">", "$JS.API.>"}},
+			Subscribe: Rule{Allow: []string{certs + ">", reports + ">", cert + ">", inbox}},
 			Replies:   &Replies{Max: 100, For: time.Hour},
 		}},
 		// Nobody says anything under $SYS in an account of users, so that it costs a
@@ -93,7 +93,7 @@ func BuiltinRoles() []Role {
 		// reads the ledger by way of a node: whoever may use the engine's API can have
 		// it write what is stored to any subject.
 		{Name: RoleTarget, Builtin: true, Expires: 90 * day, Permissions: Permissions{
-			Publish:   Rule{Allow: []string{certs + "seen.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate, cert + "read." + nameTemplate + ".>"}},
+			Publish:   Rule{Allow: []string{reports + "report.*." + nameTemplate + ".*", cert + "enroll." + nameTemplate, cert + "read." + nameTemplate + ".>"}},
 			Subscribe: Rule{Allow: []string{cert + "ask.*", inbox}},
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
@@ -103,11 +103,15 @@ func BuiltinRoles() []Role {
 // machineSays are the subjects that only the machine of that name may publish to.
 func machineSays(name string) string { return "machine." + name + ".out.>" }
 
-// certsAPI are the subjects by which the engine is asked to read the stream of the
-// certificates' ledger, to change it, and to delete it.
+// certsAPI are the subjects by which the engine is asked to read the streams of the
+// certificates' ledgers, to change them, and to delete them.
 func certsAPI() []string {
 	const verb, longer = "$JS.API.*.*.", "$JS.API.*.*.*." // such as STREAM.DELETE and STREAM.MSG.DELETE
-	return []string{verb + "CERTS", verb + "CERTS.>", longer + "CERTS", longer + "CERTS.>"}
+	var all []string
+	for _, stream := range []string{"CERTS", "CERTREPORTS"} {
+		all = append(all, verb+stream, verb+stream+".>", longer+stream, longer+stream+".>")
+	}
+	return all
 }
 
 // Validate returns every problem of r, joined; nil if there is none.

@@ -109,7 +109,7 @@ func TestLeafJWT(t *testing.T) {
 		}
 	}
 	rule := LinkPermissions().Publish
-	for subject, want := range map[string]bool{LinkPrefix + "berlin-who": true, "orders.new": true, Private + "MQTT.x": false, Private + "certs.seen.x": false, "$SYS.x": false} {
+	for subject, want := range map[string]bool{LinkPrefix + "berlin-who": true, "orders.new": true, Private + "MQTT.x": false, Private + "certs.g.x": false, Private + "certreports.report.x": false, "$SYS.x": false} {
 		if rule.Allows(subject) != want {
 			t.Errorf("a link may publish %s: %v", subject, !want)
 		}

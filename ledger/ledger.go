@@ -214,6 +214,15 @@ func (l *Ledger) Now(ctx context.Context) (time.Time, error) {
 	return info.TimeStamp.Add(time.Since(began) / 2), nil
 }
 
+// Last is the last event of the ledger, as the stream's leader has it.
+func (l *Ledger) Last(ctx context.Context) (uint64, error) {
+	info, err := l.stream.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("asking ledger %q for its last event: %w", l.name, err)
+	}
+	return info.State.LastSeq, nil
+}
+
 // Append writes data as the whole new record of subject, if the subject's last
 // event is still expect; 0 means that the subject has no event yet. Empty data
 // removes the record; the removal is an event like any other. Append returns the

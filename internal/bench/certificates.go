@@ -472,20 +472,16 @@ func (h *certHouse) subscribe(ctx context.Context, s *system, w *scribe) ([]runn
 	return all, nil
 }
 
-// follow follows all of a ledger.
+// follow follows the ledgers.
 func follow(ctx context.Context, w *scribe) (*cert.State, func() error, error) {
-	l, err := cert.OpenLedger(ctx, w.js)
-	if err != nil {
-		return nil, nil, err
-	}
 	state := cert.NewState([]cert.Signer{w.key.Signer()}, nil)
-	follower, err := ledger.NewFollower(state, ledger.FollowOptions{})
+	ledgers, err := cert.OpenLedgers(ctx, w.js, state, ledger.FollowOptions{})
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- follower.Run(ctx, l) }()
+	go func() { ended <- ledgers.Run(ctx) }()
 	return state, func() error {
 		cancel()
 		return <-ended

@@ -92,6 +92,9 @@ func (w *scribe) open(ctx context.Context, nc *nats.Conn) (err error) {
 	if _, err := cert.OpenLedger(ctx, w.js); err != nil {
 		return err
 	}
+	if _, err := cert.OpenReports(ctx, w.js); err != nil { // which targets may not make
+		return err
+	}
 	sealed, err := w.key.SealKey(w.secret)
 	if err != nil {
 		return err
