@@ -199,7 +199,7 @@ func TestRegionAuthority(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	operator, err := jwt.DecodeOperatorClaims(us.Operator())
+	operator, err := jwt.DecodeOperatorClaims(us.EngineOperator())
 	if err != nil {
 		t.Fatal(err)
 	}
