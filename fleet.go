@@ -299,8 +299,11 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 	// Who comes back before the account is stored is closed by the engine, or by
 	// whoever let them in and looks again.
 	u, _ := f.directory.User(account, name)
-	closed, err = f.closeUser(a.Public, u, name)
-	closed += f.resting.end(account, func(one string) bool { return one == name })
+	// Those that rest come first: one that is opened meanwhile rests no more, and the
+	// engine has it.
+	closed = f.resting.end(account, func(one string) bool { return one == name })
+	open, err := f.closeUser(a.Public, u, name)
+	closed += open
 	return closed, errors.Join(err, f.storeAccounts([]identity.Account{a}))
 }
 
