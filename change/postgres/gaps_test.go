@@ -120,6 +120,19 @@ func TestPartitions(t *testing.T) {
 	}
 }
 
+// unheard runs a source of o that makes its slot, and of which nobody hears.
+func unheard(t *testing.T, bus *changetest.Bus, o Options) {
+	t.Helper()
+	p, err := change.NewPublisher(within(t), bus.Connect(), "db", change.PublisherOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	if err := source(t, o).Run(within(t), p); !errors.Is(err, change.ErrClosed) {
+		t.Fatalf("a source without a publisher ended with %v", err)
+	}
+}
+
 // TestAway has the tables of a permanent slot change while nobody reads it.
 func TestAway(t *testing.T) {
 	t.Parallel()
@@ -135,10 +148,13 @@ func TestAway(t *testing.T) {
 		running := bus.Run(source(t, o))
 		defer running.Stop()
 		w.Covered(covered)
-		// A source that meets what the publication no longer has begins a second time.
-		w.Forget()
-		db.Exec(`INSERT INTO a VALUES (1)`, `DELETE FROM a`)
-		w.Covered(change.Key{"a", "1"})
+		// A source that meets what the publication no longer has begins a second time, with
+		// a new slot: it is there when a row is told of, and not by a resync.
+		read := func(n change.Notice) bool { return n.Kind == change.Insert && n.Key.String() == "a.1" }
+		waitFor(t, "the log to be read", func() bool {
+			db.Exec(`INSERT INTO a VALUES (1)`, `DELETE FROM a`)
+			return slices.ContainsFunc(w.Notices(), read)
+		})
 		// What it knows of the tables is kept when nothing waits to be recorded.
 		conn := db.Connect()
 		defer conn.Close(within(t))
@@ -161,6 +177,13 @@ func TestAway(t *testing.T) {
 	}
 	// A slot whose first resync may never have been recorded begins with one.
 	run(nil, `COMMENT ON PUBLICATION fleetbus IS NULL`)
+	// So does a new one, of the name of one that was read.
+	db.Exec(`SELECT pg_drop_replication_slot('orders')`)
+	unheard(t, bus, o)
+	w.Forget()
+	running := bus.Run(source(t, o))
+	begun(w)
+	running.Stop()
 	// Without the right to keep what it knows, it begins with a resync, and says so.
 	db.Exec(`CREATE ROLE app LOGIN REPLICATION`)
 	stranger := o
@@ -175,7 +198,7 @@ func TestAway(t *testing.T) {
 	}
 	// A slot that is another's is left alone.
 	db.Exec(`SELECT pg_drop_replication_slot('orders')`, `SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
-	running := bus.Run(source(t, o))
+	running = bus.Run(source(t, o))
 	err := failed(t, running)
 	running.Stop()
 	var refused *change.SetupError

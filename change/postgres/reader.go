@@ -117,6 +117,8 @@ func (r *reader) slot(ctx context.Context) (name string, start pglogrepl.LSN, fr
 			return name, start, false, nil
 		}
 		return name, start, true, r.setup.unsure(ctx, []change.Key{nil})
+	} else if err := r.setup.forget(ctx); err != nil {
+		return name, 0, false, err
 	}
 	made, err := pglogrepl.CreateReplicationSlot(ctx, r.conn, name, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
 		Temporary: r.options.Slot == "", Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
@@ -555,8 +557,7 @@ func (r *reader) mark(ctx context.Context) (warning string, err error) {
 	err = r.setup.keep(ctx, mark)
 	switch {
 	case code(err) == refusedCode:
-		name := quote(r.options.Publication)
-		return fmt.Sprintf("the source may not comment on publication %s, and begins with a resync each time; fix: ALTER PUBLICATION %s OWNER TO %s;", name, name, quote(r.setup.role)), nil
+		return fmt.Sprintf("the source may not comment on publication %s, and begins with a resync each time; fix: %s", quote(r.options.Publication), r.setup.own()), nil
 	case code(err) == lockedCode:
 		return "", nil
 	case err != nil:

@@ -316,12 +316,36 @@ func (s *setup) marked(mark string) bool {
 	return slices.Contains(strings.Split(s.publication.comment, "\n"), mark)
 }
 
-// keep writes a mark, and leaves the rest of the comment.
+// forget removes the mark of a slot that is gone. A new one of its name would be taken
+// for one that was read already, if its first resync is never recorded.
+func (s *setup) forget(ctx context.Context) error {
+	if !strings.Contains(s.publication.comment, s.markOf()) {
+		return nil
+	}
+	err := s.keep(ctx, "")
+	switch {
+	case code(err) == refusedCode:
+		return &change.SetupError{Problem: fmt.Sprintf("replication slot %q is gone, and the source may not comment on publication %q, which says how it was read", s.options.Slot, s.options.Publication), Fix: s.own()}
+	case err != nil:
+		return fmt.Errorf("commenting on publication %q: %w", s.options.Publication, err)
+	}
+	return nil
+}
+
+// own is the statement after which the source may comment on the publication.
+func (s *setup) own() string {
+	return "ALTER PUBLICATION " + quote(s.options.Publication) + " OWNER TO " + quote(s.role) + ";"
+}
+
+// keep writes a mark, or none if it is empty, and leaves the rest of the comment.
 func (s *setup) keep(ctx context.Context, mark string) error {
 	lines := slices.DeleteFunc(strings.Split(s.publication.comment, "\n"), func(line string) bool {
 		return line == "" || strings.HasPrefix(line, s.markOf())
 	})
-	comment := strings.Join(append(lines, mark), "\n")
+	if mark != "" {
+		lines = append(lines, mark)
+	}
+	comment := strings.Join(lines, "\n")
 	var statement string
 	err := s.conn.row(ctx, "SELECT format('COMMENT ON PUBLICATION %I IS %L', $1::text, $2::text)", []string{s.options.Publication, comment}, &statement)
 	if err == nil {
