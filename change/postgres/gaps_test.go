@@ -13,6 +13,7 @@ import (
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/change/changetest"
 	"github.com/fleetbus/fleetbus/change/postgres/postgrestest"
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // transaction begins one in which statement was run, and is not committed.
@@ -120,6 +121,17 @@ func TestPartitions(t *testing.T) {
 	}
 }
 
+// dropSlot drops a slot, which the server may hold for a moment after its reader ended.
+func dropSlot(t *testing.T, db *postgrestest.Server, name string) {
+	t.Helper()
+	conn := db.Connect()
+	defer conn.Close(within(t))
+	await.Nil(t, "dropping slot "+name, func() error {
+		_, err := conn.Exec(within(t), "SELECT pg_drop_replication_slot($1)", name)
+		return err
+	})
+}
+
 // unheard runs a source of o that makes its slot, and of which nobody hears.
 func unheard(t *testing.T, bus *changetest.Bus, o Options) {
 	t.Helper()
@@ -141,19 +153,21 @@ func TestAway(t *testing.T) {
 	bus := changetest.Start(t)
 	w := bus.Watch("")
 	o := Options{DSN: db.DSN, Slot: "orders"}
+	runs := 0
 	run := func(covered change.Key, statements ...string) {
 		t.Helper()
+		runs++
 		w.Forget()
 		db.Exec(statements...)
 		running := bus.Run(source(t, o))
 		defer running.Stop()
 		w.Covered(covered)
 		// A source that meets what the publication no longer has begins a second time, with
-		// a new slot: it is there when a row is told of, and not by a resync.
-		read := func(n change.Notice) bool { return n.Kind == change.Insert && n.Key.String() == "a.1" }
+		// a new slot: it is there when a row of now is told of, and not by a resync.
+		row := strconv.Itoa(runs)
 		waitFor(t, "the log to be read", func() bool {
-			db.Exec(`INSERT INTO a VALUES (1)`, `DELETE FROM a`)
-			return slices.ContainsFunc(w.Notices(), read)
+			db.Exec(`INSERT INTO a VALUES (`+row+`)`, `DELETE FROM a`)
+			return slices.ContainsFunc(w.Notices(), func(n change.Notice) bool { return n.Kind == change.Insert && n.Key.String() == "a."+row })
 		})
 		// What it knows of the tables is kept when nothing waits to be recorded.
 		conn := db.Connect()
@@ -178,7 +192,7 @@ func TestAway(t *testing.T) {
 	// A slot whose first resync may never have been recorded begins with one.
 	run(nil, `COMMENT ON PUBLICATION fleetbus IS NULL`)
 	// So does a new one, of the name of one that was read.
-	db.Exec(`SELECT pg_drop_replication_slot('orders')`)
+	dropSlot(t, db, o.Slot)
 	unheard(t, bus, o)
 	w.Forget()
 	running := bus.Run(source(t, o))
@@ -197,7 +211,8 @@ func TestAway(t *testing.T) {
 		running.Stop()
 	}
 	// A slot that is another's is left alone.
-	db.Exec(`SELECT pg_drop_replication_slot('orders')`, `SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
+	dropSlot(t, db, o.Slot)
+	db.Exec(`SELECT pg_create_logical_replication_slot('orders', 'test_decoding')`)
 	running = bus.Run(source(t, o))
 	err := failed(t, running)
 	running.Stop()
