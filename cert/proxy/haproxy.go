@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -111,16 +113,21 @@ func (d *directory) reloadMaster(ctx context.Context) error {
 type runtime struct {
 	socket, dir string
 	timeout     time.Duration
+	buffer      int // see room
 }
 
 func (d *directory) runtime() runtime {
-	return runtime{d.Socket, d.tree.path(current), d.Timeout}
+	return runtime{socket: d.Socket, dir: d.tree.path(current), timeout: d.Timeout}
 }
 
 func (r runtime) path(id string) string { return r.dir + "/" + id + ".pem" }
 
 // load has HAProxy serve what is now in the directory, and sets what was not before.
 func (r runtime) load(ctx context.Context, before, now []certificate) error {
+	var err error
+	if r.buffer, err = r.room(ctx); err != nil {
+		return err
+	}
 	if err := r.ready(ctx); err != nil {
 		return err
 	}
@@ -222,17 +229,40 @@ func (r runtime) remove(ctx context.Context, path string) error {
 	return r.tell(ctx, "del ssl cert "+path, "deleted!")
 }
 
-// tell is for commands whose answer has to have a text in it.
+// room asks how long HAProxy's buffer is, which a command has to leave a byte of.
+func (r runtime) room(ctx context.Context) (int, error) {
+	const usual = 16 << 10
+	pools, err := r.ask(ctx, "show pools")
+	if err != nil {
+		return 0, err
+	}
+	_, pool, _ := strings.Cut(pools, "Pool buffer (")
+	text, _, _ := strings.Cut(pool, " bytes)")
+	if n, err := strconv.Atoi(text); err == nil {
+		return n, nil
+	}
+	return usual, nil
+}
+
+// tell is for commands whose answer has to have a text in it. One that fills HAProxy's
+// buffer is not sent: there may be no answer, and some releases crash.
 func (r runtime) tell(ctx context.Context, command, success string) error {
+	if size := len(command) + 1; size >= r.buffer {
+		return fmt.Errorf("%s: the command has %d bytes, and HAProxy takes fewer than its buffer, of %d; fix: set tune.bufsize to more than %d in its global section, or give a way to reload it", verb(command), size, r.buffer, size)
+	}
 	answer, err := r.ask(ctx, command)
 	if err == nil && !strings.Contains(answer, success) {
 		said := tail{}
 		_, _ = said.Write([]byte(answer))
-		verb, _, _ := strings.Cut(command, " <<")
-		// It says nothing at all of what is longer than its buffer (tune.bufsize).
-		err = fmt.Errorf("%s: HAProxy answered %q", verb, said.lines(nil))
+		err = fmt.Errorf("%s: HAProxy answered %q", verb(command), said.lines(nil))
 	}
 	return err
+}
+
+// verb is a command without what it carries, which may be a key.
+func verb(command string) string {
+	command, _, _ = strings.Cut(command, "\n")
+	return strings.TrimSuffix(command, " <<")
 }
 
 func (r runtime) ask(ctx context.Context, command string) (string, error) {
@@ -244,20 +274,31 @@ const maxAnswer = 4 << 20
 
 // ask sends one command to a socket and reads until it is closed.
 func ask(ctx context.Context, socket string, timeout time.Duration, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	answer, err := exchange(ctx, socket, timeout, command)
+	if err == nil {
+		return answer, nil
+	}
+	var slow net.Error
+	if errors.As(err, &slow) && slow.Timeout() {
+		err = fmt.Errorf("no answer within %v", timeout)
+	}
+	return "", fmt.Errorf("asking HAProxy at %s: %s: %w", socket, verb(command), cmp.Or(ctx.Err(), err))
+}
+
+func exchange(ctx context.Context, socket string, timeout time.Duration, command string) (string, error) {
+	deadline := time.Now().Add(timeout)
+	conn, err := (&net.Dialer{Deadline: deadline}).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return "", fmt.Errorf("asking HAProxy: %w", err)
+		return "", err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return "", err
+	}
 	if _, err := io.WriteString(conn, command); err != nil {
-		return "", fmt.Errorf("asking HAProxy: %w", err)
+		return "", err
 	}
 	answer, err := io.ReadAll(io.LimitReader(conn, maxAnswer))
-	if err != nil {
-		return "", fmt.Errorf("asking HAProxy at %s: %w", socket, err)
-	}
-	return string(answer), nil
+	return string(answer), err
 }

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -100,6 +101,26 @@ func TestHAProxyReload(t *testing.T) {
 	stop()
 }
 
+// fill makes the chain of p so long that a line of the command that sets it ends where
+// HAProxy's buffer does. HAProxy 2.6 does not answer to such a one, and crashes.
+func fill(t testing.TB, p *proxy.Pair, dir string) {
+	t.Helper()
+	var more []string
+	for i := range 40 {
+		more = append(more, string(proxytest.Pair(t, "ca", strings.Repeat("x", i+1)+".test").Chain))
+	}
+	command := "set ssl cert " + dir + p.ID + ".pem <<\n" + string(p.Chain)
+	for range 100_000 {
+		rand.Shuffle(len(more), func(i, j int) { more[i], more[j] = more[j], more[i] })
+		chain := strings.Join(more, "")
+		if (command + chain)[16<<10-2] == '\n' {
+			p.Chain = append(p.Chain, chain...)
+			return
+		}
+	}
+	t.Fatal("no line ends where the buffer does")
+}
+
 func TestHAProxyRefuses(t *testing.T) {
 	a, b := proxytest.Pair(t, "a", "a.test"), proxytest.Pair(t, "b", "b.test")
 	s := proxytest.HAProxy(t, a, b)
@@ -139,24 +160,26 @@ func TestHAProxyRefuses(t *testing.T) {
 	install(t, p, a, b, c)
 	still(t, s.Addr, "c.test", c)
 
-	// A chain that is longer than its buffer: it says nothing, and a reload does it.
+	// A chain that is longer than its buffer: a reload does it.
 	long := proxytest.Pair(t, "a", "a.test")
-	for range 40 {
-		long.Chain = append(long.Chain, proxytest.Pair(t, "ca", "ca.test").Chain...)
-	}
+	fill(t, &long, dir)
 	install(t, p, long, b, c)
 	served(t, s.Addr, long, b, c)
 	o := s.Options
 	o.Reload = proxy.Reload{}
 	alone := open(t, o)
 	a = proxytest.Pair(t, "a", "a.test")
-	a.Chain = append(a.Chain, long.Chain...)
+	fill(t, &a, dir)
+	worker := pid(t, s)
 	err = alone.Install(t.Context(), []proxy.Pair{a, b, c})
-	if err == nil || !strings.Contains(err.Error(), "HAProxy answered") {
+	if err == nil || !strings.Contains(err.Error(), "tune.bufsize") {
 		t.Fatalf("with no way to reload: %v", err)
 	}
 	secretless(t, err.Error(), []proxy.Pair{a, b, c})
 	t.Log(err)
+	if now := pid(t, s); now != worker {
+		t.Errorf("the worker was %s and is %s", worker, now)
+	}
 	if plan, err := p.Plan([]proxy.Pair{a, b, c}); err != nil || len(plan) == 0 {
 		t.Errorf("it was not loaded, and the plan is %v, %v", plan, err)
 	}
@@ -172,6 +195,29 @@ func TestHAProxyRefuses(t *testing.T) {
 	s.Start()
 	served(t, s.Addr, a, b, c)
 	install(t, p, a, b, c)
+}
+
+// TestHAProxyRoom has a buffer in which a long chain has room.
+func TestHAProxyRoom(t *testing.T) {
+	a := proxytest.Pair(t, "a", "a.test")
+	s := proxytest.HAProxy(t, a)
+	s.Stop()
+	text, err := os.ReadFile(s.Options.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Configure(strings.Replace(string(text), "global\n", "global\n\ttune.bufsize 65536\n", 1))
+	s.Start()
+	served(t, s.Addr, a)
+	s.Options.Reload = proxy.Reload{}
+	p := open(t, s.Options)
+	worker := pid(t, s)
+	fill(t, &a, s.Options.Dir+"/current/")
+	install(t, p, a)
+	still(t, s.Addr, "a.test", a)
+	if now := pid(t, s); now != worker {
+		t.Errorf("the worker was %s and is %s: there was a reload", worker, now)
+	}
 }
 
 // TestHAProxyWeak has a certificate that the program refuses and no other does: it is
