@@ -2,11 +2,9 @@ package mqtt_test
 
 import (
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -229,9 +227,6 @@ func recordSize(t *testing.T, h *house) int {
 func TestPings(t *testing.T) {
 	h := start(t, func(o *fleetbus.Options) { protocol(o).Pending = 1 << 10 })
 	c := h.dial(t, packet.V5)
-	if err := c.Conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(16 << 10); err != nil {
-		t.Fatal(err)
-	}
 	c.send(&packet.Connect{Version: packet.V5, CleanStart: true})
 	next[*packet.Connack](c)
 	if err := c.SetWriteDeadline(time.Now().Add(2 * time.Minute)); err != nil {
