@@ -96,6 +96,8 @@ type siteLink struct {
 	// known says that its arrival was heard, and alone that no other engine
 	// answers for the site. busy is set while it is told something.
 	known, alone, busy bool
+	// gone is when its site was found removed.
+	gone time.Time
 	// told is what the site has, of what terms are made from, by the fleet's state
 	// after event seq, at that time.
 	told [sha256.Size]byte
@@ -259,7 +261,7 @@ func (s *Server) tendSites(ctx context.Context) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if kept := l.links[link.ID]; kept != nil {
-				kept.busy, kept.told, kept.alone = false, link.told, link.alone
+				kept.busy, kept.told, kept.alone, kept.gone = false, link.told, link.alone, link.gone
 				if err == nil {
 					kept.seq, kept.at = seq, now
 				}
@@ -317,7 +319,13 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 	account, ok := s.fleet.directory.Account(link.account.Name)
 	u, exists := s.fleet.directory.User(account.Name, link.name)
 	if !ok || !exists || u.Site == nil || u.Denied {
-		s.broker.Close(link.ID)
+		// Who removed it closes it, and counts what is closed.
+		if link.gone.IsZero() {
+			link.gone = time.Now()
+		}
+		if link.alone = false; time.Since(link.gone) > sitesCheck {
+			s.broker.Close(link.ID)
+		}
 		return nil
 	}
 	news, sum, err := s.siteNews(ctx, account, u)
