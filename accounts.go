@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -125,28 +124,11 @@ func (s *Server) removeAccount(ctx context.Context, r admin.Name) (any, error) {
 	if a.Guest() {
 		return nil, admin.Errorf(admin.Invalid, "fleetbus leaf rm, at the hub", "account %q is a guest here", a.Name)
 	}
-	err = s.inAccount(a.Name, func(js jetstream.JetStream) error {
-		names := js.StreamNames(ctx)
-		for name := range names.Name() {
-			if err := js.DeleteStream(ctx, name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
-				return err
-			}
-		}
-		return names.Err()
-	})
-	if err != nil {
+	if err := s.clearAccount(ctx, a); err != nil {
 		return nil, err
 	}
 	if err := s.removeFlows(ctx, a.Name); err != nil {
 		return nil, err
-	}
-	for _, src := range s.fleet.sources() {
-		if src.Account != a.Name {
-			continue
-		}
-		if _, err := s.fleet.change(ctx, sourceSubject(src.Account, src.Name), func() (any, error) { return nil, nil }); err != nil {
-			return nil, err
-		}
 	}
 	for _, u := range s.fleet.directory.Users(a.Name) {
 		if _, err := s.fleet.change(ctx, userSubject(u.Account, u.Name), func() (any, error) { return nil, nil }); err != nil {
@@ -237,10 +219,15 @@ type grant struct {
 	roleRequested bool
 }
 
+// canHaveUsers reports whether an account that exists may.
+func canHaveUsers(account string) bool {
+	return account != identity.CalloutName && account != identity.RegionsName
+}
+
 func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, error) {
 	g := &grant{s: s, request: r, name: name, kind: identity.KindUser, now: time.Now(), roleRequested: r.Role != ""}
 	var ok bool
-	if g.account, ok = s.fleet.account(account); !ok || account == identity.CalloutName {
+	if g.account, ok = s.fleet.account(account); !ok || !canHaveUsers(account) {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus account add "+account, "there is no account %q", account)
 	}
 	if g.account.Guest() && r.Key != "" {

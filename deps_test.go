@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "lease", "ledger", "cert", "change"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "internal/region", "lease", "ledger", "cert", "change"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
@@ -69,6 +69,7 @@ func places() map[string]place {
 		"internal/links":     {"nodes judge together how they reach one another", []string{"admin", "doctor"}},
 		"internal/listener":  {"strangers cost a bounded number of handshakes, whatever is spoken after it", nil},
 		"internal/nodetls":   {"the TLS settings of a node, all in one place", []string{"enroll", "identity"}},
+		"internal/region":    {"the regions of a fleet agree, each with a ledger of its own", []string{"admin", "identity"}},
 		"internal/rates":     {"what meters count, by time", []string{"admin", "internal/broker"}},
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},

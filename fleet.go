@@ -63,6 +63,13 @@ type fleet struct {
 	storing   sync.Mutex
 	admitting bool
 
+	// region is the name of this node's. across has the newest record of a subject act
+	// in the others, and gone acts on one that was removed; they are set before the
+	// follower runs.
+	region string
+	across func(ctx context.Context, subject string) admin.Spread
+	gone   func(region string) (closed int)
+
 	resting resting
 	crowd   crowd
 	sites   sites
@@ -73,12 +80,14 @@ type fleet struct {
 	// in order.
 	closed map[uint64]int
 	recent []uint64
+	// written are the subjects of events that this node wrote lately.
+	written map[uint64]string
 }
 
 func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.Node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
-		closed: map[uint64]int{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, sites: newSites(),
+		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
 	if err != nil {
@@ -115,7 +124,7 @@ func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, 
 // reserved are the accounts that every fleet has, which no event changes.
 func (f *fleet) reserved() ([]identity.Account, error) {
 	var all []identity.Account
-	for _, make := range []func(time.Time) (identity.Account, error){f.authority.SystemAccount, f.authority.FleetAccount, f.authority.CalloutAccount} {
+	for _, make := range []func(time.Time) (identity.Account, error){f.authority.SystemAccount, f.authority.FleetAccount, f.authority.CalloutAccount, f.authority.RegionsAccount} {
 		a, err := make(time.Unix(0, 0))
 		if err != nil {
 			return nil, err
@@ -128,7 +137,7 @@ func (f *fleet) reserved() ([]identity.Account, error) {
 // account finds an account by name, the fleet's own among them.
 func (f *fleet) account(name string) (identity.Account, bool) {
 	switch name {
-	case identity.SystemName, identity.FleetName, identity.CalloutName:
+	case identity.SystemName, identity.FleetName, identity.CalloutName, identity.RegionsName:
 		all, err := f.reserved()
 		i := slices.IndexFunc(all, func(a identity.Account) bool { return a.Name == name })
 		if err != nil || i < 0 {
@@ -207,6 +216,10 @@ func (f *fleet) act(ev ledger.Event) {
 		err = f.actFlow(noun, account)
 	case "adapter":
 		err = f.actAdapter(name)
+	case "region":
+		if r, ok := f.directory.Region(name); ok && r.Removed && name != f.region {
+			closed = f.gone(name)
+		}
 	}
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
@@ -454,6 +467,7 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 		if err != nil {
 			return 0, err
 		}
+		record = f.stamped(subject, record)
 		var data []byte
 		if record != nil {
 			if data, err = json.Marshal(record); err != nil {
@@ -462,6 +476,7 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 		}
 		seq, err := l.Append(ctx, subject, version, data)
 		if err == nil {
+			f.wrote(seq, subject)
 			return seq, f.follower.Wait(ctx, seq)
 		}
 		if !errors.Is(err, ledger.ErrConflict) {
@@ -469,6 +484,18 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 		}
 		if err := f.passed(ctx, subject, version); err != nil {
 			return 0, err
+		}
+	}
+}
+
+// wrote remembers of an event that this node wrote what it is about.
+func (f *fleet) wrote(seq uint64, subject string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.written[seq] = subject
+	for old := range f.written {
+		if old+closedKept < seq {
+			delete(f.written, old)
 		}
 	}
 }
@@ -514,9 +541,27 @@ func (f *fleet) answerSync(ctx context.Context, msg *nats.Msg) error {
 	return respond(msg, reply)
 }
 
-// spread returns when event seq has acted on every node that has a route, or
-// after syncTimeout.
+// spread returns when event seq, which this node wrote, has acted on every node that
+// has a route, and in every other region if it concerns them, or after syncTimeout.
 func (f *fleet) spread(ctx context.Context, nc *nats.Conn, seq uint64, began time.Time) (admin.Spread, error) {
+	f.mu.Lock()
+	subject := f.written[seq]
+	f.mu.Unlock()
+	if subject == "" || identity.Regional(subject) || len(f.directory.Regions()) == 0 {
+		return f.spreadHere(ctx, nc, seq, began)
+	}
+	across := make(chan admin.Spread, 1)
+	go func() { across <- f.across(ctx, subject) }()
+	s, err := f.spreadHere(ctx, nc, seq, began)
+	there := <-across
+	slices.SortFunc(there.Nodes, func(a, b admin.Applied) int { return strings.Compare(a.Node, b.Node) })
+	s.Nodes, s.Missing = append(s.Nodes, there.Nodes...), append(s.Missing, there.Missing...)
+	s.Took = time.Since(began)
+	return s, err
+}
+
+// spreadHere is spread for the nodes of this region.
+func (f *fleet) spreadHere(ctx context.Context, nc *nats.Conn, seq uint64, began time.Time) (admin.Spread, error) {
 	s := admin.Spread{Changed: seq > 0, Nodes: []admin.Applied{}, Missing: []string{}}
 	if seq == 0 {
 		seq = f.directory.Seq()

@@ -281,9 +281,6 @@ func (f *fleet) imports(account string) []admin.ImportInfo {
 
 // removeFlows ends everything that crosses the border of an account.
 func (s *Server) removeFlows(ctx context.Context, account string) error {
-	if err := s.removeAdapters(ctx, account); err != nil {
-		return err
-	}
 	remove := func(subject string) error {
 		_, err := s.fleet.change(ctx, subject, func() (any, error) { return nil, nil })
 		return err

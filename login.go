@@ -67,6 +67,19 @@ func (leafProtocol) Serve(context.Context, net.Listener, Login) error {
 // listener with it, called "leaf"; it always has TLS.
 func Leaf() Protocol { return leafProtocol{} }
 
+// gatewayProtocol is what the engines of regions speak.
+type gatewayProtocol struct{}
+
+// Serve is not called: the engine serves its own protocol.
+func (gatewayProtocol) Serve(context.Context, net.Listener, Login) error {
+	return errors.New("the engine serves the links of regions itself")
+}
+
+// Gateway returns the protocol by which regions are linked. A server has at most one
+// listener with it, called "gateway"; it always has TLS, on which both sides show
+// certificates of the fleet's.
+func Gateway() Protocol { return gatewayProtocol{} }
+
 // Session opens a connection inside the process as p, which the caller, who owns
 // the process, vouches for. Permissions of p that are all empty stand for those
 // of the role "client". The account has to exist. In Client mode it is a

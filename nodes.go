@@ -35,7 +35,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.NotAfter(), Uptime: time.Since(s.started),
 		Findings: s.Check(ctx), Level: links.Level, Links: s.links.List(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
-		Sites: s.siteLinks(), Uplink: s.uplink(),
+		Sites: s.siteLinks(), Uplink: s.uplink(), Regions: s.regionLinks(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
 	info.Clock = time.Duration(time.Now().UnixNano())
@@ -94,10 +94,11 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	links.Judge(&status)
 	status.Sources = s.knownSources(ctx)
 	status.Sites = s.siteList(status.Nodes)
+	status.Regions = s.regionList(ctx, status.Nodes)
 	copies, behind := s.stateCopies(ctx, len(members))
 	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, behind, fleetFindings(status), links.Findings(status), siteFindings(status.Sites))
+		return slices.Concat(status.Findings, behind, fleetFindings(status), links.Findings(status), siteFindings(status.Sites), s.regionFindings(status.Regions))
 	}))
 	return status, nil
 }

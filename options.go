@@ -279,7 +279,10 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 		if l.Protocol == Leaf() {
 			validateLeafs(v, field, l)
 		}
-		if l.Plaintext && !isLoopback(host) && l.Protocol != Leaf() {
+		if l.Protocol == Gateway() {
+			validateGateways(v, field, l, mode)
+		}
+		if l.Plaintext && !isLoopback(host) && l.Protocol != Leaf() && l.Protocol != Gateway() {
 			v.add(field+".plaintext", "a listener without TLS on "+l.Addr+" would be open to the network", "remove plaintext, or listen on 127.0.0.1")
 		}
 	}
@@ -295,6 +298,19 @@ func validateLeafs(v *problems, field string, l Listener) {
 	}
 	if l.ClientCertificate == CertificateRequired {
 		v.add(field+".client_certificate", "a site shows signed credentials, and no certificate", "remove client_certificate")
+	}
+}
+
+// validateGateways keeps to what links of regions can be.
+func validateGateways(v *problems, field string, l Listener, mode Mode) {
+	if l.Name != gatewayListenerName {
+		v.add(field, "a listener of protocol gateway has another name", "call it "+gatewayListenerName)
+	}
+	if l.Plaintext {
+		v.add(field+".plaintext", "the links of regions have TLS", "remove plaintext")
+	}
+	if mode != Mesh {
+		v.add(field, "a server in "+string(mode)+" mode has no regions", "set mode to mesh, or remove the listener")
 	}
 }
 

@@ -50,18 +50,12 @@ func onToken[In any](do func(ctx context.Context, token string, in In) (any, err
 
 // handlers are all requests, by name: those of package admin.
 func (s *Server) handlers() map[string]handler {
-	return map[string]handler{
+	all := map[string]handler{
 		"status":       on(s.getStatus),
-		"account.add":  on(s.addAccount),
 		"account.ls":   on(s.listAccounts),
 		"account.info": on(s.getAccount),
-		"account.rm":   on(s.removeAccount),
-		"export.add":   on(s.addExport),
 		"export.ls":    on(s.listExports),
-		"export.rm":    on(s.removeExport),
-		"import.add":   on(s.addImport),
 		"import.ls":    on(s.listImports),
-		"import.rm":    on(s.removeImport),
 		"adapter.add":  on(s.addAdapter),
 		"adapter.ls":   on(s.listAdapters),
 		"adapter.rm":   on(s.removeAdapter),
@@ -71,9 +65,7 @@ func (s *Server) handlers() map[string]handler {
 		"user.rm":      on(s.removeUser),
 		"user.deny":    on(s.denyUser),
 		"user.allow":   on(s.allowUser),
-		"role.add":     on(s.addRole),
 		"role.ls":      on(s.listRoles),
-		"role.rm":      on(s.removeRole),
 		"token.add":    on(s.addToken),
 		"token.ls":     on(s.listTokens),
 		"token.rm":     on(s.revokeToken),
@@ -83,8 +75,14 @@ func (s *Server) handlers() map[string]handler {
 		"source.rm":    on(s.removeSource),
 		"leaf.ls":      on(s.listSites),
 		"node.rm":      on(s.removeNode),
+		"gateway.ls":   on(s.listRegions),
+		"gateway.rm":   on(s.removeRegion),
 		"node.renew":   on(s.renewNodes),
 	}
+	for name, h := range s.homeHandlers() {
+		all[name] = s.atHome(name, h)
+	}
+	return all
 }
 
 // serveRequests subscribes to everything that this node answers.
@@ -142,6 +140,7 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
 		subscribe(enroll.LeafSubject+".*", "enroll", people, s.answer(onToken(s.enrollLeaf))),
+		subscribe(enroll.RegionSubject+".*", "enroll", people, s.answer(onToken(s.enrollRegion))),
 		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),
 	)
 	// What follows believes what the engine says of who asks.

@@ -53,6 +53,7 @@ type Server struct {
 	failures    failures
 	managers    managers
 	site        *site // nil if this node is none
+	regions     regions
 	links       links.Links
 	events      *events.Queue
 	disk        disk.Guard
@@ -187,10 +188,12 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	s.certs, err = nodetls.New(nodetls.Options{
 		Authority: authority, Node: s.home.Node.Node.Server(), Files: nodetls.Files(s.opts.TLS), Logger: s.log,
 		Hosts: nodetls.Hosts(s.opts.Advertise, s.opts.addrs()), Member: s.fleet.member,
+		Region: s.regionName(), Linked: s.mayLink,
 	})
 	if err != nil {
 		return err
 	}
+	s.fleet.across, s.fleet.gone = s.spreadAcross, s.certs.CloseGateways
 	if err := s.startBroker(ctx, undo); err != nil {
 		return err
 	}
@@ -226,6 +229,9 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		undo.background(ctx, s.keepUplink)
 	} else {
 		undo.background(ctx, s.keepSites)
+	}
+	if s.opts.Mode == Mesh {
+		undo.background(ctx, s.keepRegions)
 	}
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
@@ -340,6 +346,7 @@ func (s *Server) meshOptions(o *broker.Options) error {
 		// A founder whose disk was lost must not begin a second cluster.
 		Found: s.home.Node.Founder && len(s.fleet.directory.Nodes()) == 1,
 	}
+	s.gatewayOptions(o)
 	if err := s.clientOptions(o); err != nil {
 		return err
 	}
@@ -480,6 +487,13 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 			}
 		})
 	}
+	if s.opts.Mode == Mesh {
+		session, err := s.joinRegions(ctx)
+		if err != nil {
+			return err
+		}
+		undo.add(session.Close)
+	}
 	first, cancel := context.WithTimeout(ctx, quorumTimeout)
 	defer cancel()
 	if err := s.ensureAccounts(first); err != nil {
@@ -505,6 +519,10 @@ func (s *Server) ensureAccounts(ctx context.Context) error {
 		if _, ok := s.fleet.directory.Account(name); ok {
 			continue
 		}
+		if !s.isHome() {
+			s.log.Warn("an account is not made: it is not this region that makes accounts", "account", name, "region", s.fleet.directory.HomeRegion())
+			continue
+		}
 		if _, err := s.fleet.putAccount(ctx, name, identity.Limits{}); err != nil {
 			return fmt.Errorf("making account %q: %w", name, err)
 		}
@@ -521,6 +539,10 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 		}
 		if l.Protocol == Leaf() {
 			s.bound(l.Name, s.broker.LeafAddr())
+			continue
+		}
+		if l.Protocol == Gateway() {
+			s.bound(l.Name, s.broker.GatewayAddr())
 			continue
 		}
 		w, err := s.openListener(ctx, l)

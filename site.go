@@ -85,6 +85,9 @@ func (s *Server) openSite() error {
 		return &OptionError{Field: "mode", Problem: fmt.Sprintf("%q holds a site, which is linked to one hub already", s.home.Dir), Hint: "remove mode and hub"}
 	}
 	for _, l := range s.opts.Listeners {
+		if l.Protocol == Gateway() {
+			return &OptionError{Field: "listeners." + l.Name, Problem: fmt.Sprintf("%q holds a site, which has no regions", s.home.Dir), Hint: "remove the listener"}
+		}
 		if l.Protocol == Leaf() {
 			return &OptionError{Field: "listeners." + l.Name, Problem: fmt.Sprintf("%q holds a site, which has no sites", s.home.Dir), Hint: "remove the listener"}
 		}

@@ -163,8 +163,8 @@ func (s *Server) siteArrived(p passage, of string) {
 // keepSites tells sites what they must know, and finds links that may not be,
 // until ctx is done.
 func (s *Server) keepSites(ctx context.Context) {
-	if err := s.recordLeafAddr(ctx); err != nil && ctx.Err() == nil {
-		s.log.Warn("the other nodes do not know where sites are linked here", "error", err)
+	if err := s.recordAddrs(ctx); err != nil && ctx.Err() == nil {
+		s.log.Warn("the other nodes do not know where sites and regions are linked here", "error", err)
 	}
 	defer s.closeSiteSessions(func(string) bool { return true })
 	tick := time.NewTicker(sitesCheck)
@@ -180,24 +180,31 @@ func (s *Server) keepSites(ctx context.Context) {
 	}
 }
 
-// recordLeafAddr tells the fleet where sites are linked to this node.
-func (s *Server) recordLeafAddr(ctx context.Context) error {
-	addr := ""
+// recordAddrs tells the fleet where sites and regions are linked to this node.
+func (s *Server) recordAddrs(ctx context.Context) error {
+	leaf, gateway := "", ""
 	for _, l := range s.opts.Listeners {
-		if bound := s.Addr(l.Name); l.Protocol == Leaf() && bound != nil {
-			addr = reachable(l.Advertise, bound.String(), s.opts.Advertise)
+		bound := s.Addr(l.Name)
+		if bound == nil {
+			continue
+		}
+		switch addr := reachable(l.Advertise, bound.String(), s.opts.Advertise); l.Protocol {
+		case Leaf():
+			leaf = addr
+		case Gateway():
+			gateway = addr
 		}
 	}
 	n, ok := s.fleet.directory.Node(s.fleet.node)
-	if !ok || n.LeafAddr == addr || s.opts.Mode == Local {
+	if !ok || n.LeafAddr == leaf && n.GatewayAddr == gateway || s.opts.Mode == Local {
 		return nil
 	}
 	_, err := s.fleet.change(ctx, "node."+n.Name, func() (any, error) {
 		n, ok := s.fleet.directory.Node(s.fleet.node)
-		if !ok || n.Removed || n.LeafAddr == addr {
+		if !ok || n.Removed || n.LeafAddr == leaf && n.GatewayAddr == gateway {
 			return nil, errSame
 		}
-		n.LeafAddr = addr
+		n.LeafAddr, n.GatewayAddr = leaf, gateway
 		return n, nil
 	})
 	return err
@@ -479,7 +486,8 @@ func (s *Server) siteList(nodes []admin.NodeInfo) []admin.Site {
 	all := []admin.Site{}
 	for _, a := range s.fleet.directory.Accounts() {
 		for _, u := range s.fleet.directory.Users(a.Name) {
-			if u.Site == nil {
+			// Those of other regions are told of there.
+			if u.Site == nil || u.Site.Region != s.fleet.authority.Region() {
 				continue
 			}
 			one := admin.Site{Account: a.Name, Name: u.Name, State: admin.SiteAway}
@@ -544,6 +552,8 @@ func (s *Server) mayJoin(r admin.TokenRequest) error {
 	switch {
 	case r.Kind == identity.KindNode && s.site != nil:
 		return admin.Errorf(admin.Invalid, "fleetbus token add node, at the hub", "this is a site, which has one node")
+	case r.Kind == identity.KindRegion:
+		return s.mayJoinRegion(r.Name)
 	case r.Kind != identity.KindLeaf:
 		return nil
 	case s.site != nil:
@@ -606,7 +616,7 @@ func (s *Server) enrollLeaf(ctx context.Context, tokenID string, r enroll.LeafRe
 	if r.Key == "" {
 		return reply, nil
 	}
-	site := &identity.Site{Signer: r.Signer, Fleet: r.Fleet, Machine: r.Machine, Networks: token.Networks}
+	site := &identity.Site{Signer: r.Signer, Fleet: r.Fleet, Machine: r.Machine, Networks: token.Networks, Region: s.fleet.authority.Region()}
 	if err := site.Validate(); err != nil {
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
 	}

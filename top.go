@@ -119,7 +119,7 @@ func (s *Server) accountMeters(account string) ([]rates.Meter, error) {
 	meters := make([]rates.Meter, 0, len(all))
 	for _, t := range all {
 		name, ok := s.fleet.accountName(t.Account)
-		if !ok || name == identity.SystemName || name == identity.CalloutName || account != "" && name != account {
+		if !ok || name == identity.SystemName || name == identity.CalloutName || name == identity.RegionsName || account != "" && name != account {
 			continue
 		}
 		t.Connections += resting[name]

@@ -287,7 +287,7 @@ func (c *Client) RemoveRole(ctx context.Context, name string) (Spread, error) {
 
 // TokenRequest asks for an enrollment token.
 type TokenRequest struct {
-	// Kind of what may join: node, leaf, user or target.
+	// Kind of what may join: node, leaf, gateway, user or target.
 	Kind identity.Kind `json:"kind"`
 	// Account and Name bind the token, if they are set: a token for a user needs
 	// both.
@@ -353,6 +353,8 @@ type NodeInfo struct {
 	// is a site.
 	Sites  []Site  `json:"sites,omitempty"`
 	Uplink *Uplink `json:"uplink,omitempty"`
+	// Regions are the other regions, if it is the node that asks them what is new.
+	Regions []RegionLink `json:"regions,omitempty"`
 	// Certificates end at NotAfter, the earliest of them.
 	NotAfter time.Time `json:"not_after"`
 	// Clock is its clock less that of the node that answered.
@@ -419,6 +421,8 @@ type Status struct {
 	Users    int        `json:"users"`
 	// Sites are those of all accounts.
 	Sites []Site `json:"sites,omitempty"`
+	// Regions are those of the fleet, if it has several.
+	Regions []Region `json:"regions,omitempty"`
 	// Sources are those of all accounts; none without a quorum.
 	Sources  []SourceInfo     `json:"sources"`
 	Findings []doctor.Finding `json:"findings"`

@@ -5,10 +5,11 @@
 //
 // A [Join] says who wants to join and where. [Join.Preflight] finds everything
 // that stands in the way and changes nothing; [Dial] connects; [Client.Node],
-// [Client.Leaf] and [Client.User] exchange the token.
+// [Client.Leaf], [Client.Region] and [Client.User] exchange the token.
 package enroll
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -26,6 +27,9 @@ const (
 	// LeafSubject exchanges a token of kind leaf. The answer is an admin.Reply with
 	// a LeafReply.
 	LeafSubject = "enroll.leaf"
+	// RegionSubject exchanges a token of kind gateway. The answer is an admin.Reply with
+	// a RegionReply.
+	RegionSubject = "enroll.gateway"
 	// UserSubject exchanges a token of kind user or target. The answer is an
 	// admin.Reply with a UserReply.
 	UserSubject = "enroll.user"
@@ -141,6 +145,32 @@ type LeafReply struct {
 	// JWT of the link, good until Expires.
 	JWT     string    `json:"jwt,omitempty"`
 	Expires time.Time `json:"expires,omitzero"`
+}
+
+// RegionRequest exchanges a token of kind gateway. Without a Seal it changes nothing,
+// and the answer says what the token is for.
+type RegionRequest struct {
+	// Seal is the public curve key to which the authority is sealed.
+	Seal string `json:"seal,omitempty"`
+	// Addrs are host:port of the region's gateways.
+	Addrs []string `json:"addrs,omitempty"`
+	// Machine is the name of the host, and Version that of its program.
+	Machine string `json:"machine,omitempty"`
+	Version string `json:"version"`
+}
+
+// RegionReply makes the joiner the first node of a region.
+type RegionReply struct {
+	Fleet string `json:"fleet"`
+	// Name of the region, and Addrs are host:port of the gateways of the one that
+	// answers.
+	Name  string   `json:"name"`
+	Addrs []string `json:"addrs"`
+	// Authority is sealed to the request's key, by the curve key Sender.
+	Authority []byte `json:"authority,omitempty"`
+	Sender    string `json:"sender,omitempty"`
+	// Records are what the regions agree on, by subject.
+	Records map[string]json.RawMessage `json:"records,omitempty"`
 }
 
 // UserRequest exchanges a token of kind user or target.

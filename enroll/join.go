@@ -303,6 +303,12 @@ func (c *Client) Leaf(ctx context.Context, r LeafRequest) (LeafReply, error) {
 	return exchange[LeafReply](ctx, c, LeafSubject, r)
 }
 
+// Region exchanges the token for what makes the joiner a region, or asks what it is
+// for. For the rest see Node.
+func (c *Client) Region(ctx context.Context, r RegionRequest) (RegionReply, error) {
+	return exchange[RegionReply](ctx, c, RegionSubject, r)
+}
+
 // User exchanges the token for credentials. For the rest see Node.
 func (c *Client) User(ctx context.Context, r UserRequest) (UserReply, error) {
 	return exchange[UserReply](ctx, c, UserSubject, r)

@@ -22,6 +22,8 @@ type Node struct {
 	ClusterAddr string `json:"cluster_addr,omitempty"`
 	// LeafAddr is the host:port for sites. Empty: there is no listener for them.
 	LeafAddr string `json:"leaf_addr,omitempty"`
+	// GatewayAddr is the host:port for other regions. Empty: they are not linked to it.
+	GatewayAddr string `json:"gateway_addr,omitempty"`
 	// Version of fleetbus that the node runs.
 	Version string `json:"version,omitempty"`
 	// Key is the node's public nkey.

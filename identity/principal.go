@@ -19,6 +19,8 @@ const (
 	KindService Kind = "service"
 	// KindLeaf is a site that is linked to the fleet.
 	KindLeaf Kind = "leaf"
+	// KindRegion is a region that joins the fleet.
+	KindRegion Kind = "gateway"
 	// KindTarget is what serves certificates that are delivered to it, such as a load
 	// balancer.
 	KindTarget Kind = "target"
@@ -29,7 +31,7 @@ const (
 // Validate says that k is none of the kinds above; nil if it is one.
 func (k Kind) Validate() error {
 	switch k {
-	case KindUser, KindNode, KindService, KindLeaf, KindTarget, KindToken:
+	case KindUser, KindNode, KindService, KindLeaf, KindRegion, KindTarget, KindToken:
 		return nil
 	}
 	return fmt.Errorf("kind %s is not user, node, service, leaf, target or token", quote(string(k)))

@@ -51,6 +51,8 @@ type Site struct {
 	Machine string `json:"machine,omitempty"`
 	// Networks that its link may come from, such as 10.0.0.0/8. Empty: any.
 	Networks []string `json:"networks,omitempty"`
+	// Region that it is linked to, as Authority.Region has it.
+	Region string `json:"region,omitempty"`
 }
 
 // Validate returns every problem of s, joined; nil if there is none.

@@ -93,12 +93,16 @@ func checkTokenScope(kind Kind, account, name string) error {
 		if account != "" {
 			return fmt.Errorf("a node is in no account, but %s is given", quote(account))
 		}
+	case KindRegion:
+		if account != "" {
+			return fmt.Errorf("a region is in no account, but %s is given", quote(account))
+		}
 	case KindUser, KindLeaf, KindTarget:
 		if err := CheckName(account); err != nil {
 			return fmt.Errorf("checking the account: %w", err)
 		}
 	default:
-		return errors.New("only a user, node, leaf or target enrolls")
+		return errors.New("only a user, node, leaf, gateway or target enrolls")
 	}
 	if name != "" {
 		return CheckName(name)

@@ -56,6 +56,8 @@ type Options struct {
 	// Clients is where NATS clients connect; nil leaves a port on loopback, which
 	// the engine cannot do without, only if Cluster is set.
 	Clients *Endpoint
+	// Gateway links the cluster to others; nil is none.
+	Gateway *Gateway
 	// Leafs is where sites connect; nil is nowhere.
 	Leafs *Endpoint
 	// Remote makes the server a site's, whose streams have the domain Domain.
@@ -126,10 +128,19 @@ func Start(ctx context.Context, o Options) (_ *Broker, err error) {
 		return nil, err
 	}
 	founding := false
+	if o.Gateway != nil && o.Cluster == nil {
+		return nil, errGatewayAlone
+	}
 	if o.Cluster != nil {
 		if founding, err = o.beginFounding(); err != nil {
 			return nil, err
 		}
+	}
+	if founding && o.Gateway != nil {
+		if err := foundAlone(ctx, o); err != nil {
+			return nil, err
+		}
+		founding = false
 	}
 	b, err := launch(o)
 	if err != nil {
@@ -229,7 +240,7 @@ func (o *Options) server() (*server.Options, error) {
 		so.TLS = o.Clients.TLS != nil
 		so.TLSVerify = o.Clients.TLS != nil && o.Clients.TLS.ClientAuth == tls.RequireAndVerifyClientCert
 	}
-	if err := o.leafServer(so); err != nil {
+	if err := errors.Join(o.leafServer(so), o.gatewayServer(so)); err != nil {
 		return nil, err
 	}
 	if o.Monitor != "" {

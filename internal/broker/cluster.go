@@ -193,7 +193,7 @@ func (b *Broker) beside(store bool) (_ *neighbor, err error) {
 	o := b.opts
 	o.Name += neighborSuffix
 	o.AccountDir, o.StoreDir = filepath.Join(dir, "accounts"), filepath.Join(dir, "store")
-	o.Clients, o.Leafs, o.Monitor = nil, nil, ""
+	o.Clients, o.Leafs, o.Gateway, o.Monitor = nil, nil, nil, ""
 	o.MaxFile, o.MaxMemory = 64<<20, 16<<20
 	cluster := *o.Cluster
 	cluster.Addr, cluster.Advertise = "127.0.0.1:0", ""

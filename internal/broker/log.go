@@ -60,6 +60,7 @@ func expected() []string {
 	return []string{
 		// The mesh verifies chain and name in VerifyConnection.
 		"hostname of solicited routes will not be verified",
+		"hostname of solicited gateways will not be verified",
 		// The callout has said it.
 		"Auth callout service returned an error",
 		// Each engine is told by its own node alone, and hears what the others are told.

@@ -21,6 +21,11 @@ func (o *Options) settle() error {
 		o.Leafs = &leafs
 		addrs = append(addrs, &leafs.Addr)
 	}
+	if o.Gateway != nil {
+		gateway := *o.Gateway
+		o.Gateway = &gateway
+		addrs = append(addrs, &gateway.Addr)
+	}
 	if o.Cluster != nil {
 		cluster := *o.Cluster
 		o.Cluster = &cluster

@@ -56,6 +56,10 @@ type Options struct {
 	Files Files
 	// Member says why a node of that name may not take part in the mesh, or nil.
 	Member func(server string) error
+	// Region is the name of this node's, and Linked says why one of that name may not
+	// be linked to it, or nil, for ForGateways alone.
+	Region string
+	Linked func(region string) error
 	Logger *slog.Logger
 }
 
@@ -66,8 +70,11 @@ type Options struct {
 type Certificates struct {
 	Options
 
+	gateways gateways
+
 	mu           sync.RWMutex
 	mesh, server *tls.Certificate
+	gateway      *tls.Certificate // nil without a region
 	// minted is the built-in authority's server certificate.
 	minted *tls.Certificate
 	// trust are the built-in authority and the operator's own.
@@ -86,7 +93,7 @@ func New(o Options) (*Certificates, error) {
 
 // Renew mints new certificates, or reads the files again.
 func (c *Certificates) Renew(now time.Time) error {
-	mesh, minted, err := c.mint(now)
+	mesh, minted, gateway, err := c.mint(now)
 	if err != nil {
 		return err
 	}
@@ -99,28 +106,35 @@ func (c *Certificates) Renew(now time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.mesh, c.server, c.minted, c.trust, c.sum = mesh, server, minted, trust, sum
+	c.mesh, c.gateway, c.server, c.minted, c.trust, c.sum = mesh, gateway, server, minted, trust, sum
 	return nil
 }
 
-func (c *Certificates) mint(now time.Time) (mesh, server *tls.Certificate, err error) {
+func (c *Certificates) mint(now time.Time) (mesh, server, gateway *tls.Certificate, err error) {
 	key, err := identity.NewKey()
 	if err != nil {
-		return nil, nil, fmt.Errorf("making a key: %w", err)
+		return nil, nil, nil, fmt.Errorf("making a key: %w", err)
 	}
 	csr, err := identity.NewCSR(key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("requesting certificates: %w", err)
+		return nil, nil, nil, fmt.Errorf("requesting certificates: %w", err)
 	}
 	meshPEM, serverPEM, err := c.Authority.SignNode(csr, c.Node, c.Hosts, Life, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
+		return nil, nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
 	}
 	if mesh, err = pair(meshPEM, key); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	server, err = pair(serverPEM, key)
-	return mesh, server, err
+	if server, err = pair(serverPEM, key); err != nil || c.Region == "" {
+		return mesh, server, nil, err
+	}
+	gatewayPEM, err := c.Authority.SignGateway(csr, c.Region, c.Node, Life, now)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
+	}
+	gateway, err = pair(gatewayPEM, key)
+	return mesh, server, gateway, err
 }
 
 // read loads the operator's files.
@@ -289,26 +303,45 @@ func (c *Certificates) ForSites(admit func() error) *tls.Config {
 
 // ForMesh are the TLS settings between nodes, in both directions.
 func (c *Certificates) ForMesh() *tls.Config {
-	accept := &tls.Config{
+	accept, dial := mutual(c.meshCertificate, c.verifyPeer)
+	dial.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return accept, nil }
+	return dial
+}
+
+// mutual are the settings of the two ends of a link between nodes.
+func mutual(own func() *tls.Certificate, verify func(tls.ConnectionState) error) (accept, dial *tls.Config) {
+	accept = &tls.Config{
 		MinVersion:             MinVersion,
-		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.meshCertificate(), nil },
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return own(), nil },
 		ClientAuth:             tls.RequireAnyClientCert,
-		VerifyConnection:       c.verifyPeer,
+		VerifyConnection:       verify,
 		SessionTicketsDisabled: true,
 	}
-	dial := accept.Clone()
-	dial.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return accept, nil }
-	dial.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.meshCertificate(), nil }
-	// Nodes are known by the name in their mesh certificate, wherever they are;
-	// verifyPeer does all that is skipped here, with roots that can change.
+	dial = accept.Clone()
+	dial.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return own(), nil }
+	// Nodes are known by the name in their mesh certificate, wherever they are; verify
+	// does all that is skipped here, with roots that can change.
 	dial.InsecureSkipVerify = true
-	return dial
+	return accept, dial
 }
 
 // verifyPeer says why the other end is no node of this fleet, or nil.
 func (c *Certificates) verifyPeer(cs tls.ConnectionState) error {
+	leaf, err := c.meshLeaf(cs)
+	if err != nil {
+		return err
+	}
+	name, ok := identity.NodeFromCertificate(leaf, c.Authority.Fleet())
+	if !ok {
+		return errors.New("verifying the peer: its certificate is not a node's of this fleet")
+	}
+	return c.Member(name)
+}
+
+// meshLeaf is the other end's certificate, which the mesh's authority has signed.
+func (c *Certificates) meshLeaf(cs tls.ConnectionState) (*x509.Certificate, error) {
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("the peer showed no certificate")
+		return nil, errors.New("the peer showed no certificate")
 	}
 	opts := x509.VerifyOptions{Roots: c.Authority.MeshRoots(), Intermediates: x509.NewCertPool()}
 	for _, cert := range cs.PeerCertificates[1:] {
@@ -319,14 +352,10 @@ func (c *Certificates) verifyPeer(cs tls.ConnectionState) error {
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
 		opts.KeyUsages = []x509.ExtKeyUsage{usage}
 		if _, err := leaf.Verify(opts); err != nil {
-			return fmt.Errorf("verifying the peer: %w", err)
+			return nil, fmt.Errorf("verifying the peer: %w", err)
 		}
 	}
-	name, ok := identity.NodeFromCertificate(leaf, c.Authority.Fleet())
-	if !ok {
-		return errors.New("verifying the peer: its certificate is not a node's of this fleet")
-	}
-	return c.Member(name)
+	return leaf, nil
 }
 
 // Client are the settings with which a server that is no node dials one.
