@@ -68,6 +68,16 @@ func (s *Server) gatewayOptions(o *broker.Options) {
 	o.Gateway = g
 }
 
+// GatewayAddr is the host:port at which other regions are to reach the node that o
+// describes; empty if there is none, or its port is not known.
+func GatewayAddr(o Options) string {
+	o = o.withDefaults()
+	if l := o.gateway(); l != nil {
+		return reachable(l.Advertise, l.Addr, o.Advertise)
+	}
+	return ""
+}
+
 // mayLink says why the region of that name may not be linked to this one, or nil.
 func (s *Server) mayLink(name string) error {
 	switch r, ok := s.fleet.directory.Region(name); {

@@ -35,12 +35,13 @@ func newJoinCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "join HOST", Args: takes("HOST"), Annotations: writes(),
 		Short: "Join a fleet with an enrollment token",
-		Long: `Join the fleet that HOST is a node of, as a node, as a user, or as a site
-(leaf). Before anything changes it is checked that both sides can see each
+		Long: `Join the fleet that HOST is a node of, as a node, as a user, as a site (leaf), or
+as a region (gateway). Before anything changes it is checked that both sides can see each
 other. Joining again does nothing.`,
 		Example: `  fleetbus join eu-1.example.net --token fb1.…
   fleetbus join eu-1.example.net --token-file token --as user --user acme/alice --out alice.creds
   fleetbus join eu-1.example.net --token-file token --as leaf
+  fleetbus join eu-1.example.net --token-file token --as gateway
   fleetbus join eu-1.example.net --token-file token --as target`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := f.readToken()
@@ -53,6 +54,9 @@ other. Joining again does nothing.`,
 			if f.as == "leaf" {
 				return f.joinLeaf(cmd, args[0], token)
 			}
+			if f.as == "gateway" {
+				return f.joinRegion(cmd, args[0], token)
+			}
 			if f.as != "node" {
 				return f.joinUser(cmd, args[0], token)
 			}
@@ -63,7 +67,7 @@ other. Joining again does nothing.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.token, "token", "", "enrollment token; it is good for one use")
 	flags.StringVar(&f.tokenFile, "token-file", "", "file with the enrollment token, - for standard input; other users cannot see it in the process list")
-	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "target"}}, "as", "what to join as: node, user, leaf, target")
+	flags.Var(&choice{&f.as, []string{"node", "user", "leaf", "gateway", "target"}}, "as", "what to join as: node, user, leaf, gateway, target")
 	f.as = "node"
 	f.target.add(cmd)
 	flags.StringVar(&f.user, "user", "", "account/name to join as, if the token does not bind it")

@@ -185,7 +185,7 @@ func (f *joinFlags) joinLeaf(cmd *cobra.Command, host, token string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	checks, err := f.reach(cmd.Context(), hub.Addrs)
+	checks, err := f.reach(cmd.Context(), what, "hub", hub.Addrs)
 	if err != nil {
 		return err
 	}
@@ -204,11 +204,11 @@ func (f *joinFlags) joinLeaf(cmd *cobra.Command, host, token string) error {
 	}})
 }
 
-// reach tries where sites are linked to the hub: one of its nodes must be reached.
-func (f *joinFlags) reach(ctx context.Context, addrs []string) (checks []enroll.Check, err error) {
+// reach tries where links are taken: one of these addresses must be reached.
+func (f *joinFlags) reach(ctx context.Context, what, name string, addrs []string) (checks []enroll.Check, err error) {
 	reached := false
 	for _, addr := range addrs {
-		check := enroll.Check{Name: "hub", OK: true, Detail: addr + " can be reached"}
+		check := enroll.Check{Name: name, OK: true, Detail: addr + " can be reached"}
 		try, cancel := context.WithTimeout(ctx, 5*time.Second)
 		conn, err := new(net.Dialer).DialContext(try, "tcp", addr)
 		cancel()
@@ -222,7 +222,7 @@ func (f *joinFlags) reach(ctx context.Context, addrs []string) (checks []enroll.
 		checks = append(checks, check)
 	}
 	if !reached {
-		return checks, fail(exitUnavailable, "open the way to one of "+strings.Join(addrs, ", "), "joining as leaf: no node of the hub can be reached where sites are linked, and nothing was changed")
+		return checks, fail(exitUnavailable, "open the way to one of "+strings.Join(addrs, ", "), "%s: no node can be reached where links are taken, and nothing was changed", what)
 	}
 	return checks, nil
 }

@@ -131,6 +131,8 @@ func (b *boot) welcome(srv *fleetbus.Server, o fleetbus.Options) {
 		switch {
 		case l.Protocol == fleetbus.Leaf():
 			how = "TLS 1.3; sites, by their credentials; nobody else"
+		case l.Protocol == fleetbus.Gateway():
+			how = "TLS 1.3; other regions of the fleet, by gateway certificate"
 		case l.Plaintext:
 			how = "WITHOUT TLS, on loopback only"
 		case l.ClientCertificate == fleetbus.CertificateRequired:

@@ -58,6 +58,10 @@ func statusPage(p *page, s admin.Status) {
 	nodeTable(p, s.Nodes)
 	hubTable(p, s.Nodes)
 	siteStatus(p, s)
+	if len(s.Regions) > 0 {
+		p.line("")
+		regionTable(p, s.Regions)
+	}
 	if len(s.Sources) > 0 {
 		p.line("")
 		sourceTable(p, s.Sources)

@@ -25,10 +25,10 @@ func newTokenAdd(a *app) *cobra.Command {
 	var g guard
 	cmd := &cobra.Command{
 		Use: "add KIND", Aliases: []string{"create"}, Args: takes("KIND"), Annotations: writes(),
-		ValidArgs: []string{string(identity.KindNode), string(identity.KindUser), string(identity.KindLeaf), string(identity.KindTarget)},
-		Short:     "Make an enrollment token for a node, user, leaf or target",
-		Long: `Make an enrollment token for a node, user, leaf or target. Its text is shown
-once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
+		ValidArgs: []string{string(identity.KindNode), string(identity.KindUser), string(identity.KindLeaf), string(identity.KindRegion), string(identity.KindTarget)},
+		Short:     "Make an enrollment token for a node, user, leaf, gateway or target",
+		Long: `Make an enrollment token for a node, user, leaf, gateway or target. Its text is
+shown once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 		Example: `  fleetbus token add node --for eu-2
   fleetbus token add user --for acme/alice --life 2h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -60,7 +60,7 @@ once and kept nowhere: whoever holds it can enroll, once, until it expires.`,
 				as := ""
 				switch reply.Kind {
 				case identity.KindNode:
-				case identity.KindTarget, identity.KindLeaf:
+				case identity.KindTarget, identity.KindLeaf, identity.KindRegion:
 					as = " --as " + string(reply.Kind)
 				default:
 					as = fmt.Sprintf(" --as %s --out %s.creds", reply.Kind, or(reply.Name, "FILE"))

@@ -23,10 +23,11 @@ type protocol struct {
 // protocols is the table of what this program speaks, by name.
 func protocols() map[string]protocol {
 	return map[string]protocol{
-		"leaf": {fleetbus.Leaf(), ":7422"},
-		"nats": {fleetbus.NATS(), ":4222"},
-		"sse":  {&sse.Protocol{}, ":8443"},
-		"mqtt": {&mqtt.Protocol{}, ":8883"},
+		"leaf":    {fleetbus.Leaf(), ":7422"},
+		"gateway": {fleetbus.Gateway(), ":7222"},
+		"nats":    {fleetbus.NATS(), ":4222"},
+		"sse":     {&sse.Protocol{}, ":8443"},
+		"mqtt":    {&mqtt.Protocol{}, ":8883"},
 	}
 }
 

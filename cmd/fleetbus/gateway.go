@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nkeys"
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/enroll"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/human"
+)
+
+func newGatewayCommand(a *app) *cobra.Command {
+	return a.onFleet(noun("gateway", "Regions: clusters of this fleet with a ledger each, joined by gateways",
+		newGatewayToken(a), newGatewayList(a), newGatewayRemove(a)))
+}
+
+func newGatewayToken(a *app) *cobra.Command {
+	request := admin.TokenRequest{Kind: identity.KindRegion}
+	lasts := life(24 * time.Hour)
+	var g guard
+	cmd := &cobra.Command{
+		Use: "token REGION", Args: takes("REGION"), Annotations: writes(),
+		Short: "Make an enrollment token for a region",
+		Long: `Make an enrollment token for a region of that name. Its text is shown once and
+kept nowhere: whoever holds it can make one region, which gets the secrets of the
+fleet as a node does, until it expires.`,
+		Example: `  fleetbus gateway token us
+  fleetbus gateway token us --life 2h`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request.Name, request.Life = args[0], time.Duration(lasts)
+			switch {
+			case lasts == never:
+				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
+			case g.dryRun:
+				return a.showPlan("make a token for region %s, for %s", request.Name, human.Duration(request.Life))
+			}
+			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
+				return c.AddToken(ctx, request)
+			})
+			if err != nil {
+				return err
+			}
+			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
+				return err
+			}
+			a.hint("token %s is good for region %s until %s", reply.ID, reply.Name, human.Time(reply.Expires))
+			if reply.Join != "" {
+				a.hint("use it on the first node of the region with: fleetbus join %s --as gateway --token %s", reply.Join, reply.Text)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().Var(&lasts, "life", "how long it can be used")
+	g.drying(cmd)
+	return a.output(cmd)
+}
+
+func (a *app) regions(cmd *cobra.Command, what string) ([]admin.Region, error) {
+	return administer(cmd, a, what, func(ctx context.Context, c *admin.Client) ([]admin.Region, error) { return c.Regions(ctx) })
+}
+
+func newGatewayList(a *app) *cobra.Command {
+	return a.output(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Args: takes(), Annotations: reads(),
+		Short: "List the regions and how they are linked",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := a.regions(cmd, "listing regions")
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: all, text: func(p *page) { regionTable(p, all) }})
+		},
+	})
+}
+
+func regionTable(p *page, all []admin.Region) {
+	table(p, all,
+		column[admin.Region]{"REGION", func(r admin.Region) string { return r.Name }},
+		column[admin.Region]{"STATE", func(r admin.Region) string { return r.State }},
+		column[admin.Region]{"ROLE", func(r admin.Region) string {
+			if r.Home {
+				return "home"
+			}
+			return ""
+		}},
+		column[admin.Region]{"NODES", regionNodes},
+		column[admin.Region]{"ROUND TRIP", func(r admin.Region) string { return roundTrip(r.RoundTrip) }},
+		column[admin.Region]{"SINCE", func(r admin.Region) string { return human.Time(r.Since) }},
+		column[admin.Region]{"GATEWAYS", func(r admin.Region) string { return strings.Join(r.Addrs, ",") }},
+		column[admin.Region]{"CLIENTS", func(r admin.Region) string { return strings.Join(r.Servers, ",") }},
+	)
+}
+
+// regionNodes names those of a region that answer there.
+func regionNodes(r admin.Region) string {
+	names := []string{}
+	for _, n := range r.Nodes {
+		names = append(names, n.Name)
+	}
+	return strings.Join(names, ",")
+}
+
+func newGatewayRemove(a *app) *cobra.Command {
+	var g guard
+	cmd := &cobra.Command{
+		Use: "rm REGION", Aliases: []string{"delete"}, Args: takes("REGION"), Annotations: writes(),
+		Short: "Remove a region and end the links with it, for good",
+		Long: `Remove a region and end the links with it, for good. What it has it keeps, and
+goes on by itself: it is for regions that are lost, or given up.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			what := fmt.Sprintf("removing region %q", args[0])
+			all, err := a.regions(cmd, what)
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(all, func(r admin.Region) bool { return r.Name == args[0] })
+			if i < 0 {
+				return fail(exitNotFound, "fleetbus gateway ls", "%s: there is no such region", what)
+			}
+			described := fmt.Sprintf("remove region %s, which is %s", args[0], all[i].State)
+			if g.dryRun {
+				return a.showPlan("%s", described)
+			}
+			if err := a.confirm(cmd.Context(), g, args[0], described); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) { return c.RemoveRegion(ctx, args[0]) })
+			if err != nil {
+				return err
+			}
+			return a.showSpread(s, s, fmt.Sprintf("region %s is removed", args[0]))
+		},
+	}
+	g.destroying(cmd)
+	return a.output(cmd)
+}
+
+// joinRegion exchanges the token for what makes this machine the first node of a
+// region.
+func (f *joinFlags) joinRegion(cmd *cobra.Command, host, token string) error {
+	const what = "joining as gateway"
+	c, o, err := f.load(cmd)
+	if err != nil {
+		return err
+	}
+	o = standard(o)
+	there, err := fleetbus.Initialized(o.Dir)
+	if err != nil {
+		return options(what, err)
+	}
+	seal := filepath.Join(o.Dir, sealName)
+	if there {
+		if err := forget(seal); err != nil {
+			return err
+		}
+		return f.a.show(report{value: joined{DataDir: o.Dir}, text: func(p *page) {
+			p.line("already a node, nothing to do: %s holds one", o.Dir)
+		}})
+	}
+	addr := fleetbus.GatewayAddr(o)
+	if addr == "" {
+		return fail(exitUsage, "--listeners-gateway-addr :7222", "%s: this node has no gateway, or one at no fixed port", what)
+	}
+	client, err := dialFleet(cmd.Context(), enroll.Join{Host: host, Token: token})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	fleet, err := client.Region(cmd.Context(), enroll.RegionRequest{Version: fleetbus.Version()})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	checks, err := f.reach(cmd.Context(), what, "gateway", fleet.Addrs)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return options(what, fmt.Errorf("making the data directory: %w", err))
+	}
+	key, err := keptKey(seal, nkeys.FromCurveSeed, nkeys.CreateCurveKeys)
+	if err != nil {
+		return options(what, err)
+	}
+	defer key.Wipe()
+	request := enroll.RegionRequest{Addrs: []string{addr}, Version: fleetbus.Version()}
+	if request.Seal, err = key.PublicKey(); err != nil {
+		return fmt.Errorf("reading the joiner's key: %w", err)
+	}
+	if request.Machine, err = os.Hostname(); err != nil {
+		request.Machine = o.Advertise
+	}
+	reply, err := client.Region(cmd.Context(), request)
+	if err != nil {
+		return refused(err, seal)
+	}
+	authority, err := identity.OpenAuthority(reply.Authority, reply.Sender, key)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if err := f.settle(c, o.Dir, func() error { return fleetbus.EnrollRegion(o, reply, authority) }); err != nil {
+		return options(what, err)
+	}
+	if err := forget(seal); err != nil {
+		return err
+	}
+	result := joined{Changed: true, Fleet: reply.Fleet, Name: reply.Name, DataDir: o.Dir, Checks: checks}
+	return f.a.show(report{value: result, text: func(p *page) {
+		p.line("this machine is the first node of region %s of fleet %s, in %s", reply.Name, reply.Fleet, o.Dir)
+		p.line("start it:")
+		p.line("  %s", f.a.serveLine(o.Dir))
+		p.line("more nodes join it by itself: fleetbus token add node, there")
+	}})
+}
