@@ -442,7 +442,7 @@ func (s *Server) regionList(ctx context.Context, nodes []admin.NodeInfo) []admin
 	for _, r := range s.fleet.directory.Regions() {
 		one := admin.Region{RegionLink: admin.RegionLink{Name: r.Name, State: admin.RegionAway}, Home: r.Name == home, Addrs: r.Addrs, Joined: r.Joined, Machine: r.Machine}
 		if r.Name == s.regionName() {
-			one.State, one.Current, one.Servers, one.Addrs = admin.RegionHere, true, s.clientAddrs(), s.gatewayAddrs()
+			one.State, one.Current, one.Servers, one.Addrs, one.Nodes = admin.RegionHere, true, s.clientAddrs(), s.gatewayAddrs(), nodes
 		}
 		for _, n := range nodes {
 			if i := slices.IndexFunc(n.Regions, func(l admin.RegionLink) bool { return l.Name == r.Name }); i >= 0 {

@@ -185,7 +185,7 @@ func (e *Exchange) ask(ctx context.Context, nc *nats.Conn, region string) {
 	switch now := time.Now(); {
 	case ctx.Err() != nil:
 	case err != nil && p.state.State == admin.RegionLinked:
-		p.state.State, p.state.Since, p.state.Current = admin.RegionAway, now, false
+		p.state.State, p.state.Since, p.state.Current, p.state.RoundTrip = admin.RegionAway, now, false, 0
 		e.opts.Logger.Warn("region is away", "region", region, "error", err)
 	case err != nil:
 		e.opts.Logger.Debug("region is away", "region", region, "error", err)
