@@ -309,9 +309,6 @@ func validateGateways(v *problems, field string, l Listener, mode Mode) {
 	if l.Plaintext {
 		v.add(field+".plaintext", "the links of regions have TLS", "remove plaintext")
 	}
-	if l.ClientCertificate == CertificateOptional {
-		v.add(field+".client_certificate", "both sides of a link between regions show a certificate", "remove client_certificate")
-	}
 	if mode != Mesh {
 		v.add(field, "a server in "+string(mode)+" mode has no regions", "set mode to mesh, or remove the listener")
 	}

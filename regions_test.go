@@ -1,6 +1,8 @@
 package fleetbus_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -133,4 +135,210 @@ func TestRegions(t *testing.T) {
 	passes(t, inEU, inUS, "orders.new")
 	passes(t, inUS, inEU, "orders.done")
 	passes(t, dial(t, eu, bob), dial(t, us, bob), "orders.more")
+}
+
+// denied waits until a connection is closed, and a new one refused, at every one of
+// these nodes.
+func denied(t *testing.T, creds string, nc *nats.Conn, at ...*fleetbustest.Server) {
+	t.Helper()
+	fleetbustest.Eventually(t, "the connection is closed", func() error {
+		if !nc.IsClosed() {
+			return errors.New("it is open")
+		}
+		return nil
+	})
+	for _, s := range at {
+		if nc, err := s.Connect(creds, nats.NoReconnect()); err == nil {
+			nc.Close()
+			t.Errorf("node %s lets in who is denied", s.Options.Name)
+		}
+	}
+}
+
+// TestRegionsCut has both regions serve while they are cut from each other, and agree
+// when they are linked again: on denials and removals above all.
+func TestRegionsCut(t *testing.T) {
+	eu, us, l := startRegions(t)
+	creds := map[string]string{}
+	for _, name := range []string{"alice", "bob", "carol", "dave"} {
+		creds[name] = eu.Creds("acme", name)
+	}
+	waitSame(t, eu, us, "acme")
+	hers, his := dial(t, us, creds["alice"]), dial(t, eu, creds["bob"])
+	carols := dial(t, us, creds["carol"])
+	l.cut()
+	waitRegions(t, admin.RegionAway, eu, us)
+	for _, s := range []*fleetbustest.Server{eu, us} {
+		nc := dial(t, s, creds["dave"])
+		if err := errors.Join(nc.Publish("x", nil), nc.Flush()); err != nil {
+			t.Errorf("cut off, node %s does not serve: %v", s.Options.Name, err)
+		}
+	}
+	ctx := limited(t, time.Minute)
+	spread, err := eu.Admin().DenyUser(ctx, "acme/alice")
+	if err != nil || !slices.Contains(spread.Missing, "region us") {
+		t.Errorf("a denial while us is away: %+v, %v", spread, err)
+	}
+	if _, err := us.Admin().DenyUser(ctx, "acme/bob"); err != nil {
+		t.Errorf("a denial while eu is away: %v", err)
+	}
+	if _, err := eu.Admin().RemoveUser(ctx, "acme/carol"); err != nil {
+		t.Error(err)
+	}
+	// A renewal there, which writes, does not undo it.
+	if _, err := admin.Renew(ctx, carols); err != nil {
+		t.Errorf("renewing while eu is away: %v", err)
+	}
+	us.MoreCreds("acme", "carol")
+	erin := us.MoreCreds("acme", "erin")
+	if _, err := us.Admin().AddAccount(ctx, admin.AccountRequest{Name: "other"}); !errors.Is(err, &admin.Error{Code: admin.Unavailable}) {
+		t.Errorf("an account while the home region is away: %v", err)
+	}
+	if _, err := eu.Admin().AddAccount(ctx, admin.AccountRequest{Name: "other"}); err != nil {
+		t.Error(err)
+	}
+	l.heal(eu, us)
+	waitRegions(t, admin.RegionLinked, eu, us)
+	denied(t, creds["alice"], hers, eu, us)
+	denied(t, creds["bob"], his, eu, us)
+	denied(t, creds["carol"], carols, eu, us)
+	dial(t, eu, erin)
+	waitSame(t, eu, us, "acme")
+	if _, err := us.Admin().AddUser(ctx, admin.UserRequest{Name: "other/x"}); err != nil {
+		t.Errorf("a user of an account that was made meanwhile: %v", err)
+	}
+	// Who is made anew is another one.
+	back := us.Creds("acme", "carol")
+	passes(t, dial(t, eu, back), dial(t, us, back), "orders.back")
+	if _, err := us.Admin().AllowUser(ctx, "acme/alice"); err != nil {
+		t.Fatal(err)
+	}
+	dial(t, eu, creds["alice"])
+}
+
+// waitSame waits until two nodes know the same users of an account.
+func waitSame(t *testing.T, a, b *fleetbustest.Server, account string) {
+	t.Helper()
+	fleetbustest.Eventually(t, "both know the same users", func() error {
+		x, err1 := a.Admin().Users(limited(t, 10*time.Second), account)
+		y, err2 := b.Admin().Users(limited(t, 10*time.Second), account)
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		p, err1 := json.Marshal(x)
+		q, err2 := json.Marshal(y)
+		if err := errors.Join(err1, err2); err != nil || !bytes.Equal(p, q) {
+			return fmt.Errorf("%s\n%s\n%v", p, q, err)
+		}
+		return nil
+	})
+}
+
+// TestRegionFlaps has a link go and come again and again: what was changed meanwhile is
+// known everywhere in the end.
+func TestRegionFlaps(t *testing.T) {
+	eu, us, l := startRegions(t)
+	eu.Creds("acme", "alice")
+	ctx := limited(t, 2*time.Minute)
+	for i := range 5 {
+		l.cut()
+		name := fmt.Sprintf("acme/u%d", i)
+		if _, err := eu.Admin().AddUser(ctx, admin.UserRequest{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+		l.heal(eu, us)
+		if _, err := us.Admin().AddUser(ctx, admin.UserRequest{Name: name + "-us"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := us.Admin().DenyUser(ctx, "acme/alice"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := us.Admin().AllowUser(ctx, "acme/alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitRegions(t, admin.RegionLinked, eu, us)
+	waitSame(t, eu, us, "acme")
+	if users, err := eu.Admin().Users(ctx, "acme"); err != nil || len(users) != 11 {
+		t.Errorf("%d users, %v", len(users), err)
+	}
+}
+
+// TestRegionRemoved ends a link for good, with one that can be told and one that
+// cannot.
+func TestRegionRemoved(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cut=%v", cut), func(t *testing.T) {
+			eu, us, l := startRegions(t)
+			alice := eu.Creds("acme", "alice")
+			waitSame(t, eu, us, "acme")
+			inEU, inUS := dial(t, eu, alice), dial(t, us, alice)
+			passes(t, inEU, inUS, "orders.new")
+			ctx := limited(t, time.Minute)
+			if cut {
+				l.cut()
+				waitRegions(t, admin.RegionAway, us)
+			}
+			if _, err := us.Admin().RemoveRegion(ctx, "us"); !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
+				t.Errorf("a region removes itself: %v", err)
+			}
+			// Any region may: here the one that is not home, which so becomes it.
+			if _, err := us.Admin().RemoveRegion(ctx, "eu"); err != nil {
+				t.Fatal(err)
+			}
+			if cut {
+				l.heal(eu, us)
+			}
+			if _, err := us.Admin().AddAccount(ctx, admin.AccountRequest{Name: "own"}); err != nil {
+				t.Errorf("what is left is not the home region: %v", err)
+			}
+			fleetbustest.Eventually(t, "no message passes", func() error {
+				sub, err := inUS.SubscribeSync("orders.>")
+				if err != nil {
+					return err
+				}
+				defer sub.Unsubscribe()
+				if err := errors.Join(inUS.Flush(), inEU.Publish("orders.more", nil), inEU.Flush()); err != nil {
+					return err
+				}
+				if _, err := sub.NextMsg(100 * time.Millisecond); err == nil {
+					return errors.New("it does")
+				}
+				return nil
+			})
+			if accounts, err := eu.Admin().Accounts(ctx); err != nil || slices.ContainsFunc(accounts, func(a admin.AccountInfo) bool { return a.Name == "own" }) {
+				t.Errorf("the other knows what was made after the end: %v", err)
+			}
+		})
+	}
+}
+
+// TestRegionNames refuses a second region of one name, whoever makes it.
+func TestRegionNames(t *testing.T) {
+	eu, us, _ := startRegions(t)
+	ctx := limited(t, time.Minute)
+	token := func(s *fleetbustest.Server, name string) error {
+		_, err := s.Admin().AddToken(ctx, admin.TokenRequest{Kind: identity.KindRegion, Name: name})
+		return err
+	}
+	for _, name := range []string{"us", "eu"} {
+		if err := token(eu, name); !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
+			t.Errorf("a token for another region %q: %v", name, err)
+		}
+	}
+	if err := token(us, "ap"); !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
+		t.Errorf("a token from a region that is not home: %v", err)
+	}
+	// Two tokens for one name: who comes second is refused.
+	first, second := regionToken(t, eu, "ap"), regionToken(t, eu, "ap")
+	o := fleetbustest.Options(t, "ap-1")
+	if err := joinRegion(t, eu, o, first, "127.0.0.1:1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := joinRegion(t, eu, fleetbustest.Options(t, "ap-2"), second, "127.0.0.1:1"); !errors.Is(err, &admin.Error{Code: admin.Conflict}) {
+		t.Errorf("a second region of one name: %v", err)
+	}
+	if err := joinRegion(t, eu, fleetbustest.Options(t, "ap-3"), first, "127.0.0.1:1"); !errors.Is(err, &admin.Error{Code: admin.Denied}) {
+		t.Errorf("a token that was used: %v", err)
+	}
 }

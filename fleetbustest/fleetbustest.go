@@ -212,10 +212,17 @@ func (s *Server) Creds(account, name string) string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
 	defer cancel()
-	api := s.Admin()
-	if _, err := api.AddAccount(ctx, admin.AccountRequest{Name: account}); err != nil {
+	if _, err := s.Admin().AddAccount(ctx, admin.AccountRequest{Name: account}); err != nil {
 		s.t.Fatal(err)
 	}
+	return s.MoreCreds(account, name)
+}
+
+// MoreCreds is Creds for an account that exists.
+func (s *Server) MoreCreds(account, name string) string {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
+	defer cancel()
 	key, err := nkeys.CreateUser()
 	if err != nil {
 		s.t.Fatal(err)
@@ -224,7 +231,7 @@ func (s *Server) Creds(account, name string) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	reply, err := api.AddUser(ctx, admin.UserRequest{Name: account + "/" + name, Key: public})
+	reply, err := s.Admin().AddUser(ctx, admin.UserRequest{Name: account + "/" + name, Key: public})
 	if err != nil {
 		s.t.Fatal(err)
 	}
