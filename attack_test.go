@@ -42,11 +42,11 @@ type attack struct {
 	crossed []string
 }
 
-func newAttack(t *testing.T) *attack {
-	s := fleetbustest.Start(t, func(o *fleetbus.Options) {
+func newAttack(t *testing.T, edit ...func(*fleetbus.Options)) *attack {
+	s := fleetbustest.Start(t, append(edit, func(o *fleetbus.Options) {
 		o.Grace = 100 * time.Millisecond
 		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
-	})
+	})...)
 	a := &attack{Server: s, t: t, password: map[string]string{}}
 	everything := identity.Rule{Allow: []string{">"}}
 	addRole(t, s, identity.Role{Name: "everything", Permissions: identity.Permissions{Publish: everything, Subscribe: everything}})
@@ -260,10 +260,15 @@ func (d *device) tell(retain bool, topics ...string) {
 	d.settle(packet.PINGRESP)
 }
 
-// TestAttacks has a user of one account try by every door to read or to write
-// another, and sees that nothing crosses; and that it would have seen it.
-func TestAttacks(t *testing.T) {
-	a := newAttack(t)
+// An attackDoor is one way to try. crosses is for those that consent opens: the control.
+type attackDoor struct {
+	name    string
+	try     func()
+	crosses bool
+}
+
+// doors are the ways by the engine's own protocol.
+func (a *attack) doors() []attackDoor {
 	wide := []string{">", "*", "*.*", "*.>", "orders.>", "kept.>", "shared.>", "registration.>", "fleet.>", "time", "$SYS.>", "$JS.>", "$JS.API.>", "$KV.>", "$O.>",
 		"$SRV.>", "_INBOX.>", "_R_.>", "$G.>", "$MQTT.>", "$FLEETBUS.>", "$FLEET.>", a.acme + ".>", "acme.>", "renew.>", "adapter.>", "admin.>", "ledger.>", "node.>"}
 	stream := func(more string) string {
@@ -287,12 +292,7 @@ func TestAttacks(t *testing.T) {
 		}
 	}
 	sysAccount := "$SYS.REQ.ACCOUNT." + a.acme + "."
-	doors := []struct {
-		name string
-		try  func()
-		// crosses is for those that consent opens: the control.
-		crosses bool
-	}{
+	return []attackDoor{
 		{name: "wildcards", try: func() { a.hear("", wide...); a.live() }},
 		{name: "queue groups", try: func() { a.hear("workers", wide...); a.live() }},
 		{name: "publishing", try: func() {
@@ -303,10 +303,10 @@ func TestAttacks(t *testing.T) {
 		{name: "replies", try: func() {
 			a.hear("", "_INBOX.>", "_R_.>")
 			inbox := a.victim.NewRespInbox()
-			waiting := hear(t, a.victim, inbox, "")
+			waiting := hear(a.t, a.victim, inbox, "")
 			a.tell(nil, inbox, "_INBOX.x.y", strings.TrimSuffix(inbox, "*"))
 			a.live()
-			silent(t, a.victim, waiting, "acme's inbox")
+			silent(a.t, a.victim, waiting, "acme's inbox")
 		}},
 		{name: "requests", try: func() {
 			a.ask("", "time", "clock", "shared.x", "admin.account.ls", "admin.user.ls", "admin.status", "node.info", "node.connections")
@@ -356,25 +356,25 @@ func TestAttacks(t *testing.T) {
 			a.tell(nil, "$JS.ACK."+vault+".c.1.1.1.1.1", "$JS.FC."+vault+".c.x")
 		}},
 		{name: "key-value buckets", try: func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(a.t.Context(), 3*time.Second)
 			defer cancel()
 			js, err := jetstream.New(a.evil)
 			if err != nil {
-				t.Fatal(err)
+				a.t.Fatal(err)
 			}
 			if _, err := js.KeyValue(ctx, vault); err == nil {
-				t.Error("evil opened the bucket of acme")
+				a.t.Error("evil opened the bucket of acme")
 			}
 			kv, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: vault})
 			if err != nil {
-				t.Fatal(err)
+				a.t.Fatal(err)
 			}
 			a.live()
 			if _, err := kv.Put(ctx, "k", []byte(planted)); err != nil {
-				t.Fatal(err)
+				a.t.Fatal(err)
 			}
 			if e, err := kv.Get(ctx, "k"); err != nil || string(e.Value()) != planted || e.Revision() != 1 {
-				t.Errorf("the bucket of evil has %v: %v", e, err)
+				a.t.Errorf("the bucket of evil has %v: %v", e, err)
 			}
 		}},
 		{name: "headers that pretend", try: func() {
@@ -395,10 +395,10 @@ func TestAttacks(t *testing.T) {
 				"NATS/1.0\r\n" + forged + "\r\n" + forged + "\r\n\r\n", "NATS/1.0\r\nX: a\n" + forged + "\r\n\r\n", "NATS/1.0\n" + forged + "\n\n\r\n",
 				"NATS/1.0\r\nX: a\n" + forged + "\nY: bXX", "NATS/1.0\r\nX: " + key + key + "\r\n" + forged + "\r\n\r\n", "NATS/1.0\r\n" + forged + "XX", forged + "\r\n\r\n",
 			} {
-				raw := dialRaw(t, a.Server, a.creds)
+				raw := dialRaw(a.t, a.Server, a.creds)
 				for _, subject := range []string{"$JS.API.STREAM.NAMES", "$JS.API.INFO"} {
-					raw.send(t, fmt.Sprintf("HPUB %s evil.answer %d %d\r\n%s\r\nPING\r\n", subject, len(header), len(header), header))
-					raw.pong(t)
+					raw.send(a.t, fmt.Sprintf("HPUB %s evil.answer %d %d\r\n%s\r\nPING\r\n", subject, len(header), len(header), header))
+					raw.pong(a.t)
 				}
 				raw.Close()
 			}
@@ -407,17 +407,17 @@ func TestAttacks(t *testing.T) {
 			a.hear("", "fleet.>", "shared.>", "clock")
 			a.tell(nil, "fleet.acme.x", "shared.x")
 			a.ask("", "clock", "time")
-			ctx := limited(t, 20*time.Second)
+			ctx := limited(a.t, 20*time.Second)
 			for _, r := range []admin.ExportRequest{
 				{Account: "ops", Subject: "fleet.>", To: []string{"evil"}}, {Account: "ops", Subject: "clock", Service: true, Everybody: true},
 			} {
 				if _, err := a.Admin().AddExport(ctx, r); err == nil {
-					t.Errorf("ops passes on %s", r.Subject)
+					a.t.Errorf("ops passes on %s", r.Subject)
 				}
 			}
 			for _, from := range []string{"shared.>", "shared.x", "time", "orders.>"} {
 				if _, err := a.Admin().AddImport(ctx, admin.ImportRequest{Account: "evil", From: "acme", Subject: from, As: "loot.>"}); err == nil {
-					t.Errorf("evil imports %s", from)
+					a.t.Errorf("evil imports %s", from)
 				}
 			}
 			a.live()
@@ -431,7 +431,7 @@ func TestAttacks(t *testing.T) {
 				if err != nil {
 					continue
 				}
-				heard := hear(t, nc, ">", "")
+				heard := hear(a.t, nc, ">", "")
 				a.live()
 				if m, err := heard.NextMsg(20 * time.Millisecond); err == nil {
 					a.notice("evil", secret, m)
@@ -439,6 +439,41 @@ func TestAttacks(t *testing.T) {
 				nc.Close()
 			}
 		}},
+	}
+}
+
+// run tries doors, and counts what crossed that may not.
+func (a *attack) run(t *testing.T, doors []attackDoor) (total int) {
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			a.t = t
+			d.try()
+			a.flush(a.evil)
+			a.flush(a.victim)
+			if d.crosses {
+				fleetbustest.Eventually(t, "the crossing is seen", func() error {
+					if len(a.take()) == 0 {
+						return fmt.Errorf("nothing is")
+					}
+					return nil
+				})
+				return
+			}
+			crossed := a.take()
+			total += len(crossed)
+			for _, c := range crossed {
+				t.Errorf("crossed: %.300s", c)
+			}
+		})
+	}
+	return total
+}
+
+// TestAttacks has a user of one account try by every door to read or to write
+// another, and sees that nothing crosses; and that it would have seen it.
+func TestAttacks(t *testing.T) {
+	a := newAttack(t)
+	doors := append(a.doors(), []attackDoor{
 		{name: "MQTT: filters", try: func() {
 			d := a.device("evil", "d1", nil)
 			d.hear("#", "+", "+/+", "orders/#", "/#", "$share/workers/orders/#", "$share/x/#", "shared/#", "fleet/#", "_INBOX/#", a.acme+"/#", "$SYS/#", "$KV/#", "$FLEETBUS/#")
@@ -479,30 +514,8 @@ func TestAttacks(t *testing.T) {
 			a.consent(admin.ExportRequest{Account: "acme", Subject: "door", Service: true, Everybody: true}, admin.ImportRequest{Account: "evil", From: "acme", Subject: "door"})
 			a.tell(nil, "door")
 		}},
-	}
-	total := 0
-	for _, d := range doors {
-		t.Run(d.name, func(t *testing.T) {
-			a.t = t
-			d.try()
-			a.flush(a.evil)
-			a.flush(a.victim)
-			if d.crosses {
-				fleetbustest.Eventually(t, "the crossing is seen", func() error {
-					if len(a.take()) == 0 {
-						return fmt.Errorf("nothing is")
-					}
-					return nil
-				})
-				return
-			}
-			crossed := a.take()
-			total += len(crossed)
-			for _, c := range crossed {
-				t.Errorf("crossed: %.300s", c)
-			}
-		})
-	}
+	}...)
+	total := a.run(t, doors)
 	t.Logf("%d doors, %d crossings", len(doors)-3, total)
 	// The victim has lost nothing, and its workers were given all of their work.
 	js, err := jetstream.New(a.victim)
@@ -544,4 +557,47 @@ func (c *rawClient) pong(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestAttacksByLinks has evil try from beyond a gateway, and from a site of its own
+// whose machine it has.
+func TestAttacksByLinks(t *testing.T) {
+	gate, leaf := newWire(t), newWire(t)
+	a := newAttack(t, func(o *fleetbus.Options) {
+		o.Cluster.Name = "eu"
+		withGateway(o, gate)
+		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "leaf", Addr: "127.0.0.1:0", Advertise: leaf.ln.Addr().String(), Protocol: fleetbus.Leaf()})
+	})
+	gate.join(a.Addr("gateway").String())
+	leaf.join(a.Addr("leaf").String())
+	there := newWire(t)
+	us := addRegion(t, a.Server, "us", there)
+	o, err := joinSite(t, a.Server, "mine", siteToken(t, a.Server, "evil", "mine"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	site := launchSite(t, o)
+	waitSite(t, a.Server, "mine", admin.SiteLinked)
+	all := identity.Rule{Allow: []string{">", identity.Private + ">"}}
+	machine, err := site.Session(limited(t, 20*time.Second), identity.Principal{Account: "evil", Name: "machine", Permissions: identity.Permissions{Publish: all, Subscribe: all}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(machine.Close)
+	local, total, tried := a.evil, 0, 0
+	for _, from := range []struct {
+		name string
+		nc   *nats.Conn
+	}{{"gateway", dial(t, us, a.creds, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))}, {"leaf", machine.Conn}} {
+		// The way is open for what is evil's own.
+		passes(t, from.nc, local, "evil.own")
+		passes(t, local, from.nc, "evil.own")
+		a.evil = from.nc
+		t.Run(from.name, func(t *testing.T) {
+			doors := a.doors()
+			tried += len(doors)
+			total += a.run(t, doors)
+		})
+	}
+	t.Logf("%d doors, %d crossings", tried, total)
 }

@@ -87,15 +87,21 @@ func startRegions(t *testing.T) (eu, us *fleetbustest.Server, l *line) {
 		withGateway(o, l.eu)
 	})
 	l.eu.join(eu.Addr("gateway").String())
-	o := fleetbustest.Options(t, "us-1")
-	withGateway(&o, l.us)
-	if err := joinRegion(t, eu, o, regionToken(t, eu, "us"), l.us.ln.Addr().String()); err != nil {
+	return eu, addRegion(t, eu, "us", l.us), l
+}
+
+// addRegion starts one more region of one node, which others reach by a wire.
+func addRegion(t *testing.T, s *fleetbustest.Server, name string, w *wire) *fleetbustest.Server {
+	t.Helper()
+	o := fleetbustest.Options(t, name+"-1")
+	withGateway(&o, w)
+	if err := joinRegion(t, s, o, regionToken(t, s, name), w.ln.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	us = launchSite(t, o)
-	l.us.join(us.Addr("gateway").String())
-	waitRegions(t, admin.RegionLinked, eu, us)
-	return eu, us, l
+	added := launchSite(t, o)
+	w.join(added.Addr("gateway").String())
+	waitRegions(t, admin.RegionLinked, s, added)
+	return added
 }
 
 // waitRegions waits until each of these nodes says that of its other region.
@@ -116,9 +122,9 @@ func waitRegions(t *testing.T, state string, of ...*fleetbustest.Server) {
 	}
 }
 
-func dial(t *testing.T, s *fleetbustest.Server, creds string) *nats.Conn {
+func dial(t *testing.T, s *fleetbustest.Server, creds string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := s.Connect(creds, nats.NoReconnect())
+	nc, err := s.Connect(creds, append(opts, nats.NoReconnect())...)
 	if err != nil {
 		t.Fatal(err)
 	}
