@@ -2,10 +2,15 @@ package fleetbus_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +22,7 @@ import (
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/loopback"
 )
 
 // withGateway gives a node a gateway that others reach by a wire.
@@ -346,5 +352,150 @@ func TestRegionNames(t *testing.T) {
 	}
 	if err := joinRegion(t, eu, fleetbustest.Options(t, "ap-3"), first, "127.0.0.1:1"); !errors.Is(err, &admin.Error{Code: admin.Denied}) {
 		t.Errorf("a token that was used: %v", err)
+	}
+}
+
+// gatewayCertificate is one that an authority signed for a gateway of a region.
+func gatewayCertificate(t *testing.T, a *identity.Authority, region string, then time.Time) tls.Certificate {
+	t.Helper()
+	csr, key := request(t)
+	text, err := a.SignGateway(csr, region, "n9", 24*time.Hour, then)
+	return chain(t, text, key, err)
+}
+
+// TestStrangersAtTheGateway knocks where regions are linked: each stranger is refused
+// in bounded time, and is one line to the operator.
+func TestStrangersAtTheGateway(t *testing.T) {
+	j := &journal{TB: t}
+	w := newWire(t)
+	s := fleetbustest.Start(j, impatient, func(o *fleetbus.Options) {
+		o.Cluster.Name = "eu"
+		withGateway(o, w)
+	})
+	// One region that is known and not linked, and one that is removed.
+	for _, name := range []string{"us", "ap"} {
+		if err := joinRegion(t, s, fleetbustest.Options(t, name), regionToken(t, s, name), "127.0.0.1:1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Admin().RemoveRegion(limited(t, time.Minute), "ap"); err != nil {
+		t.Fatal(err)
+	}
+	own := builtin(t, s)
+	other, _, err := identity.NewAuthority("fleet", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, past := time.Now(), time.Now().Add(-72*time.Hour)
+	mesh, server := nodeCertificates(t, own, now)
+	d := door{name: "gateway", addr: s.Addr("gateway").String(), line: "TLS gateway handshake error"}
+	for _, stranger := range []struct {
+		name string
+		act  func(net.Conn) error
+		told string
+	}{
+		{"plain", raw("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), ""},
+		{"plain NATS", raw("CONNECT {\"gateway\":\"us\"}\r\nPING\r\n"), ""},
+		{"silent", raw(""), ""},
+		{"TLS 1.2", shake(&tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}), "protocol version"},
+		{"no certificate", shake(&tls.Config{InsecureSkipVerify: true}), "certificate required"},
+		{"client certificate", shake(showing(userCertificate(t, own, now))), "bad certificate"},
+		{"server certificate", shake(showing(server)), "bad certificate"},
+		{"a node's", shake(showing(mesh)), "bad certificate"},
+		{"another fleet's", shake(showing(gatewayCertificate(t, other, "us", now))), "bad certificate"},
+		{"expired", shake(showing(gatewayCertificate(t, own, "us", past))), "bad certificate"},
+		{"of a region that nobody knows", shake(showing(gatewayCertificate(t, own, "sa", now))), "bad certificate"},
+		{"of a region of the same name", shake(showing(gatewayCertificate(t, own, "eu", now))), "bad certificate"},
+		{"of a region that was removed", shake(showing(gatewayCertificate(t, own, "ap", now))), "bad certificate"},
+	} {
+		t.Run(stranger.name, func(t *testing.T) {
+			before := len(j.lines(d.line))
+			err := d.knock(t, stranger.act)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("the stranger was still there after %v", closeTimeout)
+			}
+			if stranger.told != "" && (err == nil || !strings.Contains(err.Error(), stranger.told)) {
+				t.Errorf("the stranger was told %v, want %q", err, stranger.told)
+			}
+			fleetbustest.Eventually(t, "the operator's line", func() error {
+				if n := len(j.lines(d.line)) - before; n != 1 {
+					return fmt.Errorf("%d lines of %q", n, d.line)
+				}
+				return nil
+			})
+		})
+	}
+	// Who is of the region comes in, and gets the engine's greeting.
+	if err := d.knock(t, shake(showing(gatewayCertificate(t, own, "us", now)))); err != nil {
+		t.Errorf("a gateway of region us: %v", err)
+	}
+	// Its certificate opens no other port.
+	for _, port := range []door{{addr: s.Addr("cluster").String()}, {addr: s.Addr("nats").String(), greets: true}} {
+		if err := port.knock(t, shake(showing(gatewayCertificate(t, own, "us", now)))); err == nil {
+			t.Errorf("the certificate of a gateway opens %s", port.addr)
+		}
+	}
+}
+
+// TestDenialAcross denies users who have a connection to every node of a cluster, to
+// another region, and to a site, and tells how long it takes until the last is closed.
+func TestDenialAcross(t *testing.T) {
+	const users = 50
+	w, leaf := newWire(t), newWire(t)
+	eu := fleetbustest.StartCluster(t, 3, func(o *fleetbus.Options) {
+		o.Cluster.Name = "eu"
+		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "gateway", Addr: loopback.Addr(t), Protocol: fleetbus.Gateway()})
+		if o.Name == "n1" {
+			o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "leaf", Addr: "127.0.0.1:0", Advertise: leaf.ln.Addr().String(), Protocol: fleetbus.Leaf()})
+		}
+	})
+	leaf.join(eu[0].Addr("leaf").String())
+	eu[0].Creds("acme", "admin")
+	us := addRegion(t, eu[0], "us", w)
+	all := append(eu, us, startSite(t, eu[0], "berlin"))
+	type end struct {
+		node string
+		at   time.Time
+	}
+	closed := make([]chan end, users)
+	quiet := nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
+	for i := range closed {
+		closed[i] = make(chan end, len(all))
+		creds := eu[0].MoreCreds("acme", fmt.Sprint("u", i))
+		for _, s := range all {
+			dial(t, s, creds, quiet, nats.ClosedHandler(func(*nats.Conn) { closed[i] <- end{s.Options.Name, time.Now()} }))
+		}
+	}
+	for _, from := range []*fleetbustest.Server{eu[1], us} {
+		api := from.Admin()
+		took := map[string][]time.Duration{}
+		for i := range closed {
+			if i%2 == 0 == (from == us) {
+				continue
+			}
+			ctx := limited(t, 2*time.Minute)
+			began := time.Now()
+			spread, err := api.DenyUser(ctx, fmt.Sprint("acme/u", i))
+			if err != nil || len(spread.Missing) > 0 || len(spread.Nodes) != 4 {
+				t.Fatalf("a denial: %+v, %v", spread, err)
+			}
+			last := time.Duration(0)
+			for range all {
+				select {
+				case e := <-closed[i]:
+					took[e.node] = append(took[e.node], e.at.Sub(began))
+					last = max(last, e.at.Sub(began))
+				case <-ctx.Done():
+					t.Fatal("a connection was not closed")
+				}
+			}
+			took["all"] = append(took["all"], last)
+		}
+		for _, name := range slices.Sorted(maps.Keys(took)) {
+			d := took[name]
+			slices.Sort(d)
+			t.Logf("denied at %s: %d users, closed at %s: p50 %v, p99 %v", from.Options.Name, len(d), name,
+				d[len(d)/2].Round(10*time.Microsecond), d[len(d)*99/100].Round(10*time.Microsecond))
+		}
 	}
 }
