@@ -1,12 +1,57 @@
 package cert
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
+
+// TestComplaints refuses very many requests, and tells of few.
+func TestComplaints(t *testing.T) {
+	var out bytes.Buffer
+	told := &complaints{log: slog.New(slog.NewTextHandler(&out, nil)), last: map[complaint]time.Time{}}
+	now := time.Now()
+	lines := func(what string, want int) {
+		t.Helper()
+		if got := strings.Count(out.String(), "\n"); got != want {
+			t.Errorf("%s: %d lines, not %d", what, got, want)
+		}
+		out.Reset()
+	}
+	refuse := func(target string) {
+		for i := range 100 {
+			_, err := readable(target, "STREAM.MSG.GET."+Stream, fmt.Appendf(nil, `{"last_by_subj":"x.%d"}`, i))
+			told.tell(now, refused, target, "STREAM.MSG.GET."+Stream, err)
+			_, err = readable(target, fmt.Sprintf("x.%d", i), nil)
+			told.tell(now, refused, target, fmt.Sprintf("x.%d", i), err)
+		}
+	}
+	refuse("lb1")
+	refuse("lb2")
+	lines("two targets, two reasons", 4)
+	now = now.Add(complainEvery - 1)
+	refuse("lb1")
+	lines("soon after", 0)
+	now = now.Add(1)
+	refuse("lb1")
+	lines("later", 2)
+	for i := range 2 * maxComplaints {
+		told.tell(now, refused, fmt.Sprint(i), "x", errUnknown)
+	}
+	if len(told.last) > maxComplaints {
+		t.Errorf("%d are remembered", len(told.last))
+	}
+	out.Reset()
+	now = now.Add(complainEvery)
+	refuse("lb3")
+	lines("when the others are forgotten", 2)
+}
 
 // FuzzReadable asks for whatever a target could: what the engine is asked for then is to
 // read what is of groups, or the target's own, and to deliver it to who asks.
