@@ -313,7 +313,7 @@ func TestFalseManager(t *testing.T) {
 			heard = append(heard, string(opened))
 		}
 		heard = append(heard, string(m.Data))
-		data, err := json.Marshal(publicKey{stranger.Public()})
+		data, err := json.Marshal(publicKey{Public: stranger.Public()})
 		if err != nil {
 			t.Error(err)
 		}

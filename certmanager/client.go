@@ -107,6 +107,16 @@ func (c *Client) Root(ctx context.Context, issuer string) (RootReply, error) {
 	return call[RootReply](ctx, c, "root", RootRequest{issuer})
 }
 
+// WhoSigns tells who signs what the managers answer: an administrator by way of a node,
+// which knows them. It is the Signer of a Client in their own account.
+func (c *Client) WhoSigns(ctx context.Context) (cert.Signer, error) {
+	key, err := call[publicKey](ctx, c, "public", struct{}{})
+	if err != nil {
+		return "", err
+	}
+	return key.Signer, key.Signer.Validate()
+}
+
 // Status tells how certificates stand.
 func (c *Client) Status(ctx context.Context, r StatusRequest) (Status, error) {
 	return call[Status](ctx, c, "status", r)

@@ -22,13 +22,14 @@ type confided struct {
 	Reply []byte `json:"reply"`
 }
 
-// publicKey is what confidences are sealed to.
+// publicKey is what confidences are sealed to, and who signs answers.
 type publicKey struct {
-	Public []byte `json:"public"`
+	Public []byte      `json:"public"`
+	Signer cert.Signer `json:"signer,omitempty"`
 }
 
 func (s *session) publicKey(context.Context, struct{}, func(string)) (publicKey, error) {
-	return publicKey{s.key.Public()}, nil
+	return publicKey{s.key.Public(), s.key.Signer()}, nil
 }
 
 // confidential is a verb whose requests and answers are sealed.
@@ -67,7 +68,7 @@ func confidential(name string, do verb) verb {
 func confide[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
 	var out Out
 	if c.account == "" && c.Signer == "" {
-		return out, admin.Errorf(admin.Denied, "ask as an administrator of the fleet", "whoever answers in this account could say to be its managers, and secrets are told to nobody else")
+		return out, admin.Errorf(admin.Denied, "ask as an administrator of the fleet, or add --signer with what \"fleetbus certmanager signer\" prints to one", "whoever answers in this account could say to be its managers, and secrets are told to nobody else")
 	}
 	managers, err := call[publicKey](ctx, c, "public", struct{}{})
 	if err != nil {

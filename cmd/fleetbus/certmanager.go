@@ -91,7 +91,7 @@ services that run a function. Until it is interrupted it runs without --once.`,
 	cmd.Flags().BoolVar(&once, "once", false, "do what is due, and end")
 	cmd.Flags().StringVar(&keyFile, "key", "", "`file` with the key of the account's managers")
 	cmd.Flags().StringVar(&name, "name", "", "name of this manager (default: the name of the host)")
-	cmd.AddCommand(newCertManagerKey(a))
+	cmd.AddCommand(newCertManagerKey(a), newCertManagerSigner(a))
 	return a.onFleet(a.output(cmd))
 }
 
@@ -127,5 +127,29 @@ certificate of the account.`,
 	}
 	cmd.Flags().StringVar(&account, "account", "", "account whose certificates they are")
 	cmd.Flags().StringVar(&out, "out", "", "`file` to write")
+	return a.output(cmd)
+}
+
+func newCertManagerSigner(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "signer", Args: takes(), Annotations: reads(),
+		Short: "Print who signs the answers of the managers, for --signer",
+		Long: `Print who signs the answers of the managers, which is no secret. A user of their account
+who knows it (--signer) believes nobody else, and can send secrets.`,
+		Example: `  fleetbus certmanager signer --account acme`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			signer, err := manage(cmd, a, "looking who signs for the managers", func(ctx context.Context, c *certmanager.Client) (cert.Signer, error) {
+				return c.WhoSigns(ctx)
+			})
+			if err != nil {
+				return err
+			}
+			value := struct {
+				Signer cert.Signer `json:"signer"`
+			}{signer}
+			return a.show(report{value: value, text: func(p *page) { p.line("%s", signer) }})
+		},
+	}
+	cmd.Flags().StringVar(&a.account, "account", "", "account whose certificates they are (default: the only one there is)")
 	return a.output(cmd)
 }

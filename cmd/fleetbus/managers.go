@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/certmanager"
 	"github.com/fleetbus/fleetbus/identity"
 )
@@ -19,6 +20,7 @@ import (
 // managers of an account's certificates.
 func (a *app) onManagers(cmd *cobra.Command) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&a.account, "account", "", "account whose certificates they are; administrators say it (default: that of --creds, or the only one there is)")
+	cmd.PersistentFlags().StringVar(&a.signer, "signer", "", "who signs the answers of the managers, as \"certmanager signer\" prints it; with --creds of their account, secrets are sent to nobody else (default: any answer is believed, and no secret is sent)")
 	return a.onFleet(cmd)
 }
 
@@ -26,6 +28,12 @@ func (a *app) onManagers(cmd *cobra.Command) *cobra.Command {
 // the steps that they tell of. what says it in the words of errors.
 func manage[Out any](cmd *cobra.Command, a *app, what string, do func(context.Context, *certmanager.Client) (Out, error)) (out Out, err error) {
 	administrator := a.account != "" || a.fleet.creds == "" && a.getenv("FLEETBUS_CREDS") == "" && a.fleet.cert == ""
+	switch err := cert.Signer(a.signer).Validate(); {
+	case a.signer != "" && administrator:
+		return out, fail(exitUsage, "leave --signer out", "%s: the node that an administrator asks knows who signs", what)
+	case a.signer != "" && err != nil:
+		return out, fail(exitUsage, "fleetbus certmanager signer --account ACCOUNT, as an administrator", "%s: --signer: %v", what, err)
+	}
 	t, err := a.target(administrator)
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", what, err)
@@ -38,6 +46,7 @@ func manage[Out any](cmd *cobra.Command, a *app, what string, do func(context.Co
 	}
 	defer nc.Close()
 	c := certmanager.NewClient(nc)
+	c.Signer = cert.Signer(a.signer)
 	if administrator {
 		account, err := a.certAccount(ctx, nc, what)
 		if err != nil {

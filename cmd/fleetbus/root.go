@@ -23,6 +23,7 @@ type app struct {
 	format  string
 	fleet   fleetFlags
 	account string // whose certificates are meant
+	signer  string // who signs for their managers
 	// began is set when the command line was understood and a command began.
 	began bool
 }
