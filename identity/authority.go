@@ -177,7 +177,7 @@ func (a *Authority) Unmarshal(data []byte) error {
 	if next.clients, err = r.Clients.issuer(); err != nil {
 		return fmt.Errorf("decoding the clients authority of the %s: %w", next, err)
 	}
-	system, err := next.accountKey(systemID)
+	system, err := next.accountKey(next.own(systemID))
 	if err != nil {
 		return fmt.Errorf("decoding the %s: %w", next, err)
 	}

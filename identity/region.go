@@ -97,7 +97,10 @@ func (a *Authority) InRegion(name string) (*Authority, error) {
 	claims.SigningKeys = slices.Clone(first.SigningKeys)
 	claims.StrictSigningKeyUsage = true
 	claims.SystemAccount = system.public
-	if next.operator, err = encode(claims, root, time.Unix(first.IssuedAt, 0)); err != nil {
+	var errs [2]error
+	next.operator, errs[0] = encode(claims, root, time.Unix(first.IssuedAt, 0))
+	next.engine, errs[1] = newEngine(a.fleet, system.public)
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("making the authority of region %q: %w", name, err)
 	}
 	return &next, nil

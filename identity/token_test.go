@@ -70,7 +70,7 @@ func TestNewTokenRefuses(t *testing.T) {
 	}{
 		"a node is in no account":      {KindNode, testHash, "acme", "", 1},
 		"checking the account":         {KindUser, testHash, "", "", 1},
-		"only a user, node, leaf or":   {KindToken, testHash, "acme", "", 1},
+		"only a user, node, leaf, gateway or":   {KindToken, testHash, "acme", "", 1},
 		`for a "service"`:              {KindService, testHash, "acme", "", 1},
 		`name "a b"`:                   {KindLeaf, testHash, "acme", "a b", 1},
 		`"0123" is not an authority's`: {KindTarget, "0123", "acme", "", 1},
