@@ -68,14 +68,14 @@ func TestNewTokenRefuses(t *testing.T) {
 		hash, account, name string
 		life                time.Duration
 	}{
-		"a node is in no account":      {KindNode, testHash, "acme", "", 1},
-		"checking the account":         {KindUser, testHash, "", "", 1},
-		"only a user, node, leaf, gateway or":   {KindToken, testHash, "acme", "", 1},
-		`for a "service"`:              {KindService, testHash, "acme", "", 1},
-		`name "a b"`:                   {KindLeaf, testHash, "acme", "a b", 1},
-		`"0123" is not an authority's`: {KindTarget, "0123", "acme", "", 1},
-		`is not an authority's hash`:   {KindNode, strings.ToUpper(testHash), "", "", 1},
-		"its life of 0s":               {KindNode, testHash, "", "", 0},
+		"a node is in no account":             {KindNode, testHash, "acme", "", 1},
+		"checking the account":                {KindUser, testHash, "", "", 1},
+		"only a user, node, leaf, gateway or": {KindToken, testHash, "acme", "", 1},
+		`for a "service"`:                     {KindService, testHash, "acme", "", 1},
+		`name "a b"`:                          {KindLeaf, testHash, "acme", "a b", 1},
+		`"0123" is not an authority's`:        {KindTarget, "0123", "acme", "", 1},
+		`is not an authority's hash`:          {KindNode, strings.ToUpper(testHash), "", "", 1},
+		"its life of 0s":                      {KindNode, testHash, "", "", 0},
 	} {
 		_, text, err := NewToken(c.kind, c.hash, c.account, c.name, c.life, now)
 		wantError(t, err, want)
