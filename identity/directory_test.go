@@ -52,7 +52,7 @@ func TestDirectory(t *testing.T) {
 		"accounts":        {names(d.Accounts()), []string{"a", "b"}},
 		"users of a":      {names(d.Users("a")), []string{"al", "bob"}},
 		"users of nobody": {names(d.Users("none")), []string{}},
-		"roles":           {names(d.Roles()), []string{"admin", "auditor", "certmanager", "client", "leaf", "machine", "meter", "metrics", "target"}},
+		"roles":           {names(d.Roles()), []string{"admin", "auditor", "certmanager", "client", "leaf", "machine", "meter", "metrics", "provisioner", "target"}},
 		"nodes":           {names(d.Nodes()), []string{"n2"}},
 		"all nodes":       {names(d.AllNodes()), []string{"n1", "n2"}},
 		"tokens":          {names(d.Tokens()), []string{"01", "0f"}},

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,18 +140,18 @@ func TestBuiltinRoles(t *testing.T) {
 			t.Error(err)
 		}
 		life := 24 * time.Hour
-		if r.Name == RoleTarget || r.Name == RoleLeaf || r.Name == RoleMetrics { // which have to live through outages of the bus
+		if slices.Contains([]string{RoleTarget, RoleLeaf, RoleMetrics, RoleProvisioner}, r.Name) { // which have to live through outages of the bus
 			life *= 90
 		}
 		if !r.Builtin || r.Expires != life {
 			t.Errorf("role %q is not as built in: %+v", r.Name, r)
 		}
-		if inFleet := r.Name == RoleAdmin; r.AllowedIn(FleetName) != inFleet || r.AllowedIn("acme") == inFleet ||
+		if inFleet := r.Name == RoleAdmin || r.Name == RoleProvisioner; r.AllowedIn(FleetName) != inFleet || r.AllowedIn("acme") == inFleet ||
 			r.AllowedIn(SystemName) != (r.Name == RoleAuditor) || r.AllowedIn(CalloutName) {
 			t.Errorf("role %q is allowed in the wrong accounts", r.Name)
 		}
 	}
-	if want := []string{"admin", "auditor", "certmanager", "client", "leaf", "machine", "metrics", "target"}; !reflect.DeepEqual(names, want) {
+	if want := []string{"admin", "auditor", "certmanager", "client", "leaf", "machine", "metrics", "provisioner", "target"}; !reflect.DeepEqual(names, want) {
 		t.Errorf("the roles are %q, want %q", names, want)
 	}
 	BuiltinRoles()[3].Permissions.Publish.Allow[0] = "changed"

@@ -26,15 +26,17 @@ const (
 	KindTarget Kind = "target"
 	// KindToken is a stranger with an enrollment token, who may only enroll.
 	KindToken Kind = "token"
+	// KindStranger is a machine that nobody knows, which may only ask for an identity.
+	KindStranger Kind = "stranger"
 )
 
 // Validate says that k is none of the kinds above; nil if it is one.
 func (k Kind) Validate() error {
 	switch k {
-	case KindUser, KindNode, KindService, KindLeaf, KindRegion, KindTarget, KindToken:
+	case KindUser, KindNode, KindService, KindLeaf, KindRegion, KindTarget, KindToken, KindStranger:
 		return nil
 	}
-	return fmt.Errorf("kind %s is not user, node, service, leaf, target or token", quote(string(k)))
+	return fmt.Errorf("kind %s is not user, node, service, leaf, target, token or stranger", quote(string(k)))
 }
 
 // A Principal is who connects, once authenticated, and what it may do. Get one

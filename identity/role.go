@@ -89,6 +89,7 @@ func BuiltinRoles() []Role {
 			Replies:   &Replies{Max: 1, For: time.Minute},
 		}},
 		metricsRole(),
+		provisionerRole(),
 		// Its credentials outlive any outage of the bus that is worth waiting for. It
 		// reads the ledger by way of a node: whoever may use the engine's API can have
 		// it write what is stored to any subject.

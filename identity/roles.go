@@ -24,19 +24,19 @@ func systemEvents() Permissions {
 }
 
 // AllowedIn reports whether the role can be had in the account of that name. The
-// fleet's own account holds the ledger and has the role admin alone, the engine's
-// has auditors, who hear its events and nothing else, and nobody stays in the
-// callout's, nor is in that of the regions.
+// fleet's own account holds the ledger and has administrators and provisioners alone,
+// the engine's has auditors, who hear its events and nothing else, and nobody stays in
+// the callout's, nor is in that of the regions.
 func (r Role) AllowedIn(account string) bool {
 	switch account {
 	case FleetName:
-		return r.Name == RoleAdmin
+		return r.Name == RoleAdmin || r.Name == RoleProvisioner
 	case SystemName:
 		return r.Name == RoleAuditor
 	case CalloutName, RegionsName:
 		return false
 	}
-	return r.Name != RoleAdmin
+	return r.Name != RoleAdmin && r.Name != RoleProvisioner
 }
 
 // In is what the role allows in the account of that name.
