@@ -278,15 +278,10 @@ func (g *grant) parse() error {
 		return admin.Errorf(admin.Invalid, "", "the key is not a public user nkey")
 	}
 	if r.CSR != "" {
-		block, _ := pem.Decode([]byte(r.CSR))
-		if block == nil {
-			return admin.Errorf(admin.Invalid, "", "the certificate request is not PEM")
+		var err error
+		if g.csr, err = parseCSR(r.CSR); err != nil {
+			return err
 		}
-		csr, err := x509.ParseCertificateRequest(block.Bytes)
-		if err != nil {
-			return admin.Errorf(admin.Invalid, "", "the certificate request cannot be read: %v", err)
-		}
-		g.csr = csr
 	}
 	if r.Certificate != "" {
 		block, _ := pem.Decode([]byte(r.Certificate))
@@ -345,7 +340,9 @@ func (g *grant) user(d *identity.Directory) (identity.User, error) {
 	u.Keys = slices.DeleteFunc(u.Keys, func(k identity.UserKey) bool {
 		return k.Public == g.request.Key || !k.Expires.IsZero() && k.Expires.Before(g.now)
 	})
-	u.Certificates = slices.DeleteFunc(u.Certificates, func(c identity.UserCertificate) bool { return c.NotAfter.Before(g.now) })
+	u.Certificates = slices.DeleteFunc(u.Certificates, func(c identity.UserCertificate) bool {
+		return c.NotAfter.Before(g.now) || c.SHA256 == g.certificate.SHA256 && !c.Registered
+	})
 	if g.request.Key != "" {
 		u.Keys = append(u.Keys, identity.UserKey{Public: g.request.Key, Issued: g.now, Expires: g.expires})
 	}

@@ -107,7 +107,15 @@ func (s *Server) Session(ctx context.Context, p identity.Principal) (*Session, e
 	return s.open(p)
 }
 
-// login is the Login of one listener.
+// loginOf is the Login of a listener.
+func (s *Server) loginOf(l Listener) Login {
+	if l.Account != "" {
+		return s.strangers(l)
+	}
+	return s.login(l.Name)
+}
+
+// login is the Login of one listener, by its name.
 func (s *Server) login(listener string) Login {
 	return func(ctx context.Context, c identity.Credentials) (*Session, error) {
 		c.Listener = listener

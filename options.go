@@ -99,8 +99,12 @@ type Listener struct {
 	// ClientCertificate says whether a client must show a certificate.
 	// Default: CertificateOptional.
 	ClientCertificate CertificatePolicy
-	// Plaintext turns TLS off. It is refused on an address that is not loopback
-	// and is a standing finding.
+	// Account, if it is set, is where everybody is who comes in, as a stranger:
+	// whatever a client shows, it may ask for an identity there and nothing else. It is
+	// not for NATS and Leaf. Default: who comes in has to prove who it is.
+	Account string
+	// Plaintext turns TLS off. Without an Account it is refused on an address that is not
+	// loopback. It is a standing finding.
 	Plaintext bool
 }
 
@@ -282,7 +286,13 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 		if l.Protocol == Gateway() {
 			validateGateways(v, field, l, mode)
 		}
-		if l.Plaintext && !isLoopback(host) && l.Protocol != Leaf() && l.Protocol != Gateway() {
+		if l.Account != "" {
+			v.check(field+".account", identity.CheckAccountName(l.Account))
+			if l.Protocol == NATS() || l.Protocol == Leaf() || l.Protocol == Gateway() {
+				v.add(field+".account", "the clients of this protocol are in an account of their own", "remove account, and have a listener of its own for strangers")
+			}
+		}
+		if l.Plaintext && !isLoopback(host) && l.Account == "" && l.Protocol != Leaf() && l.Protocol != Gateway() {
 			v.add(field+".plaintext", "a listener without TLS on "+l.Addr+" would be open to the network", "remove plaintext, or listen on 127.0.0.1")
 		}
 	}

@@ -74,10 +74,15 @@ func (s *Server) handlers() map[string]handler {
 		"source.ls":    on(s.listSources),
 		"source.rm":    on(s.removeSource),
 		"leaf.ls":      on(s.listSites),
-		"node.rm":      on(s.removeNode),
 		"gateway.ls":   on(s.listRegions),
 		"gateway.rm":   on(s.removeRegion),
-		"node.renew":   on(s.renewNodes),
+
+		"provision.open":    on(s.openProvisioner),
+		"provision.machine": on(s.provisionMachine),
+		"provision.tell":    on(s.tellProvision),
+
+		"node.rm":    on(s.removeNode),
+		"node.renew": on(s.renewNodes),
 	}
 	for name, h := range s.homeHandlers() {
 		all[name] = s.atHome(name, h)

@@ -553,7 +553,7 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 		undo.background(ctx, func(ctx context.Context) {
 			stop := context.AfterFunc(ctx, func() { w.Close() })
 			defer stop()
-			err := l.Protocol.Serve(ctx, w, s.login(l.Name))
+			err := l.Protocol.Serve(ctx, w, s.loginOf(l))
 			w.Close()
 			if ctx.Err() == nil {
 				s.fail(fmt.Errorf("serving listener %q: %w", l.Name, errors.Join(err, errListenerEnded)))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,8 @@ type Session struct {
 
 	server   *Server
 	id       uint64
-	listener string // "" if a Protocol did not let it in
+	raw      net.Conn // instead of Conn, after Raw
+	listener string   // "" if a Protocol did not let it in
 	remote   string
 	started  time.Time
 	counted  bool // among those that rest; their lock is held
@@ -138,7 +140,7 @@ func (s *Session) end(reason string) bool {
 		return false
 	}
 	s.over = true
-	nc, handler, told := s.Conn, s.onClosed, s.told
+	nc, raw, handler, told := s.Conn, s.raw, s.onClosed, s.told
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
@@ -148,6 +150,9 @@ func (s *Session) end(reason string) bool {
 	}
 	if nc != nil {
 		nc.Close()
+	}
+	if raw != nil {
+		raw.Close()
 	}
 	if told {
 		s.tellDisconnect(reason, nc)
@@ -162,7 +167,7 @@ func (s *Session) end(reason string) bool {
 func (s *Session) rests() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.Conn == nil && !s.over
+	return s.Conn == nil && s.raw == nil && !s.over
 }
 
 // resting are the sessions that a Protocol let in. What the engine does with its

@@ -36,13 +36,16 @@ const (
 	EventLeaf    EventKind = "leaf"
 	EventRoute   EventKind = "route"
 	EventGateway EventKind = "gateway"
+	// EventProvision: a machine that nobody knew asked for an identity. State is granted,
+	// denied or pending.
+	EventProvision EventKind = "provision"
 	// EventDropped: the node could not tell of everything.
 	EventDropped EventKind = "dropped"
 )
 
 // EventKinds are all kinds.
 func EventKinds() []EventKind {
-	return []EventKind{EventConnect, EventDisconnect, EventRefused, EventLimit, EventDenied, EventSlow, EventLeaf, EventRoute, EventGateway, EventDropped}
+	return []EventKind{EventConnect, EventDisconnect, EventRefused, EventLimit, EventDenied, EventSlow, EventLeaf, EventRoute, EventGateway, EventProvision, EventDropped}
 }
 
 // The states of a link.

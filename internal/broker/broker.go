@@ -368,6 +368,10 @@ func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside), nats.Timeout(insideTimeout)}, opts...)...)
 }
 
+// Dial returns a connection inside the process on which nothing was said yet. The
+// caller closes it.
+func (b *Broker) Dial() (net.Conn, error) { return b.inside.InProcessConn() }
+
 // A Connection is one client of this server.
 type Connection struct {
 	// ID of the connection on this server.
