@@ -61,7 +61,7 @@ func places() map[string]place {
 		"internal/await":     {"how tests wait, which is the same everywhere", nil},
 		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "internal/natsload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},
-		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt"}},
+		"internal/config":    {"file, environment and flags into Options", []string{"", "change/sse", "hub", "identity", "mqtt", "provision/stranger"}},
 		"internal/demo":      {"shows that the bus holds what it promises, on a fleet of its own", []string{"", "admin", "cert", "cert/proxy", "certmanager", "change", "identity", "internal/human", "internal/pebble"}},
 		"internal/disk":      {"a disk is not filled, whatever a node does otherwise", []string{"doctor"}},
 		"internal/events":    {"what happens on a node is told, and nobody waits for it", []string{"admin", "identity", "internal/broker"}},
@@ -81,9 +81,12 @@ func places() map[string]place {
 		"internal/wire":      {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
+		"provision":          {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
+		"provision/stranger": {"a protocol: NATS for machines that nobody knows", []string{"", "identity"}},
+
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/natsload", "internal/portowner", "internal/target", "ledger", "mqtt"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/natsload", "internal/portowner", "internal/target", "ledger", "mqtt", "provision"}},
 	}
 }
 
@@ -104,7 +107,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub", "provision"}
 }
 
 type goPackage struct {

@@ -167,7 +167,7 @@ func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest)
 	if err != nil {
 		return nil, err
 	}
-	reply := admin.UserReply{User: public(user), CA: string(s.certs.caPEM()), Servers: s.clientAddrs()}
+	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
 	return reply, g.issue(&reply)
 }
 
@@ -176,7 +176,7 @@ func (s *Server) tellProvision(_ context.Context, ev admin.Event) (any, error) {
 	if _, ok := s.fleet.directory.Account(ev.Account); !ok {
 		ev.Account = "" // a rule may name one that there is not
 	}
-	s.events.tell(admin.Event{
+	s.events.Tell(admin.Event{
 		Kind: admin.EventProvision, Account: ev.Account, Principal: ev.Principal, Address: ev.Address, State: ev.State, Reason: ev.Reason,
 	})
 	return struct{}{}, nil

@@ -133,6 +133,11 @@ func (b *boot) welcome(srv *fleetbus.Server, o fleetbus.Options) {
 			how = "TLS 1.3; sites, by their credentials; nobody else"
 		case l.Protocol == fleetbus.Gateway():
 			how = "TLS 1.3; other regions of the fleet, by gateway certificate"
+		case l.Account != "":
+			how = "machines that nobody knows, in account " + l.Account + ", which may ask for an identity there and nothing else"
+			if l.Plaintext {
+				how = "WITHOUT TLS; " + how
+			}
 		case l.Plaintext:
 			how = "WITHOUT TLS, on loopback only"
 		case l.ClientCertificate == fleetbus.CertificateRequired:

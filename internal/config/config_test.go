@@ -152,6 +152,9 @@ func TestEveryKeyBySource(t *testing.T) {
 			if strings.HasPrefix(k.Path, "mqtt.") {
 				around["listeners.mqtt.addr"] = ":8883"
 			}
+			if strings.HasPrefix(k.Path, "provision.") {
+				around["listeners.provision.addr"] = ":4280"
+			}
 			switch k.Path {
 			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/mqtt"
+	"github.com/fleetbus/fleetbus/provision/stranger"
 )
 
 // A protocol is what a listener may speak.
@@ -23,11 +24,12 @@ type protocol struct {
 // protocols is the table of what this program speaks, by name.
 func protocols() map[string]protocol {
 	return map[string]protocol{
-		"leaf":    {fleetbus.Leaf(), ":7422"},
-		"gateway": {fleetbus.Gateway(), ":7222"},
-		"nats":    {fleetbus.NATS(), ":4222"},
-		"sse":     {&sse.Protocol{}, ":8443"},
-		"mqtt":    {&mqtt.Protocol{}, ":8883"},
+		"leaf":      {fleetbus.Leaf(), ":7422"},
+		"gateway":   {fleetbus.Gateway(), ":7222"},
+		"nats":      {fleetbus.NATS(), ":4222"},
+		"sse":       {&sse.Protocol{}, ":8443"},
+		"mqtt":      {&mqtt.Protocol{}, ":8883"},
+		"provision": {&stranger.Protocol{}, ":4280"},
 	}
 }
 
@@ -42,7 +44,9 @@ type target struct {
 	log       Log
 	listeners []*listener
 	mqtt      mqtt.Protocol
-	manage    bool // certificates
+	strangers stranger.Protocol
+	arrivals  string // the account of strangers
+	manage    bool   // certificates
 }
 
 type listener struct {
@@ -111,6 +115,12 @@ func (t *target) field(path []string) any {
 		return &o.Store.LazySync
 	case "certificates.manage":
 		return &t.manage
+	case "provision.account":
+		return &t.arrivals
+	case "provision.connections":
+		return &t.strangers.Connections
+	case "provision.per_address":
+		return &t.strangers.PerAddress
 	case "mqtt.max_packet":
 		return &t.mqtt.MaxPacket
 	case "mqtt.receive_maximum":
@@ -283,7 +293,7 @@ func putListenerDefaults(root *node) {
 // broken, the file could not be read and only what stands alone is checked.
 func decode(root *node, broken bool) (*target, []Problem) {
 	putListenerDefaults(root)
-	t := &target{log: Log{level: "info", Format: "text"}, manage: true}
+	t := &target{log: Log{level: "info", Format: "text"}, manage: true, arrivals: "provisioning"}
 	d := newDecoder(t.field)
 	d.section(root, Key{}, nil)
 	for _, l := range t.listeners {
@@ -294,8 +304,11 @@ func decode(root *node, broken bool) (*target, []Problem) {
 			})
 		}
 		l.Protocol = known.Protocol
-		if l.protocol == "mqtt" {
+		switch l.protocol {
+		case "mqtt":
 			l.Protocol = &t.mqtt
+		case "provision":
+			l.Protocol, l.Account = &t.strangers, t.arrivals
 		}
 		t.options.Listeners = append(t.options.Listeners, l.Listener)
 	}
