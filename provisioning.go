@@ -87,9 +87,9 @@ func (s *Session) Raw() (conn net.Conn, token string, sign func(nonce []byte) ([
 // openProvisioner lets an administrator or a user of role provisioner answer
 // strangers in an account.
 func (s *Server) openProvisioner(_ context.Context, r admin.ProvisionerRequest) (any, error) {
-	account, err := s.wantAccount(r.Account)
-	if err != nil {
-		return nil, err
+	account, ok := s.fleet.directory.Account(r.Account)
+	if !ok {
+		return nil, admin.Errorf(admin.NotFound, "fleetbus account add "+r.Account, "there is no account %q for machines that nobody knows", r.Account)
 	}
 	if account.Guest() {
 		return nil, admin.Errorf(admin.Invalid, "run it at the hub", "account %q is a guest here: its provisioners are the hub's", r.Account)

@@ -397,8 +397,10 @@ func (b *Book) request(id string) (Request, bool) {
 // ErrSettled is what is decided already.
 var ErrSettled = errors.New("it is decided already")
 
-// Decide lets a request that waits have an identity, or denies it.
-func (b *Book) Decide(ctx context.Context, id string, edit func(*Request)) (Request, error) {
+// Decide lets a request that waits have an identity, or denies it: edit sets what
+// becomes of it, and may be called again. The error wraps ErrNotFound, ErrSettled or
+// edit's.
+func (b *Book) Decide(ctx context.Context, id string, edit func(*Request) error) (Request, error) {
 	var decided Request
 	err := b.change(ctx, "request."+id, func() (any, error) {
 		r, ok := b.request(id)
@@ -408,7 +410,9 @@ func (b *Book) Decide(ctx context.Context, id string, edit func(*Request)) (Requ
 		if r.State != Waiting {
 			return nil, fmt.Errorf("deciding on request %s: %w: it is %s", Code(id), ErrSettled, r.State)
 		}
-		edit(&r)
+		if err := edit(&r); err != nil {
+			return nil, err
+		}
 		r.Decided = time.Now()
 		decided = r
 		return r, nil

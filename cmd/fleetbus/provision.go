@@ -1,0 +1,432 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/internal/human"
+	"github.com/fleetbus/fleetbus/provision"
+)
+
+// provisionFlags say in which account machines that nobody knows are.
+type provisionFlags struct{ account string }
+
+func (f *provisionFlags) add(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVar(&f.account, "account", "provisioning", "`account` that machines that nobody knows come into")
+	return cmd
+}
+
+func newProvisionCommand(a *app) *cobra.Command {
+	var verbs []*cobra.Command
+	for _, make := range []func(*app) *cobra.Command{newProvisionServe, newProvisionPin, newProvisionToken, newProvisionList, newProvisionApprove, newProvisionDeny} {
+		verbs = append(verbs, a.onFleet(make(a)))
+	}
+	return noun("provision", "Identities for machines that nobody knows", append(verbs, newProvisionRequest(a))...)
+}
+
+// atDesk does something as a provisioner.
+func atDesk[T any](cmd *cobra.Command, a *app, account, what string, do func(context.Context, *provision.Station, *provision.Book) (T, error)) (out T, err error) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.fleet.timeout)
+	defer cancel()
+	defer a.progress(what)()
+	t, err := a.target(true)
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", what, err)
+	}
+	s, _, book, closeAll, err := a.openDesk(ctx, ctx, t, account)
+	defer closeAll()
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", what, err)
+	}
+	if out, err = do(ctx, s, book); err != nil {
+		return out, fmt.Errorf("%s: %w", what, err)
+	}
+	return out, nil
+}
+
+// openDesk becomes a provisioner. Its connections are made again until life is done.
+func (a *app) openDesk(ctx, life context.Context, t endpoint, account string, more ...nats.Option) (*provision.Station, *nats.Conn, *provision.Book, func(), error) {
+	var closers []func()
+	closeAll := func() {
+		for _, c := range slices.Backward(closers) {
+			c()
+		}
+	}
+	asking, err := a.connect(life, t, more...)
+	if err != nil {
+		return nil, nil, nil, closeAll, err
+	}
+	closers = append(closers, asking.Close)
+	s, err := provision.Join(ctx, admin.New(asking), account)
+	if err != nil {
+		return nil, nil, nil, closeAll, violation(asking, err)
+	}
+	nc, err := a.connect(life, t, append(s.Options(), more...)...)
+	if err != nil {
+		return nil, nil, nil, closeAll, err
+	}
+	closers = append(closers, nc.Close)
+	book, err := provision.OpenBook(ctx, nc, s.Replicas)
+	if err != nil {
+		return nil, nil, nil, closeAll, violation(nc, err)
+	}
+	closers = append(closers, book.Close)
+	return s, nc, book, closeAll, nil
+}
+
+func newProvisionServe(a *app) *cobra.Command {
+	var f provisionFlags
+	var rules string
+	var hook []string
+	var hookTime time.Duration
+	cmd := &cobra.Command{
+		Use: "serve", Args: takes(), Annotations: prints(),
+		Short: "Answer machines that nobody knows",
+		Long: `Answer machines that nobody knows, by rules, until it is interrupted. Any number of
+these share the work, anywhere. It needs credentials of an administrator or of a user
+of FLEET of role provisioner. The file of rules is read again when it changes; a bad
+one is logged, and the last good one holds.`,
+		Example: `  fleetbus provision serve --rules rules.yaml
+  fleetbus provision serve --rules rules.yaml --exec /usr/local/bin/decide --creds provisioner.creds`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "provisioning"
+			if rules == "" || hookTime <= 0 {
+				return fail(exitUsage, "--rules FILE", "%s: a file of rules is missing, or --exec-timeout is not above 0", what)
+			}
+			watch := &rulesFile{path: rules, log: slog.New(slog.NewTextHandler(a.stderr, nil))}
+			if err := watch.read(); err != nil {
+				return fail(exitConfig, "see docs/provisioning.md", "%s: %v", what, err)
+			}
+			t, err := a.target(true)
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), a.fleet.timeout)
+			defer cancel()
+			s, nc, book, closeAll, err := a.openDesk(ctx, cmd.Context(), t, f.account, a.staying("what machines asked in between they ask again")...)
+			defer closeAll()
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			p := &provision.Provisioner{Station: s, Rules: &watch.live, Logger: watch.log}
+			if len(hook) > 0 {
+				p.Hook = provision.Exec(hook, hookTime)
+			}
+			go watch.follow(cmd.Context())
+			err = p.Run(cmd.Context(), nc, book, func() {
+				a.hint("provisioning machines of fleet %s in account %s; they know it by --fleet %s", s.Fleet, f.account, s.Pin)
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&rules, "rules", "", "YAML or JSON `file` of the rules")
+	cmd.Flags().StringSliceVar(&hook, "exec", nil, "`program` that decides where a rule says so, and its arguments after commas: it reads JSON and writes JSON")
+	cmd.Flags().DurationVar(&hookTime, "exec-timeout", 10*time.Second, "how long the program may take to decide")
+	return f.add(cmd)
+}
+
+// A rulesFile is a file of rules that may change.
+type rulesFile struct {
+	path string
+	log  *slog.Logger
+	live provision.Live
+	sum  [sha256.Size]byte
+}
+
+// rulesLook is how often the file is looked at.
+const rulesLook = 2 * time.Second
+
+// read reads the file, if it has changed.
+func (f *rulesFile) read() error {
+	data, err := os.ReadFile(f.path)
+	if err != nil {
+		return fmt.Errorf("reading the rules: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	if sum == f.sum {
+		return nil
+	}
+	f.sum = sum
+	// JSON is YAML, too.
+	var tree any
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		return fmt.Errorf("reading the rules %q: %w", f.path, err)
+	}
+	plain, err := json.Marshal(tree)
+	if err != nil {
+		return fmt.Errorf("reading the rules %q: %w", f.path, err)
+	}
+	rules, err := provision.ParseRules(bytes.NewReader(plain))
+	if err != nil {
+		return fmt.Errorf("reading the rules %q: %w", f.path, err)
+	}
+	f.live.Set(rules)
+	return nil
+}
+
+// follow reads the file when it changes, until ctx is done.
+func (f *rulesFile) follow(ctx context.Context) {
+	tick := time.NewTicker(rulesLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		before := f.sum
+		if err := f.read(); err != nil {
+			f.log.Error("the rules are not taken: the last good ones hold", "error", err)
+		} else if f.sum != before {
+			f.log.Info("the rules have changed")
+		}
+	}
+}
+
+func newProvisionPin(a *app) *cobra.Command {
+	var f provisionFlags
+	type pin struct {
+		Fleet string `json:"fleet"`
+		Pin   string `json:"pin"`
+	}
+	return f.add(a.output(&cobra.Command{
+		Use: "pin", Args: takes(), Annotations: reads(),
+		Short: "Show what machines know the fleet by, which is no secret",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := atDesk(cmd, a, f.account, "asking for the pin", func(_ context.Context, s *provision.Station, _ *provision.Book) (pin, error) {
+				return pin{s.Fleet, s.Pin}, nil
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: s, text: func(p *page) { p.line("%s", s.Pin) }})
+		},
+	}))
+}
+
+func newProvisionToken(a *app) *cobra.Command {
+	return noun("token", "Tokens, by which machines prove that they may have an identity",
+		newProvisionTokenAdd(a), newProvisionTokenList(a), newProvisionTokenRemove(a))
+}
+
+func newProvisionTokenAdd(a *app) *cobra.Command {
+	var f provisionFlags
+	var label, name string
+	var uses int
+	lasts := life(24 * time.Hour)
+	cmd := &cobra.Command{
+		Use: "add", Aliases: []string{"create"}, Args: takes(), Annotations: writes(),
+		Short: "Make a token for one machine, or for several",
+		Long: `Make a token for one machine, or for several. Its text is shown once and kept
+nowhere. A machine signs its request with it, and never sends it.`,
+		Example: `  fleetbus provision token add --label tills --uses 200 --life 48h
+  fleetbus provision token add --name till-7`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			const what = "adding a token"
+			if lasts == never {
+				return fail(exitUsage, "--life 30d", "%s: a token has to expire", what)
+			}
+			type made struct {
+				provision.Token
+				Text string `json:"text"`
+			}
+			m, err := atDesk(cmd, a, f.account, what, func(ctx context.Context, s *provision.Station, b *provision.Book) (made, error) {
+				t, text, err := provision.NewToken(s.Pin, label, name, uses, time.Duration(lasts), time.Now())
+				if err != nil {
+					return made{}, fail(exitUsage, "fleetbus provision token add --help", "%v", err)
+				}
+				return made{t, text}, b.AddToken(ctx, t)
+			})
+			if err != nil {
+				return err
+			}
+			if err := a.show(report{value: m, text: func(p *page) { p.line("%s", m.Text) }}); err != nil {
+				return err
+			}
+			a.hint("token %s is good for %s until %s", m.ID, human.Count(m.Uses, "machine"), human.Time(m.Expires))
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&label, "label", "", "`label` that rules know the token by")
+	flags.StringVar(&name, "name", "", "the only `name` that a machine may ask for with it")
+	flags.IntVar(&uses, "uses", 1, "how many machines may use it")
+	flags.Var(&lasts, "life", "how long it can be used")
+	return f.add(a.output(cmd))
+}
+
+func newProvisionTokenList(a *app) *cobra.Command {
+	var f provisionFlags
+	type row = provision.TokenInfo
+	return f.add(a.output(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Args: takes(), Annotations: reads(),
+		Short: "List the tokens",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := atDesk(cmd, a, f.account, "listing tokens", func(_ context.Context, _ *provision.Station, b *provision.Book) ([]row, error) {
+				return b.Tokens(), nil
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(list(all,
+				column[row]{"ID", func(t row) string { return t.ID }},
+				column[row]{"LABEL", func(t row) string { return t.Label }},
+				column[row]{"NAME", func(t row) string { return t.Name }},
+				column[row]{"USED", func(t row) string { return fmt.Sprintf("%d of %d", t.Used, t.Uses) }},
+				column[row]{"EXPIRES", func(t row) string { return human.Time(t.Expires) }},
+				column[row]{"STATE", func(t row) string {
+					switch {
+					case t.Revoked:
+						return "revoked"
+					case time.Now().After(t.Expires):
+						return "expired"
+					}
+					return "good"
+				}}))
+		},
+	}))
+}
+
+func newProvisionTokenRemove(a *app) *cobra.Command {
+	var f provisionFlags
+	return f.add(a.output(&cobra.Command{
+		Use: "rm ID", Aliases: []string{"delete", "revoke"}, Args: takes("ID"), Annotations: writes(),
+		Short: "Make a token good for nothing; machines that used it keep their identities",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := atDesk(cmd, a, f.account, "revoking a token", func(ctx context.Context, _ *provision.Station, b *provision.Book) (struct{}, error) {
+				return struct{}{}, notFound(b.RevokeToken(ctx, args[0]), "fleetbus provision token ls")
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: map[string]string{"id": args[0]}, text: func(p *page) { p.line("token %s is revoked", args[0]) }})
+		},
+	}))
+}
+
+// notFound says where to look for what is not there, and what can be done about what is
+// settled.
+func notFound(err error, fix string) error {
+	switch {
+	case errors.Is(err, provision.ErrNotFound):
+		return fail(exitNotFound, fix, "%v", err)
+	case errors.Is(err, provision.ErrSettled):
+		return fail(exitConflict, fix, "%v", err)
+	}
+	return err
+}
+
+func newProvisionList(a *app) *cobra.Command {
+	var f provisionFlags
+	var all bool
+	type row = provision.Request
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Args: takes(), Annotations: reads(),
+		Short: "List the machines that wait for approval",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := atDesk(cmd, a, f.account, "listing requests", func(_ context.Context, _ *provision.Station, b *provision.Book) ([]row, error) {
+				return slices.DeleteFunc(b.Requests(), func(r row) bool { return !all && r.State != provision.Waiting }), nil
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(list(rows,
+				column[row]{"CODE", func(r row) string { return provision.Code(r.ID) }},
+				column[row]{"NAME", func(r row) string { return r.Name }},
+				column[row]{"STATE", func(r row) string { return string(r.State) }},
+				column[row]{"ADDRESS", func(r row) string { return r.Address }},
+				column[row]{"PROOF", func(r row) string { return r.Proof }},
+				column[row]{"ASKED", func(r row) string { return human.Time(r.Asked) }},
+				column[row]{"ACCOUNT", func(r row) string { return r.Account }},
+				column[row]{"FACTS", func(r row) string { return factText(r.Facts) }},
+				column[row]{"BECAUSE", func(r row) string { return strings.TrimPrefix(r.By+": "+r.Reason, ": ") }}))
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "list those too that were decided in the last two hours")
+	return f.add(a.output(cmd))
+}
+
+// factText is what a machine says of itself, on one line.
+func factText(facts map[string]string) string {
+	var parts []string
+	for name, value := range facts {
+		parts = append(parts, name+"="+value)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, " ")
+}
+
+func newProvisionApprove(a *app) *cobra.Command {
+	var account, role string
+	cmd := decide(a, "approve CODE", "Let a machine that waits have an identity",
+		`Let a machine that waits have an identity. The code is what the machine shows: compare
+it there, since anybody can ask by that machine's name.`,
+		func(r *provision.Request) error {
+			r.State, r.By = provision.Approved, "approval"
+			r.Account, r.Role = or(account, r.Account), or(role, or(r.Role, "machine"))
+			if r.Account == "" {
+				return fail(exitUsage, "--into ACCOUNT", "its rule names no account")
+			}
+			if refusal := admin.Provisionable(r.Account, r.Role); refusal != nil {
+				return refusal
+			}
+			return nil
+		},
+		func(r provision.Request) string {
+			return fmt.Sprintf("%s gets an identity in account %s, of role %s, when it asks again", r.Name, r.Account, r.Role)
+		})
+	cmd.Flags().StringVar(&account, "into", "", "`account` that it gets an identity in (default: its rule's)")
+	cmd.Flags().StringVar(&role, "role", "", "its `role` there (default: its rule's, or machine)")
+	return cmd
+}
+
+func newProvisionDeny(a *app) *cobra.Command {
+	var reason string
+	cmd := decide(a, "deny CODE", "Deny a machine that waits an identity", "",
+		func(r *provision.Request) error {
+			r.State, r.By, r.Reason = provision.Denied, "denial", reason
+			return nil
+		},
+		func(r provision.Request) string { return r.Name + " is denied an identity" })
+	cmd.Flags().StringVar(&reason, "reason", "an administrator denied it", "what the machine is told")
+	return cmd
+}
+
+// decide makes the command of a decision.
+func decide(a *app, use, short, long string, edit func(*provision.Request) error, said func(provision.Request) string) *cobra.Command {
+	var f provisionFlags
+	return f.add(a.output(&cobra.Command{
+		Use: use, Args: takes("CODE"), Annotations: writes(), Short: short, Long: long,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := provision.ParseCode(args[0])
+			if err != nil {
+				return fail(exitUsage, "fleetbus provision ls", "%v", err)
+			}
+			r, err := atDesk(cmd, a, f.account, "deciding", func(ctx context.Context, _ *provision.Station, b *provision.Book) (provision.Request, error) {
+				r, err := b.Decide(ctx, id, edit)
+				return r, notFound(err, "fleetbus provision ls --all")
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(report{value: r, text: func(p *page) { p.line("%s", said(r)) }})
+		},
+	}))
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/provision"
+)
+
+// The files of a machine, in the directory of its identity.
+const (
+	machineCreds   = "machine.creds"
+	machineCert    = "machine.crt"
+	machineKey     = "machine.key"
+	machineCA      = "ca.pem"
+	machinePending = "request.json"
+)
+
+// requestFlags are those of provision request.
+type requestFlags struct {
+	a                       *app
+	name, pin, out          string
+	token, tokenFile, claim string
+	servers                 []string
+	facts                   map[string]string
+	wait                    time.Duration
+}
+
+func newProvisionRequest(a *app) *cobra.Command {
+	f := &requestFlags{a: a}
+	cmd := &cobra.Command{
+		Use: "request HOST", Args: takes("HOST"), Annotations: writes(),
+		Short: "On a machine: ask a fleet for an identity, and wait for it",
+		Long: `On a machine that nobody knows: ask a fleet for an identity, wait for it, and come in
+by it. HOST is a listener for provisioning, in clear, or tls://HOST. The private keys are
+made here, and stay here; what is said can be read and altered by anybody on the way,
+who gains nothing by it. The fleet is known by --fleet, or by the token. A request that
+was cut off goes on when it is made again; a machine that has its identity has nothing
+to do.`,
+		Example: `  fleetbus provision request site.example.net --name till-7 --token-file token --out /etc/till
+  fleetbus provision request site.example.net --name till-7 --fleet 3f5c… --out /etc/till`,
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args[0]) },
+	}
+	host, _ := os.Hostname() // without one, a name has to be given
+	host, _, _ = strings.Cut(host, ".")
+	flags := cmd.Flags()
+	flags.StringVar(&f.name, "name", "", "`name` of this machine in its account (default: the name of the host)")
+	flags.StringVar(&f.pin, "fleet", "", "the fleet's `pin`, as fleetbus provision pin shows it there")
+	flags.StringVar(&f.token, "token", "", "`token` to prove with; other users can see it in the process list")
+	flags.StringVar(&f.tokenFile, "token-file", "", "`file` with the token, - for standard input")
+	flags.StringVar(&f.claim, "claim-file", "", "`file` with a JWT to prove with")
+	flags.StringVar(&f.out, "out", "", "`directory` of the identity, which is made")
+	flags.StringSliceVar(&f.servers, "server", nil, "host:port to come in at (default: the nodes that the fleet names)")
+	flags.StringToStringVar(&f.facts, "fact", nil, "what to say of this machine to who decides, such as rack=7")
+	flags.DurationVar(&f.wait, "wait", 10*time.Minute, "how long to ask for")
+	f.name = host
+	return a.output(cmd)
+}
+
+// requested is what request prints for programs.
+type requested struct {
+	Changed bool   `json:"changed"`
+	Dir     string `json:"dir"`
+	provision.Identity
+}
+
+func (f *requestFlags) run(cmd *cobra.Command, host string) error {
+	const what = "asking for an identity"
+	if f.out == "" {
+		return fail(exitUsage, "--out DIRECTORY", "%s: there is no directory for it", what)
+	}
+	if _, err := os.Stat(f.path(machineCreds)); err == nil {
+		return f.a.show(report{value: requested{Dir: f.out}, text: func(p *page) {
+			p.line("already has an identity, nothing to do: %s", f.path(machineCreds))
+		}})
+	}
+	m := provision.Machine{Server: host, Name: f.name, Pin: f.pin, Token: f.token, Facts: map[string]string{
+		"os": runtime.GOOS, "arch": runtime.GOARCH, "version": fleetbus.Version(),
+	}}
+	for name, value := range f.facts {
+		m.Facts[name] = value
+	}
+	var err error
+	if f.tokenFile != "" {
+		m.Token, err = (&joinFlags{boot: boot{a: f.a}, tokenFile: f.tokenFile}).readToken()
+	}
+	if err == nil && f.claim != "" {
+		var text []byte
+		text, err = os.ReadFile(f.claim)
+		m.Claim = strings.TrimSpace(string(text))
+	}
+	if err == nil {
+		m.Keys, err = f.keys()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	m.Progress = func(p provision.Progress) {
+		switch {
+		case p.Pending:
+			f.a.hint("%s has the code %s: %s", f.name, p.Code, p.Reason)
+		default:
+			f.a.hint("not yet: %s", p.Reason)
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(cmd.Context(), f.wait, fmt.Errorf("nothing came of it within %v", f.wait))
+	defer cancel()
+	id, err := provision.Ask(ctx, m)
+	if err != nil {
+		return f.explain(err)
+	}
+	return f.settle(ctx, id)
+}
+
+func (f *requestFlags) path(name string) string { return filepath.Join(f.out, name) }
+
+// keys are those of a request that was cut off, or new ones, which are kept before
+// anything is asked.
+func (f *requestFlags) keys() (*provision.Keys, error) {
+	data, err := os.ReadFile(f.path(machinePending))
+	if err == nil {
+		return provision.ParseKeys(data)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.MkdirAll(f.out, 0o700); err != nil {
+		return nil, err
+	}
+	k, err := provision.NewKeys()
+	if err != nil {
+		return nil, err
+	}
+	if data, err = k.Marshal(); err != nil {
+		return nil, err
+	}
+	return k, secretFile{f.path(machinePending), data, 0o600}.write(false)
+}
+
+// explain says what can be done about a request in vain.
+func (f *requestFlags) explain(err error) error {
+	var unknown *provision.UnknownFleetError
+	switch {
+	case errors.As(err, &unknown):
+		return fail(exitDenied, "compare it with what fleetbus provision pin shows on a node of your fleet, and then add --fleet "+unknown.Pin, "%v", err)
+	case errors.Is(err, provision.ErrDenied):
+		return fail(exitDenied, "ask who runs the fleet; to ask by another name or with another proof, remove "+f.path(machinePending), "%v", err)
+	case errors.Is(err, provision.ErrFleet):
+		return fail(exitDenied, "look at the address, the pin and the clock of this machine", "%v", err)
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "nothing came of it"):
+		return fail(exitUnavailable, "make the request again: it goes on where it was", "%v", err)
+	}
+	return err
+}
+
+// settle writes the identity, comes in by it, and forgets the request.
+func (f *requestFlags) settle(ctx context.Context, id *provision.Identity) error {
+	const what = "writing the identity"
+	for _, file := range []secretFile{
+		{f.path(machineCA), id.CA, 0o600}, {f.path(machineCert), id.Cert, 0o600}, {f.path(machineKey), id.Key, 0o600},
+	} {
+		if err := file.write(true); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	nc, err := id.Connect(ctx, f.servers)
+	if err != nil {
+		return fmt.Errorf("coming in by the new identity: %w", err)
+	}
+	at := nc.ConnectedAddr()
+	nc.Close()
+	// What says that there is an identity comes last.
+	if err := (secretFile{f.path(machineCreds), id.Creds, 0o600}).write(true); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if err := os.Remove(f.path(machinePending)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return f.a.show(report{value: requested{true, f.out, *id}, text: func(p *page) {
+		p.line("this machine is %s/%s of fleet %s, of role %s: it came in at %s by %s", id.Account, id.Name, id.Fleet, id.Role, at, f.path(machineCreds))
+	}})
+}
