@@ -86,7 +86,7 @@ func Exec(command []string, timeout time.Duration) Hook {
 		case out.over:
 			return d, fmt.Errorf("asking the hook: it answered more than %d bytes", maxHookOutput)
 		}
-		decoder := json.NewDecoder(&out.Buffer)
+		decoder := json.NewDecoder(bytes.NewReader(out.begin))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&d); err != nil {
 			return d, fmt.Errorf("asking the hook: its answer is no decision: %w", err)
@@ -98,23 +98,22 @@ func Exec(command []string, timeout time.Duration) Hook {
 	}
 }
 
-// bounded keeps the beginning of what is written.
+// bounded keeps the beginning of what is written. It is no bytes.Buffer, which would
+// read by itself.
 type bounded struct {
-	bytes.Buffer
-	over bool
+	begin []byte
+	over  bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if room := maxHookOutput - b.Len(); len(p) > room {
-		b.over = true
-		b.Buffer.Write(p[:room])
-		return len(p), nil
-	}
-	return b.Buffer.Write(p)
+	room := maxHookOutput - len(b.begin)
+	b.over = b.over || len(p) > room
+	b.begin = append(b.begin, p[:min(len(p), room)]...)
+	return len(p), nil
 }
 
 // text is the first line, for people.
 func (b *bounded) text() string {
-	line, _, _ := strings.Cut(strings.TrimSpace(b.String()), "\n")
+	line, _, _ := strings.Cut(strings.TrimSpace(string(b.begin)), "\n")
 	return line[:min(len(line), 200)]
 }
