@@ -65,6 +65,12 @@ type use struct {
 	Expires time.Time `json:"expires"`
 }
 
+// uses are those of a token, by slot, and the slot of each request.
+type uses struct {
+	slots map[int]use
+	of    map[string]int
+}
+
 // A Book is what all provisioners of an account agree on: tokens and what became of
 // them, and requests. Open one with OpenBook. It is safe for concurrent use.
 type Book struct {
@@ -78,7 +84,7 @@ type Book struct {
 	seq      uint64
 	versions map[string]uint64
 	tokens   map[string]Token
-	uses     map[string]map[int]use // by token and slot
+	uses     map[string]*uses // by token
 	claims   map[string]use
 	requests map[string]Request
 	waiting  map[string]int // by address
@@ -100,7 +106,7 @@ func OpenBook(ctx context.Context, nc *nats.Conn, replicas int) (*Book, error) {
 	}
 	b := &Book{
 		ledger: l, js: js, done: make(chan struct{}), versions: map[string]uint64{}, tokens: map[string]Token{},
-		uses: map[string]map[int]use{}, claims: map[string]use{}, requests: map[string]Request{}, waiting: map[string]int{},
+		uses: map[string]*uses{}, claims: map[string]use{}, requests: map[string]Request{}, waiting: map[string]int{},
 	}
 	if b.follower, err = ledger.NewFollower(b, ledger.FollowOptions{}); err != nil {
 		return nil, fmt.Errorf("opening the book of provisioning: %w", err)
@@ -154,10 +160,20 @@ func (b *Book) Apply(seq uint64, subject string, data []byte) error {
 		if err != nil {
 			return fmt.Errorf("reading a use: %w", err)
 		}
-		if b.uses[words[1]] == nil {
-			b.uses[words[1]] = map[int]use{}
+		u := b.uses[words[1]]
+		if u == nil {
+			u = &uses{map[int]use{}, map[string]int{}}
+			b.uses[words[1]] = u
 		}
-		return put(b.uses[words[1]], slot, data)
+		delete(u.of, u.slots[slot].Request)
+		err = put(u.slots, slot, data)
+		if taken, ok := u.slots[slot]; ok {
+			u.of[taken.Request] = slot
+		}
+		if len(u.slots) == 0 {
+			delete(b.uses, words[1])
+		}
+		return err
 	case noun == "claim" && len(words) == 2:
 		return put(b.claims, words[1], data)
 	case noun == "request" && len(words) == 2:
@@ -297,7 +313,11 @@ type TokenInfo struct {
 func (b *Book) Tokens() []TokenInfo {
 	all := locked(b, func() (all []TokenInfo) {
 		for _, t := range b.tokens {
-			all = append(all, TokenInfo{t, len(b.uses[t.ID])})
+			used := 0
+			if u := b.uses[t.ID]; u != nil {
+				used = len(u.slots)
+			}
+			all = append(all, TokenInfo{t, used})
 		}
 		return all
 	})
@@ -312,32 +332,41 @@ func (b *Book) token(id string) (t Token, ok bool) {
 	return t, ok
 }
 
+// What slot says that is no slot.
+const (
+	slotMine = -1
+	slotNone = -2
+)
+
+// slot is one that is free, of most; others look for one at the same time.
+func (u *uses) slot(request string, most int) int {
+	if u == nil {
+		return rand.IntN(most)
+	}
+	if _, mine := u.of[request]; mine {
+		return slotMine
+	}
+	if len(u.slots) >= most {
+		return slotNone
+	}
+	for slot, i := rand.IntN(most), 0; i < most; slot, i = (slot+1)%most, i+1 {
+		if _, taken := u.slots[slot]; !taken {
+			return slot
+		}
+	}
+	return slotNone
+}
+
 // spend takes a use of the token for a request, which may have it already.
 func (b *Book) spend(ctx context.Context, t Token, request string) error {
 	for {
-		var free []int
-		mine := locked(b, func() bool {
-			uses := b.uses[t.ID]
-			for _, u := range uses {
-				if u.Request == request {
-					return true
-				}
-			}
-			for slot := range t.Uses {
-				if _, taken := uses[slot]; !taken {
-					free = append(free, slot)
-				}
-			}
-			return false
-		})
-		if mine {
+		slot := locked(b, func() int { return b.uses[t.ID].slot(request, t.Uses) })
+		switch slot {
+		case slotMine:
 			return nil
-		}
-		if len(free) == 0 {
+		case slotNone:
 			return errTokenUsed
 		}
-		// Others take one at the same time.
-		slot := free[rand.IntN(len(free))]
 		subject := fmt.Sprintf("use.%s.%d", t.ID, slot)
 		version := locked(b, func() uint64 { return b.versions[subject] })
 		err := b.append(ctx, subject, version, use{Request: request, Expires: t.Expires})
@@ -352,15 +381,15 @@ func (b *Book) spend(ctx context.Context, t Token, request string) error {
 
 // release gives a use back that came to nothing.
 func (b *Book) release(ctx context.Context, token, request string) error {
-	slot := locked(b, func() int {
-		for slot, u := range b.uses[token] {
-			if u.Request == request {
-				return slot
-			}
+	slot, ok := locked2(b, func() (int, bool) {
+		u := b.uses[token]
+		if u == nil {
+			return 0, false
 		}
-		return -1
+		slot, ok := u.of[request]
+		return slot, ok
 	})
-	if slot < 0 {
+	if !ok {
 		return nil
 	}
 	subject := fmt.Sprintf("use.%s.%d", token, slot)
@@ -466,7 +495,7 @@ func (b *Book) sweep(ctx context.Context, now time.Time) error {
 		}
 	}
 	for id, uses := range b.uses {
-		for slot, u := range uses {
+		for slot, u := range uses.slots {
 			if now.Sub(u.Expires) > kept {
 				add(fmt.Sprintf("use.%s.%d", id, slot))
 			}
