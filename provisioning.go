@@ -132,6 +132,7 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 // provisionMachine gives a machine its identity: a new user, or the one that has that
 // very key.
 func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest) (any, error) {
+	began := time.Now()
 	account, name, err := identity.SplitName(r.Name)
 	if err != nil {
 		return nil, admin.Errorf(admin.Invalid, "write it as account/name", "%v", err)
@@ -157,7 +158,7 @@ func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest)
 		return nil, err
 	}
 	var user identity.User
-	_, err = s.fleet.change(ctx, userSubject(account, name), func() (any, error) {
+	seq, err := s.fleet.change(ctx, userSubject(account, name), func() (any, error) {
 		if err := mine(); err != nil {
 			return nil, err
 		}
@@ -168,7 +169,12 @@ func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest)
 		return nil, err
 	}
 	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
-	return reply, g.issue(&reply)
+	if err := g.issue(&reply); err != nil {
+		return nil, err
+	}
+	// A node that does not know the machine yet would turn it away.
+	reply.Spread, err = s.fleet.spread(ctx, s.conn, seq, began)
+	return reply, err
 }
 
 // tellProvision tells of a machine that asked for an identity.

@@ -25,8 +25,10 @@ import (
 )
 
 const (
-	// workers look at requests side by side.
-	workers = 16
+	// workers look at requests side by side, and welcomers answer hellos.
+	workers, welcomers = 16, 2
+	// busyASecond bounds the answers to what is not even looked at.
+	busyASecond = 200
 	// judgeTimeout bounds the look at one request, but for the hook.
 	judgeTimeout = 30 * time.Second
 	// renewEvery is when a provisioner asks to be one for another hour.
@@ -114,11 +116,12 @@ func (s *Station) Options() []nats.Option {
 			defer s.mu.Unlock()
 			return s.token, nil
 		}, s.user.Sign),
-		nats.CustomInboxPrefix(identity.Principal{Kind: identity.KindService, Name: s.name()}.Inbox()),
+		nats.CustomInboxPrefix(identity.Principal{Kind: identity.KindService, Name: s.Instance()}.Inbox()),
 	}
 }
 
-func (s *Station) name() string {
+// Instance is the name of the provisioner in the account.
+func (s *Station) Instance() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.instance
@@ -134,13 +137,15 @@ type Provisioner struct {
 	// Logger is told one line of each decision and of each refusal. Nil: nobody is.
 	Logger *slog.Logger
 
-	log      *slog.Logger
-	lines    *rate.Limiter
-	book     *Book
-	queue    *queue[*nats.Msg]
-	sync     *rate.Limiter
-	mu       sync.Mutex
-	underway map[string]bool // by the IDs of requests
+	log   *slog.Logger
+	lines *rate.Limiter
+	book  *Book
+	// hellos and asks are what strangers said.
+	hellos, asks *queue[*nats.Msg]
+	busy         *rate.Limiter
+	sync         *rate.Limiter
+	mu           sync.Mutex
+	underway     map[string]bool // by the IDs of requests
 }
 
 // errAgain has the machine ask again.
@@ -163,26 +168,27 @@ func (p *Provisioner) Run(ctx context.Context, nc *nats.Conn, book *Book, ready 
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
-	p.book, p.queue, p.underway = book, newQueue[*nats.Msg](), map[string]bool{}
+	p.book, p.hellos, p.asks, p.underway = book, newQueue[*nats.Msg](), newQueue[*nats.Msg](), map[string]bool{}
+	p.busy = rate.NewLimiter(busyASecond, busyASecond)
 	p.lines = rate.NewLimiter(linesASecond, linesAtOnce)
 	p.sync = rate.NewLimiter(rate.Every(unknownAgain), 1)
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for range workers {
-		running.Go(func() {
-			for {
-				msg, ok := p.queue.take(ctx)
-				if !ok {
-					return
+	work := func(n int, q *queue[*nats.Msg], do func(context.Context, *nats.Msg)) {
+		for range n {
+			running.Go(func() {
+				for msg, ok := q.take(ctx); ok; msg, ok = q.take(ctx) {
+					do(ctx, msg)
 				}
-				p.answer(ctx, msg)
-			}
-		})
+			})
+		}
 	}
-	hellos, err1 := nc.QueueSubscribe(identity.ProvisionHello+"*", "provisioners", p.welcome)
-	asks, err2 := nc.Subscribe(identity.ProvisionAsk+p.Station.name()+".*", p.take)
+	work(welcomers, p.hellos, p.welcome)
+	work(workers, p.asks, p.answer)
+	hellos, err1 := nc.QueueSubscribe(identity.ProvisionHello+"*", "provisioners", func(msg *nats.Msg) { p.take(p.hellos, msg) })
+	asks, err2 := nc.Subscribe(identity.ProvisionAsk+p.Station.Instance()+".*", func(msg *nats.Msg) { p.take(p.asks, msg) })
 	if err := errors.Join(err1, err2, nc.FlushTimeout(judgeTimeout)); err != nil {
 		return fmt.Errorf("answering machines: %w", err)
 	}
@@ -241,12 +247,8 @@ func toStranger(msg *nats.Msg) bool {
 }
 
 // welcome answers a hello.
-func (p *Provisioner) welcome(msg *nats.Msg) {
+func (p *Provisioner) welcome(_ context.Context, msg *nats.Msg) {
 	var h hello
-	if !toStranger(msg) {
-		p.refused(whereOf(msg), errReply)
-		return
-	}
 	if err := decode(msg.Data, maxMessage, &h); err != nil || h.Version != version || len(h.Nonce) != nonceSize {
 		p.refused(whereOf(msg), cmp.Or(err, errors.New("its hello is of another version, or has no nonce")))
 		return
@@ -273,17 +275,17 @@ func respond(msg *nats.Msg, v any) error {
 	return msg.Respond(data)
 }
 
-// take puts a request into the queue.
-func (p *Provisioner) take(msg *nats.Msg) {
-	if !toStranger(msg) {
+// take puts what a stranger said into a queue.
+func (p *Provisioner) take(q *queue[*nats.Msg], msg *nats.Msg) {
+	switch {
+	case !toStranger(msg):
 		p.refused(whereOf(msg), errReply)
-		return
+	case len(msg.Data) > maxMessage || !q.put(whereOf(msg), msg):
+		p.refused(whereOf(msg), "too many messages wait, or it is too long")
+		if q == p.asks && p.busy.Allow() { // who gets no answer asks again, too
+			p.say(msg, nil, verdict{}, busy)
+		}
 	}
-	if len(msg.Data) <= maxMessage && p.queue.put(whereOf(msg), msg) {
-		return
-	}
-	p.refused(whereOf(msg), "too many requests wait, or it is too long")
-	p.say(msg, nil, verdict{}, busy)
 }
 
 // errReply is why a message is not answered at all.
@@ -305,7 +307,7 @@ func (p *Provisioner) say(msg *nats.Msg, d *demand, v verdict, refused string) {
 
 // answer looks at a request and answers it.
 func (p *Provisioner) answer(ctx context.Context, msg *nats.Msg) {
-	d, err := openDemand(msg.Data, p.Station.name(), p.Station.seal)
+	d, err := openDemand(msg.Data, p.Station.Instance(), p.Station.seal)
 	if err != nil {
 		p.refused(whereOf(msg), err)
 		p.say(msg, nil, verdict{}, err.Error())

@@ -356,7 +356,7 @@ func newProvisionList(a *app) *cobra.Command {
 				column[row]{"ASKED", func(r row) string { return human.Time(r.Asked) }},
 				column[row]{"ACCOUNT", func(r row) string { return r.Account }},
 				column[row]{"FACTS", func(r row) string { return factText(r.Facts) }},
-				column[row]{"BECAUSE", func(r row) string { return strings.TrimPrefix(r.By+": "+r.Reason, ": ") }}))
+				column[row]{"BECAUSE", func(r row) string { return strings.Trim(r.By+": "+r.Reason, ": ") }}))
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "list those too that were decided in the last two hours")
