@@ -161,6 +161,9 @@ func (d *Directory) Roles() []Role {
 	for name, r := range d.state.roles {
 		all[name] = r.clone()
 	}
+	for name, r := range all {
+		all[name] = d.state.regional(r)
+	}
 	return sorted(all)
 }
 
@@ -365,11 +368,11 @@ func newState() state {
 // role finds what the fleet defined before what is built in.
 func (s *state) role(name string) (Role, bool) {
 	if r, ok := s.roles[name]; ok {
-		return r.clone(), true
+		return s.regional(r.clone()), true
 	}
 	for _, r := range BuiltinRoles() {
 		if r.Name == name {
-			return r, true
+			return s.regional(r), true
 		}
 	}
 	return Role{}, false

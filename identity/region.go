@@ -168,6 +168,22 @@ func Regional(subject string) bool {
 	return true
 }
 
+// regional is a role where nodes have gateways: the engine's API has the name of the
+// region there as well, and what is denied of it is denied by that name, too.
+func (s *state) regional(r Role) Role {
+	for _, n := range s.nodes {
+		if n.GatewayAddr != "" && !n.Removed {
+			for _, subject := range r.Permissions.Publish.Deny {
+				if rest, ok := strings.CutPrefix(subject, "$JS.API."); ok {
+					r.Permissions.Publish.Deny = append(r.Permissions.Publish.Deny, "$JS.*.API."+rest)
+				}
+			}
+			break
+		}
+	}
+	return r
+}
+
 // certificatesNoun is that of the records which say where the certificates of an
 // account are managed.
 const certificatesNoun = "certificates"

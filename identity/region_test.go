@@ -141,6 +141,36 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// TestRegionalRoles denies the engine's API by the name of a region, too, once there are
+// gateways.
+func TestRegionalRoles(t *testing.T) {
+	d := NewDirectory()
+	named := func() (denied [2]bool) {
+		r, ok := d.Role(RoleClient)
+		if !ok {
+			t.Fatal("there is no such role")
+		}
+		for i, subject := range []string{"$JS.API.STREAM.DELETE.CERTS", "$JS.eu.API.STREAM.DELETE.CERTS"} {
+			denied[i] = !r.Permissions.Publish.Allows(subject)
+		}
+		for _, same := range d.Roles() {
+			if same.Name == r.Name && !reflect.DeepEqual(same, r) {
+				t.Errorf("the role alone and among others: %+v, %+v", r, same)
+			}
+		}
+		return denied
+	}
+	if got := named(); got != [2]bool{true, false} {
+		t.Errorf("without gateways: %v", got)
+	}
+	if err := d.Apply(1, "node.n1", []byte(`{"gateway_addr":"127.0.0.1:7222"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := named(); got != [2]bool{true, true} {
+		t.Errorf("with gateways: %v", got)
+	}
+}
+
 // TestRegionAuthority has two regions of one fleet agree on accounts, and each have
 // what a cluster has for itself.
 func TestRegionAuthority(t *testing.T) {
