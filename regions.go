@@ -27,6 +27,9 @@ import (
 // gatewayListenerName is the listener that other regions are linked by.
 const gatewayListenerName = "gateway"
 
+// relaysCheck is how often a node looks for accounts that have streams on it.
+const relaysCheck = 2 * time.Second
+
 // What nodes of one region ask another, besides what package region asks.
 const (
 	takeAcross   = "take"   // act on changes, and say where they have acted
@@ -412,6 +415,76 @@ func (s *Server) clearAccount(ctx context.Context, a identity.Account) error {
 		}
 	}
 	return nil
+}
+
+// keepRelays answers what other regions ask of the streams of this one, until ctx is
+// done: an engine takes such requests from its own clients alone. A node does so for the
+// accounts that have streams on it.
+func (s *Server) keepRelays(ctx context.Context) {
+	open := map[string]*Session{}
+	defer func() {
+		for _, session := range open {
+			session.Close()
+		}
+	}()
+	tick := time.NewTicker(relaysCheck)
+	defer tick.Stop()
+	for {
+		wanted := map[string]bool{}
+		if len(s.otherRegions()) > 0 {
+			for _, st := range s.broker.Streams() {
+				if a, ok := s.fleet.directory.AccountByPublic(st.Account); ok {
+					wanted[a.Name] = true
+				}
+			}
+		}
+		for name, session := range open {
+			if !wanted[name] || session.IsClosed() {
+				session.Close()
+				delete(open, name)
+			}
+		}
+		for name := range wanted {
+			if open[name] != nil {
+				continue
+			}
+			session, err := s.relay(name)
+			if err != nil {
+				s.log.Warn("other regions cannot ask for the streams of an account", "account", name, "error", err)
+				continue
+			}
+			open[name] = session
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// relay hands on, in an account, what is asked of the streams of this region.
+func (s *Server) relay(account string) (*Session, error) {
+	const api = "$JS.API."
+	here := "$JS." + s.regionName() + ".API."
+	session, err := s.open(identity.Principal{
+		Account: account, Name: "relay", Kind: identity.KindService,
+		Permissions: identity.Permissions{Publish: identity.Rule{Allow: []string{api + ">"}}, Subscribe: identity.Rule{Allow: []string{here + ">"}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	_, err = session.QueueSubscribe(here+">", "relay", func(msg *nats.Msg) {
+		asked := &nats.Msg{Subject: api + strings.TrimPrefix(msg.Subject, here), Reply: msg.Reply, Header: msg.Header, Data: msg.Data}
+		if err := session.PublishMsg(asked); err != nil {
+			s.log.Debug("a request of another region was not handed on", "account", account, "error", err)
+		}
+	})
+	if err := errors.Join(err, session.Flush()); err != nil {
+		session.Close()
+		return nil, err
+	}
+	return session, nil
 }
 
 // statusAcross tells another region of this one.

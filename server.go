@@ -232,6 +232,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	}
 	if s.opts.Mode == Mesh {
 		undo.background(ctx, s.keepRegions)
+		undo.background(ctx, s.keepRelays)
 	}
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil

@@ -21,6 +21,7 @@ type streamFlags struct {
 	maxAge                       life
 	maxBytes                     size
 	maxMsgs                      int64
+	region                       string
 	g                            guard
 }
 
@@ -40,7 +41,8 @@ func newStreamAdd(a *app) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.subjects, "subject", nil, "subjects that are kept (default: the stream's name, unless it has sources)")
-	flags.StringSliceVar(&f.sources, "source", nil, "streams whose messages are copied: `STREAM`, or SITE:STREAM for one at a site")
+	flags.StringSliceVar(&f.sources, "source", nil, "streams whose messages are copied: `STREAM`, or SITE:STREAM for one at a site or in another region")
+	flags.StringVar(&f.region, "region", "", "`name` of the region that it is to be in; another one than that of the node that is asked is refused")
 	f.replicas, f.storage, f.retention = "auto", "file", "limits"
 	flags.Var(&choice{&f.replicas, []string{"auto", "1", "3", "5"}}, "replicas", "copies on different nodes: 1, 3, 5, or auto: 3 if the fleet has the nodes")
 	flags.Var(&choice{&f.storage, []string{"file", "memory"}}, "storage", "where messages are kept: file or memory")
@@ -77,6 +79,9 @@ func (f *streamFlags) run(cmd *cobra.Command, a *app, name string) error {
 	result, err := withStreams(cmd, a, what, func(ctx context.Context, js jetstream.JetStream) (added, error) {
 		return f.apply(ctx, js, cmd.Flags(), name)
 	})
+	if f.region != "" && tooFewNodes(err) {
+		return fail(exitConflict, "ask a node there, with --server: fleetbus gateway ls names them", "%s: the node that was asked is not of region %s", what, f.region)
+	}
 	if err != nil {
 		return err
 	}
@@ -151,6 +156,9 @@ func (f *streamFlags) apply(ctx context.Context, js jetstream.JetStream, flags *
 // set puts in config what the flags name, besides subjects. A new stream takes
 // the defaults of the flags for the rest, which are those of the engine.
 func (f *streamFlags) set(flags *pflag.FlagSet, config *jetstream.StreamConfig) {
+	if f.region != "" {
+		config.Placement = &jetstream.Placement{Cluster: f.region}
+	}
 	if flags.Changed("source") {
 		config.Sources = nil
 		for _, source := range f.sources {
