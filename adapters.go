@@ -28,13 +28,20 @@ const (
 	adapterTimeout = 5 * time.Second
 	// adaptersCheck is how often a node looks for adapters that have ended.
 	adaptersCheck = time.Second
-	// adapterInput is before the subjects by which a stream takes from its adapter.
-	// They are private, so that nobody else can write there. The stream stores them
-	// with admin.AdapterPrefix in its place, so that they can be read.
-	adapterInput = identity.Private + "adapter."
 	// nodeAdaptersSubject is asked of all nodes: what did your adapters do.
 	nodeAdaptersSubject = "node.adapters"
 )
+
+// adapterInput is before the subjects by which a stream takes from its adapter. They
+// are private, so that nobody else can write there, and each region's own, so that no
+// adapter of that name elsewhere does. The stream stores them with admin.AdapterPrefix
+// in its place, so that they can be read.
+func (s *Server) adapterInput() string {
+	if region := s.fleet.authority.Region(); region != "" {
+		return identity.Private + "adapter-" + region + "."
+	}
+	return identity.Private + "adapter."
+}
 
 func adapterSubject(name string) string { return "adapter." + name }
 
@@ -85,7 +92,7 @@ func (a *adapter) stream(s *Server, record identity.Adapter) (jetstream.JetStrea
 	session, err := s.open(identity.Principal{
 		Account: record.To.Account, Name: "adapter", Kind: identity.KindService,
 		Permissions: identity.Permissions{
-			Publish: identity.Rule{Allow: []string{adapterInput + ">"}}, Subscribe: identity.Rule{Allow: []string{"_INBOX.>"}},
+			Publish: identity.Rule{Allow: []string{s.adapterInput() + ">"}}, Subscribe: identity.Rule{Allow: []string{"_INBOX.>"}},
 		},
 	})
 	if err != nil {
@@ -199,7 +206,7 @@ func (s *Server) takeMessage(msg *nats.Msg) (*takenMessage, error) {
 		return nil, errBusy
 	}
 	from := record.From[i].Account
-	t.msg = &nats.Msg{Subject: adapterInput + name + "." + from + "." + subject, Data: msg.Data, Header: nats.Header{}}
+	t.msg = &nats.Msg{Subject: s.adapterInput() + name + "." + from + "." + subject, Data: msg.Data, Header: nats.Header{}}
 	for key, values := range msg.Header {
 		lower := strings.ToLower(strings.TrimSpace(key))
 		if !strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "fleetbus-") {
@@ -327,7 +334,7 @@ func (s *Server) addAdapter(ctx context.Context, r admin.AdapterRequest) (any, e
 func (s *Server) ensureStream(ctx context.Context, a identity.Adapter) error {
 	ctx, cancel := context.WithTimeout(ctx, adapterTimeout)
 	defer cancel()
-	in, out := adapterInput+a.Name+".>", admin.AdapterPrefix+a.Name+".>"
+	in, out := s.adapterInput()+a.Name+".>", admin.AdapterPrefix+a.Name+".>"
 	return s.inAccount(a.To.Account, func(js jetstream.JetStream) error {
 		stream, err := js.Stream(ctx, a.Stream)
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,7 +46,9 @@ type attack struct {
 func newAttack(t *testing.T, edit ...func(*fleetbus.Options)) *attack {
 	s := fleetbustest.Start(t, append(edit, func(o *fleetbus.Options) {
 		o.Grace = 100 * time.Millisecond
-		o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
+		if !slices.ContainsFunc(o.Listeners, func(l fleetbus.Listener) bool { return l.Protocol == fleetbus.Gateway() }) {
+			o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
+		}
 	})...)
 	a := &attack{Server: s, t: t, password: map[string]string{}}
 	everything := identity.Rule{Allow: []string{">"}}

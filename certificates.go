@@ -111,6 +111,9 @@ func (s *Server) runManagers(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		wanted := s.fleet.directory.Records(certNoun)
+		if !s.isHome() {
+			clear(wanted) // the home region's, which serves all
+		}
 		for name, r := range running {
 			a, ok := s.fleet.directory.Account(name)
 			if _, still := wanted[name]; !still || !ok || a.ID != r.id {
@@ -146,6 +149,9 @@ func (s *Server) runManagers(ctx context.Context) {
 func (s *Server) haveCertificates(ctx context.Context, account string) error {
 	if _, known := s.fleet.directory.Records(certNoun)[account]; known {
 		return nil
+	}
+	if !s.isHome() {
+		return admin.Errorf(admin.Conflict, "ask in region "+s.fleet.directory.HomeRegion()+", once", "account %q has no certificates yet, and they are managed in another region", account)
 	}
 	_, err := s.fleet.change(ctx, certNoun+"."+account, func() (any, error) { return struct{}{}, nil })
 	return err

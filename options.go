@@ -284,7 +284,7 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 			validateLeafs(v, field, l)
 		}
 		if l.Protocol == Gateway() {
-			validateGateways(v, field, l, mode)
+			validateGateways(v, field, l, o.Listeners, mode)
 		}
 		if l.Account != "" {
 			v.check(field+".account", identity.CheckAccountName(l.Account))
@@ -311,13 +311,22 @@ func validateLeafs(v *problems, field string, l Listener) {
 	}
 }
 
+// oneRegion is a Protocol that keeps what is its own in accounts by subjects that are
+// the same in every region, and so cannot be spoken in several.
+type oneRegion interface{ OneRegion() }
+
 // validateGateways keeps to what links of regions can be.
-func validateGateways(v *problems, field string, l Listener, mode Mode) {
+func validateGateways(v *problems, field string, l Listener, all []Listener, mode Mode) {
 	if l.Name != gatewayListenerName {
 		v.add(field, "a listener of protocol gateway has another name", "call it "+gatewayListenerName)
 	}
 	if l.Plaintext {
 		v.add(field+".plaintext", "the links of regions have TLS", "remove plaintext")
+	}
+	for _, other := range all {
+		if _, ok := other.Protocol.(oneRegion); ok {
+			v.add("listeners."+other.Name, "what it keeps for clients is not kept apart in several regions", "remove it, or the listener "+l.Name)
+		}
 	}
 	if mode != Mesh {
 		v.add(field, "a server in "+string(mode)+" mode has no regions", "set mode to mesh, or remove the listener")
