@@ -27,7 +27,7 @@ const (
 	ownProof      = "nodes prove themselves to one another by certificates of their own"
 	roleInstead   = "what a user may do is its role: fleetbus role add, fleetbus user add"
 	tokenInstead  = "an unknown machine enrolls with a token that is good once: fleetbus token add user"
-	noGateway     = "clusters are not linked by settings of a node; this version links the nodes of one cluster"
+	noGateway     = "regions are not linked by settings of a node: fleetbus gateway token, and fleetbus join --as gateway"
 	noLeaf        = "sites are not linked by settings of a node; this version links the nodes of one cluster"
 	noSigner      = "tokens of other issuers open nothing; users have credentials of the fleet, or certificates that are registered for them: fleetbus user add ACCOUNT/NAME --cert-register FILE"
 	noFederation  = "messages reach every node of the cluster by themselves"
