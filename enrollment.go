@@ -369,7 +369,10 @@ func Enroll(o Options, reply enroll.NodeReply, authority *identity.Authority) er
 	if reply.Fleet != authority.Fleet() {
 		return errors.New("enrolling: the authority is another fleet's")
 	}
-	n := home.NodeFile{Fleet: reply.Fleet, Cluster: reply.Cluster, Node: reply.Node}
+	if reply.Founder && reply.Cluster != authority.Region() {
+		return errors.New("enrolling: the authority is another region's")
+	}
+	n := home.NodeFile{Fleet: reply.Fleet, Cluster: reply.Cluster, Node: reply.Node, Founder: reply.Founder}
 	for _, peer := range reply.Nodes {
 		if peer.Name != reply.Node.Name && peer.ClusterAddr != "" {
 			n.Peers = append(n.Peers, peer.ClusterAddr)

@@ -29,8 +29,6 @@ var (
 	ErrInUse = home.ErrInUse
 	// ErrInitialized says that a directory already holds a node.
 	ErrInitialized = home.ErrInitialized
-	// ErrNotInitialized says that a directory holds no node.
-	ErrNotInitialized = home.ErrNotInitialized
 )
 
 // Initialized reports whether dir holds a node.
@@ -225,6 +223,9 @@ func (o *Options) nodeRecord(now time.Time) identity.Node {
 	for _, l := range o.Listeners {
 		if _, ok := l.Protocol.(natsProtocol); ok {
 			n.ClientAddr = reachable(l.Advertise, l.Addr, o.Advertise)
+		}
+		if l.Protocol == Gateway() {
+			n.GatewayAddr = reachable(l.Advertise, l.Addr, o.Advertise)
 		}
 	}
 	return n

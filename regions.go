@@ -20,7 +20,6 @@ import (
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
-	"github.com/fleetbus/fleetbus/internal/home"
 	"github.com/fleetbus/fleetbus/internal/region"
 )
 
@@ -69,16 +68,6 @@ func (s *Server) gatewayOptions(o *broker.Options) {
 		g.Remotes[r.Name] = r.Addrs
 	}
 	o.Gateway = g
-}
-
-// GatewayAddr is the host:port at which other regions are to reach the node that o
-// describes; empty if there is none, or its port is not known.
-func GatewayAddr(o Options) string {
-	o = o.withDefaults()
-	if l := o.gateway(); l != nil {
-		return reachable(l.Advertise, l.Addr, o.Advertise)
-	}
-	return ""
 }
 
 // mayLink says why the region of that name may not be linked to this one, or nil.
@@ -653,9 +642,12 @@ func (s *Server) enrollRegion(ctx context.Context, tokenID string, r enroll.Regi
 	if err := s.regionTaken(token.Name, r.Seal); err != nil && !again {
 		return nil, err
 	}
-	reply := enroll.RegionReply{Fleet: s.fleet.authority.Fleet(), Name: token.Name, Addrs: s.gatewayAddrs()}
+	reply := enroll.NodeReply{Fleet: s.fleet.authority.Fleet(), Cluster: token.Name, Founder: true, Addrs: s.gatewayAddrs()}
 	if r.Seal == "" {
 		return reply, nil
+	}
+	if err := identity.CheckName(r.Node.Name); err != nil {
+		return nil, admin.Errorf(admin.Invalid, "choose another name: --name", "%v", err)
 	}
 	authority, err := s.fleet.authority.InRegion(token.Name)
 	if err != nil {
@@ -673,7 +665,7 @@ func (s *Server) enrollRegion(ctx context.Context, tokenID string, r enroll.Regi
 	if err := s.ensureRegion(ctx); err != nil {
 		return nil, err
 	}
-	joined := identity.Region{Name: token.Name, Key: r.Seal, Machine: r.Machine, Addrs: r.Addrs, Joined: time.Now()}
+	joined := identity.Region{Name: token.Name, Key: r.Seal, Machine: r.Machine, Addrs: []string{r.Node.GatewayAddr}, Joined: time.Now()}
 	began := joined.Joined
 	seq, err := s.fleet.change(ctx, "region."+token.Name, func() (any, error) {
 		if known, ok := s.fleet.directory.Region(token.Name); ok && !known.Removed && known.Key == r.Seal {
@@ -688,8 +680,10 @@ func (s *Server) enrollRegion(ctx context.Context, tokenID string, r enroll.Regi
 	if _, err := s.fleet.spread(ctx, s.conn, seq, began); err != nil {
 		return nil, err
 	}
-	reply.Records = s.fleet.directory.Genesis()
-	return reply, nil
+	r.Node.Joined, r.Node.Incarnation = joined.Joined, 1
+	reply.Node = r.Node
+	reply.Snapshot, err = s.fleet.directory.RegionSnapshot(r.Node)
+	return reply, err
 }
 
 // ensureRegion makes this fleet's own cluster a region, if it has none yet.
@@ -704,44 +698,4 @@ func (s *Server) ensureRegion(ctx context.Context) error {
 		joined[i] = n.Joined
 	}
 	return s.putRegion(ctx, identity.Region{Name: own, Addrs: s.gatewayAddrs(), Joined: joined[earliest(joined)]})
-}
-
-// EnrollRegion makes a home in o.Dir of the first node of a new region, of what the
-// fleet answered. It is refused with ErrInitialized in a directory that holds a node.
-func EnrollRegion(o Options, reply enroll.RegionReply, authority *identity.Authority) error {
-	o = o.withDefaults()
-	h, err := home.Lock(o.Dir)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if there, err := home.Initialized(o.Dir); err != nil || there {
-		if err == nil {
-			err = fmt.Errorf("%w: %q", ErrInitialized, o.Dir)
-		}
-		return err
-	}
-	if reply.Fleet != authority.Fleet() || reply.Name != authority.Region() {
-		return errors.New("enrolling: the authority is of another region")
-	}
-	o.Fleet, o.Cluster.Name = reply.Fleet, reply.Name
-	g := &genesis{authority: authority, directory: identity.NewDirectory(), now: time.Now()}
-	for subject, data := range reply.Records {
-		if err := g.put(subject, data); err != nil {
-			return err
-		}
-	}
-	creds, err := g.admin()
-	if err != nil {
-		return err
-	}
-	err = errors.Join(
-		g.put("node."+o.Name, o.nodeRecord(g.now)),
-		home.WriteFile(h.Path("admin", "ca.pem"), authority.ClientsPEM(), 0o600),
-		home.WriteFile(h.Path("admin", "admin.creds"), creds, 0o600),
-	)
-	if err != nil {
-		return err
-	}
-	return g.write(h, o, true)
 }

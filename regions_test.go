@@ -58,7 +58,7 @@ func regionToken(t *testing.T, s *fleetbustest.Server, name string) string {
 }
 
 // joinRegion makes the home of the first node of a region, with the options of a node.
-func joinRegion(t *testing.T, s *fleetbustest.Server, o fleetbus.Options, token string, addrs ...string) error {
+func joinRegion(t *testing.T, s *fleetbustest.Server, o fleetbus.Options, token, addr string) error {
 	t.Helper()
 	client, err := enroll.Dial(limited(t, 10*time.Second), enroll.Join{Host: s.Addr("nats").String(), Token: token})
 	if err != nil {
@@ -73,7 +73,9 @@ func joinRegion(t *testing.T, s *fleetbustest.Server, o fleetbus.Options, token 
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, err := client.Region(limited(t, 20*time.Second), enroll.RegionRequest{Seal: public, Addrs: addrs, Machine: "test", Version: fleetbus.Version()})
+	node := fleetbus.NodeRecord(o)
+	node.GatewayAddr = addr
+	reply, err := client.Region(limited(t, 20*time.Second), enroll.RegionRequest{Node: node, Seal: public, Machine: "test", Version: fleetbus.Version()})
 	if err != nil {
 		return err
 	}
@@ -81,7 +83,7 @@ func joinRegion(t *testing.T, s *fleetbustest.Server, o fleetbus.Options, token 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fleetbus.EnrollRegion(o, reply, authority)
+	return fleetbus.Enroll(o, reply, authority)
 }
 
 // startRegions starts a fleet of two regions, eu and us, of one node each.

@@ -9,7 +9,6 @@
 package enroll
 
 import (
-	"encoding/json"
 	"time"
 
 	"github.com/fleetbus/fleetbus/admin"
@@ -28,7 +27,7 @@ const (
 	// a LeafReply.
 	LeafSubject = "enroll.leaf"
 	// RegionSubject exchanges a token of kind gateway. The answer is an admin.Reply with
-	// a RegionReply.
+	// a NodeReply.
 	RegionSubject = "enroll.gateway"
 	// UserSubject exchanges a token of kind user or target. The answer is an
 	// admin.Reply with a UserReply.
@@ -112,6 +111,10 @@ type NodeReply struct {
 	Sequence uint64 `json:"sequence"`
 	// Nodes are all, the joiner included.
 	Nodes []identity.Node `json:"nodes"`
+	// Founder says that it is the first node of a region, which Cluster names, and Addrs
+	// are then host:port of the gateways of the one that answers.
+	Founder bool     `json:"founder,omitempty"`
+	Addrs   []string `json:"addrs,omitempty"`
 	// Warning is what the operator should know.
 	Warning string `json:"warning,omitempty"`
 }
@@ -150,27 +153,13 @@ type LeafReply struct {
 // RegionRequest exchanges a token of kind gateway. Without a Seal it changes nothing,
 // and the answer says what the token is for.
 type RegionRequest struct {
+	// Node is the record of the region's first node.
+	Node identity.Node `json:"node"`
 	// Seal is the public curve key to which the authority is sealed.
 	Seal string `json:"seal,omitempty"`
-	// Addrs are host:port of the region's gateways.
-	Addrs []string `json:"addrs,omitempty"`
 	// Machine is the name of the host, and Version that of its program.
 	Machine string `json:"machine,omitempty"`
 	Version string `json:"version"`
-}
-
-// RegionReply makes the joiner the first node of a region.
-type RegionReply struct {
-	Fleet string `json:"fleet"`
-	// Name of the region, and Addrs are host:port of the gateways of the one that
-	// answers.
-	Name  string   `json:"name"`
-	Addrs []string `json:"addrs"`
-	// Authority is sealed to the request's key, by the curve key Sender.
-	Authority []byte `json:"authority,omitempty"`
-	Sender    string `json:"sender,omitempty"`
-	// Records are what the regions agree on, by subject.
-	Records map[string]json.RawMessage `json:"records,omitempty"`
 }
 
 // UserRequest exchanges a token of kind user or target.

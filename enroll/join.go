@@ -303,10 +303,10 @@ func (c *Client) Leaf(ctx context.Context, r LeafRequest) (LeafReply, error) {
 	return exchange[LeafReply](ctx, c, LeafSubject, r)
 }
 
-// Region exchanges the token for what makes the joiner a region, or asks what it is
-// for. For the rest see Node.
-func (c *Client) Region(ctx context.Context, r RegionRequest) (RegionReply, error) {
-	return exchange[RegionReply](ctx, c, RegionSubject, r)
+// Region exchanges the token for what makes the joiner the first node of a region, or
+// asks what it is for. For the rest see Node.
+func (c *Client) Region(ctx context.Context, r RegionRequest) (NodeReply, error) {
+	return exchange[NodeReply](ctx, c, RegionSubject, r)
 }
 
 // User exchanges the token for credentials. For the rest see Node.

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -407,18 +406,26 @@ func (d *Directory) UserRecord(account, name string) (User, bool) {
 	return *u, true
 }
 
-// Genesis has the records that a new region of the fleet begins with.
-func (d *Directory) Genesis() map[string]json.RawMessage {
-	all := map[string]json.RawMessage{}
+// RegionSnapshot is what Marshal returns of the directory that a new region begins with:
+// the fleet's records, the regions, and its first node.
+func (d *Directory) RegionSnapshot(first Node) ([]byte, error) {
+	next := NewDirectory()
 	for _, c := range d.Changes(Change{}, 1<<62) {
-		if len(c.Data) > 0 {
-			all[c.Subject] = c.Data
+		if err := next.Apply(0, c.Subject, c.Data); err != nil && len(c.Data) > 0 {
+			return nil, err
 		}
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	for name := range maps.Keys(d.state.regions) {
-		all["region."+name] = slices.Clone(d.state.records["region."+name].data)
+	for _, r := range d.AllRegions() {
+		if err := next.Apply(0, "region."+r.Name, d.Record("region."+r.Name)); err != nil {
+			return nil, err
+		}
 	}
-	return all
+	data, err := json.Marshal(first)
+	if err != nil {
+		return nil, fmt.Errorf("encoding node %q: %w", first.Name, err)
+	}
+	if err := next.Apply(0, "node."+first.Name, data); err != nil {
+		return nil, err
+	}
+	return next.Marshal()
 }

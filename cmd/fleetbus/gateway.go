@@ -167,8 +167,8 @@ func (f *joinFlags) joinRegion(cmd *cobra.Command, host, token string) error {
 			p.line("already a node, nothing to do: %s holds one", o.Dir)
 		}})
 	}
-	addr := fleetbus.GatewayAddr(o)
-	if addr == "" {
+	record := fleetbus.NodeRecord(o)
+	if record.GatewayAddr == "" {
 		return fail(exitUsage, "--listeners-gateway-addr :7222", "%s: this node has no gateway, or one at no fixed port", what)
 	}
 	client, err := dialFleet(cmd.Context(), enroll.Join{Host: host, Token: token})
@@ -192,7 +192,7 @@ func (f *joinFlags) joinRegion(cmd *cobra.Command, host, token string) error {
 		return options(what, err)
 	}
 	defer key.Wipe()
-	request := enroll.RegionRequest{Addrs: []string{addr}, Version: fleetbus.Version()}
+	request := enroll.RegionRequest{Node: record, Version: fleetbus.Version()}
 	if request.Seal, err = key.PublicKey(); err != nil {
 		return fmt.Errorf("reading the joiner's key: %w", err)
 	}
@@ -207,15 +207,15 @@ func (f *joinFlags) joinRegion(cmd *cobra.Command, host, token string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := f.settle(c, o.Dir, func() error { return fleetbus.EnrollRegion(o, reply, authority) }); err != nil {
+	if err := f.settle(c, o.Dir, func() error { return fleetbus.Enroll(o, reply, authority) }); err != nil {
 		return options(what, err)
 	}
 	if err := forget(seal); err != nil {
 		return err
 	}
-	result := joined{Changed: true, Fleet: reply.Fleet, Name: reply.Name, DataDir: o.Dir, Checks: checks}
+	result := joined{Changed: true, Fleet: reply.Fleet, Name: reply.Cluster, DataDir: o.Dir, Checks: checks}
 	return f.a.show(report{value: result, text: func(p *page) {
-		p.line("this machine is the first node of region %s of fleet %s, in %s", reply.Name, reply.Fleet, o.Dir)
+		p.line("this machine is the first node of region %s of fleet %s, in %s", reply.Cluster, reply.Fleet, o.Dir)
 		p.line("start it:")
 		p.line("  %s", f.a.serveLine(o.Dir))
 		p.line("more nodes join it by itself: fleetbus token add node, there")

@@ -98,9 +98,6 @@ var ErrInUse = errors.New("the data directory is in use")
 // ErrInitialized says that a directory already holds a node.
 var ErrInitialized = errors.New("the data directory already holds a node")
 
-// ErrNotInitialized says that a directory holds no node.
-var ErrNotInitialized = errors.New("the data directory holds no node")
-
 // Close lets go of the lock.
 func (h *Home) Close() { h.lock.Close() }
 
