@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/identity"
-	"github.com/fleetbus/fleetbus/internal/listener"
+	"github.com/fleetbus/fleetbus/internal/admission"
 )
 
 const (
@@ -158,7 +158,7 @@ var (
 // decide lets the principal in or says why not.
 func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaims, presented identity.Credentials) (string, identity.Principal, error) {
 	if !c.fleet.admits() {
-		return "", identity.Principal{}, listener.ErrStarting
+		return "", identity.Principal{}, admission.ErrStarting
 	}
 	if req.ClientInformation.Kind == leafKind {
 		c.log.Warn("site refused", "listener", leafListenerName, "remote", presented.Remote, "error", errNoSite)

@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "internal/region", "lease", "ledger", "cert", "change"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "internal/region", "lease", "ledger", "cert", "change"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
@@ -58,6 +58,7 @@ func places() map[string]place {
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
 
+		"internal/admission": {"who may shake hands, and who waits; of any listener, so that it knows no protocol", nil},
 		"internal/await":     {"how tests wait, which is the same everywhere", nil},
 		"internal/bench":     {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "internal/natsload", "ledger"}},
 		"internal/broker":    {"the engine, in one place", []string{"identity", "internal/portowner"}},

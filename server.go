@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/admission"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/disk"
 	"github.com/fleetbus/fleetbus/internal/events"
@@ -61,8 +62,8 @@ type Server struct {
 	mu      sync.Mutex
 	running bool
 	addrs   map[string]net.Addr
-	// admissions are opened when the node has caught up.
-	admissions []*listener.Admission
+	// gates are opened when the node has caught up.
+	gates []*admission.Gate
 	// stale says that the node serves from its snapshot.
 	stale bool
 	// fail ends the server with an error.
@@ -225,6 +226,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		}
 	})
 	undo.background(ctx, s.watchLinks)
+	undo.background(ctx, s.tellRefused)
 	if s.site != nil {
 		undo.background(ctx, s.keepUplink)
 	} else {
@@ -353,7 +355,7 @@ func (s *Server) meshOptions(o *broker.Options) error {
 	}
 	if o.Clients == nil {
 		// The engine cannot do without a port for clients; nobody gets through here.
-		nobody := func() error { return errNoListener }
+		nobody := func(context.Context) error { return errNoListener }
 		o.Clients = &broker.Endpoint{Addr: "127.0.0.1:0", TLS: s.certs.ForListener(true, nobody)}
 	}
 	return nil
@@ -372,7 +374,7 @@ func (s *Server) hubOptions(o *broker.Options) error {
 func (s *Server) clientOptions(o *broker.Options) error {
 	for _, l := range s.opts.Listeners {
 		if l.Protocol == Leaf() {
-			o.Leafs = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise, TLS: s.certs.ForSites(s.admission().Admit)}
+			o.Leafs = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise, TLS: s.certs.ForSites(s.gate().Admit)}
 		}
 		if _, ok := l.Protocol.(natsProtocol); !ok {
 			continue
@@ -385,7 +387,7 @@ func (s *Server) clientOptions(o *broker.Options) error {
 		}
 		o.Clients = &broker.Endpoint{Addr: l.Addr, Advertise: l.Advertise}
 		if !l.Plaintext {
-			o.Clients.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.admission().Admit)
+			o.Clients.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.gate().Admit)
 		}
 	}
 	return nil
@@ -409,11 +411,36 @@ func (s *Server) routes() []string {
 	return slices.Compact(routes)
 }
 
-// admission makes one more gate that opens when the node has caught up.
-func (s *Server) admission() *listener.Admission {
-	a := listener.NewAdmission(s.opts.Limits.HandshakeRate)
-	s.admissions = append(s.admissions, a)
-	return a
+// gate makes one more that opens when the node has caught up. Half of the time that a
+// handshake may take can be waited away.
+func (s *Server) gate() *admission.Gate {
+	l := s.opts.Limits
+	g := admission.New(l.Handshakes, l.HandshakeRate, l.HandshakeTimeout/2)
+	s.gates = append(s.gates, g)
+	return g
+}
+
+// refusedTold is how often a node says how many handshakes were too many.
+const refusedTold = time.Second
+
+// tellRefused says how many handshakes were too many, until ctx is done.
+func (s *Server) tellRefused(ctx context.Context) {
+	tick := time.NewTicker(refusedTold)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		refused := 0
+		for _, g := range s.gates {
+			refused += g.Refused()
+		}
+		if refused > 0 {
+			s.log.Warn("clients refused, who are to come again", "count", refused, "error", admission.ErrTooMany)
+		}
+	}
 }
 
 // systemAuth authenticates this node in the engine's system account.
@@ -566,8 +593,8 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 	if err := s.fleet.admit(); err != nil {
 		return fmt.Errorf("admitting users: %w", err)
 	}
-	for _, a := range s.admissions {
-		a.Open()
+	for _, g := range s.gates {
+		g.Open()
 	}
 	return nil
 }
@@ -582,7 +609,7 @@ func (s *Server) openListener(ctx context.Context, l Listener) (*listener.Listen
 		Name: l.Name, Addr: l.Addr, Handshakes: s.opts.Limits.Handshakes, Timeout: s.opts.Limits.HandshakeTimeout, Refused: s.tellStranger, Logger: s.log,
 	}
 	if !l.Plaintext {
-		o.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.admission().Admit)
+		o.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.gate().Admit)
 	}
 	w, err := listener.Listen(ctx, o)
 	if err == nil && !l.Plaintext {

@@ -11,42 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 )
-
-// ErrStarting is why a listener refuses while the node has not caught up.
-var ErrStarting = errors.New("the node is starting")
-
-// An Admission is what stands before a listener: closed until the node has caught
-// up, and then so many handshakes a second.
-type Admission struct {
-	open atomic.Bool
-	rate *rate.Limiter
-}
-
-// NewAdmission makes one that is closed.
-func NewAdmission(perSecond int) *Admission {
-	return &Admission{rate: rate.NewLimiter(rate.Limit(perSecond), perSecond)}
-}
-
-var errTooMany = errors.New("too many handshakes")
-
-// Open lets handshakes go on from now on.
-func (a *Admission) Open() { a.open.Store(true) }
-
-// Admit says why a handshake may not go on, or nil.
-func (a *Admission) Admit() error {
-	if !a.open.Load() {
-		return ErrStarting
-	}
-	if !a.rate.Allow() {
-		return errTooMany
-	}
-	return nil
-}
 
 // Options are the settings of a Listener. All but TLS are required.
 type Options struct {

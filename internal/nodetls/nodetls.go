@@ -238,8 +238,8 @@ func (c *Certificates) meshCertificate() *tls.Certificate {
 }
 
 // ForListener are the TLS settings of a listener, where a client may show a
-// certificate, or has to. admit is asked first.
-func (c *Certificates) ForListener(required bool, admit func() error) *tls.Config {
+// certificate, or has to. admit is asked first, with the context of the handshake.
+func (c *Certificates) ForListener(required bool, admit func(context.Context) error) *tls.Config {
 	auth := tls.VerifyClientCertIfGiven
 	if required {
 		auth = tls.RequireAndVerifyClientCert
@@ -276,7 +276,7 @@ func (c *Certificates) ForListener(required bool, admit func() error) *tls.Confi
 	}
 	config := current(false).Clone()
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if err := admit(); err != nil {
+		if err := admit(hello.Context()); err != nil {
 			return nil, err
 		}
 		return current(hello.ServerName == enroll.ServerName && !required), nil
@@ -286,11 +286,11 @@ func (c *Certificates) ForListener(required bool, admit func() error) *tls.Confi
 
 // ForSites are the TLS settings for the links of sites, which know the built-in
 // authority. admit is asked first.
-func (c *Certificates) ForSites(admit func() error) *tls.Config {
+func (c *Certificates) ForSites(admit func(context.Context) error) *tls.Config {
 	return &tls.Config{
 		MinVersion: MinVersion,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if err := admit(); err != nil {
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if err := admit(hello.Context()); err != nil {
 				return nil, err
 			}
 			c.mu.RLock()
