@@ -79,10 +79,10 @@ func (s *Server) wantAccount(name string) (identity.Account, error) {
 // the answer, not the end of it.
 func (s *Server) accountInfo(ctx context.Context, a identity.Account) admin.AccountInfo {
 	info := admin.AccountInfo{
-		Account: a, Users: len(s.fleet.directory.Users(a.Name)), Exports: s.fleet.exports(a.Name), Imports: s.fleet.imports(a.Name),
+		Account: a, Users: s.fleet.directory.NumUsers(a.Name), Exports: s.fleet.exports(a.Name), Imports: s.fleet.imports(a.Name),
 	}
-	conns, err := s.fleetConnections(ctx, a.Public, "")
-	info.Connections = len(conns)
+	var err error
+	info.Connections, err = s.countConnections(ctx, a.Public)
 	if err != nil {
 		info.Errors = append(info.Errors, err.Error())
 	}
@@ -391,6 +391,9 @@ func (s *Server) listUsers(_ context.Context, r admin.Name) (any, error) {
 	return all, nil
 }
 
+// connectionsTold is how many connections of a user are told of.
+const connectionsTold = 1000
+
 func (s *Server) getUser(ctx context.Context, r admin.Name) (any, error) {
 	u, err := s.wantUser(r.Name)
 	if err != nil {
@@ -398,11 +401,11 @@ func (s *Server) getUser(ctx context.Context, r admin.Name) (any, error) {
 	}
 	info := admin.UserInfo{User: public(u), Connections: []admin.Connection{}}
 	if a, ok := s.fleet.account(u.Account); ok {
-		conns, err := s.fleetConnections(ctx, a.Public, u.Name)
+		some, all, err := s.fleetConnections(ctx, a.Public, u.Name, connectionsTold)
 		if err != nil {
 			return nil, err
 		}
-		info.Connections = append(info.Connections, conns...)
+		info.Connections, info.More = append(info.Connections, some...), all-len(some)
 	}
 	return info, nil
 }

@@ -149,3 +149,30 @@ func TestHours(t *testing.T) {
 		}
 	}
 }
+
+// TestManyConnections has a user whose connections do not fit into one answer of a node:
+// the account counts all, and the user has the first of them.
+func TestManyConnections(t *testing.T) {
+	const all, told = 2100, 1000
+	s := fleetbustest.Start(t, withLines)
+	s.Creds("acme", "app")
+	for range all {
+		session, err := s.Session(t.Context(), identity.Principal{Account: "acme", Name: "app"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(session.Close)
+	}
+	fleetbustest.Eventually(t, "all are counted", func() error {
+		ctx := limited(t, time.Minute)
+		account, err := s.Admin().Account(ctx, "acme")
+		if err != nil {
+			return err
+		}
+		user, err := s.Admin().User(ctx, "acme/app")
+		if err == nil && (account.Connections != all || len(account.Errors) > 0 || len(user.Connections) != told || user.More != all-told) {
+			err = fmt.Errorf("the account has %d, %v; the user %d and %d more", account.Connections, account.Errors, len(user.Connections), user.More)
+		}
+		return err
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -59,9 +60,10 @@ type fleet struct {
 	events        *events.Queue
 
 	// storing is held while accounts are handed to the engine, admitting changes
-	// under it.
+	// under it, and so do the revocations in the terms that the engine has, by account.
 	storing   sync.Mutex
 	admitting bool
+	revoked   map[string]map[string]time.Time
 
 	// region is the name of this node's. across has the newest record of a subject act
 	// in the others, and gone acts on one that was removed; they are set before the
@@ -87,7 +89,7 @@ type fleet struct {
 func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.Node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
-		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, sites: newSites(),
+		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, revoked: map[string]map[string]time.Time{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
 	if err != nil {
@@ -175,7 +177,7 @@ func (f *fleet) accountTokens() (map[string]string, error) {
 	}
 	tokens := map[string]string{}
 	for _, a := range append(all, f.directory.Accounts()...) {
-		if tokens[a.Public], err = f.accountToken(a); err != nil {
+		if tokens[a.Public], err = f.accountToken(a, f.directory.Revocations(a.Name)); err != nil {
 			return nil, err
 		}
 	}
@@ -186,12 +188,12 @@ func (f *fleet) accountTokens() (map[string]string, error) {
 // fleet's state alone, so that every node derives the same one. Until the node
 // admits users it knows no role, so that no creds file is good: this token is
 // older than any that another node has, and so never taken for news.
-func (f *fleet) accountToken(a identity.Account) (string, error) {
+func (f *fleet) accountToken(a identity.Account, revoked map[string]time.Time) (string, error) {
 	roles, issued := f.directory.Roles(), f.directory.Issued(a)
 	if !f.admitting && slices.ContainsFunc(roles, func(r identity.Role) bool { return r.AllowedIn(a.Name) }) {
 		roles, issued = nil, a.Created
 	}
-	token, err := f.authority.AccountJWT(a, roles, f.directory.Revocations(a.Name), f.directory.Flows(a.Name), issued)
+	token, err := f.authority.AccountJWT(a, roles, revoked, f.directory.Flows(a.Name), issued)
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", a.Name, err)
 	}
@@ -307,6 +309,11 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 		return 0, nil
 	}
 	if u, ok := f.directory.User(account, name); ok && !u.Denied {
+		// Of users the terms of the account have the revocations alone, and to hand them
+		// over has the engine look at each of its clients.
+		if f.revokes(account) {
+			return 0, nil
+		}
 		return 0, f.storeAccounts([]identity.Account{a})
 	}
 	// Who comes back before the account is stored is closed by the engine, or by
@@ -384,17 +391,28 @@ func (f *fleet) admits() bool {
 	return f.admitting
 }
 
+// revokes reports whether the engine has the revocations of an account as they are.
+func (f *fleet) revokes(account string) bool {
+	f.storing.Lock()
+	defer f.storing.Unlock()
+	known, ok := f.revoked[account]
+	return ok && maps.EqualFunc(known, f.directory.Revocations(account), time.Time.Equal)
+}
+
 func (f *fleet) storeAccounts(accounts []identity.Account) error {
 	f.storing.Lock()
 	defer f.storing.Unlock()
 	for _, a := range accounts {
-		token, err := f.accountToken(a)
+		revoked := f.directory.Revocations(a.Name)
+		token, err := f.accountToken(a, revoked)
 		if err != nil {
 			return err
 		}
+		delete(f.revoked, a.Name)
 		if err := f.broker.StoreAccount(a.Public, token); err != nil {
 			return err
 		}
+		f.revoked[a.Name] = revoked
 	}
 	return nil
 }
@@ -411,6 +429,15 @@ func (f *fleet) connections(public, name string) ([]broker.Connection, error) {
 		return all, err
 	}
 	return slices.DeleteFunc(all, func(c broker.Connection) bool { return c.Name != name }), nil
+}
+
+// numConnections counts this node's connections of an account.
+func (f *fleet) numConnections(public string) int {
+	n := f.broker.LocalConnections(public)
+	if name, ok := f.accountName(public); ok {
+		n += f.resting.count(name)
+	}
+	return n
 }
 
 // follow runs the ledger's follower over nc until ctx is done.

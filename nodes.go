@@ -1,9 +1,11 @@
 package fleetbus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -32,7 +34,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	}
 	n.Version = Version()
 	info := admin.NodeInfo{
-		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + len(s.fleet.resting.of("")),
+		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + s.fleet.resting.count(""),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.NotAfter(), Uptime: time.Since(s.started),
 		Findings: s.Check(ctx), Level: links.Level, Links: s.links.List(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
 		Sites: s.siteLinks(), Uplink: s.uplink(), Regions: s.regionLinks(),
@@ -60,7 +62,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 		Nodes: []admin.NodeInfo{}, Findings: []doctor.Finding{},
 	}
 	for _, a := range d.Accounts() {
-		status.Users += len(d.Users(a.Name))
+		status.Users += d.NumUsers(a.Name)
 	}
 	expect := s.fleet.up()
 	up := map[string]admin.NodeInfo{}
@@ -180,47 +182,93 @@ func fleetFindings(status admin.Status) []doctor.Finding {
 	return all
 }
 
-// connectionsRequest asks every node for the connections of a user.
+// connectionsRequest asks every node for the connections of a user, or how many there
+// are of it, or of a whole account.
 type connectionsRequest struct {
 	Account string `json:"account"`
 	Name    string `json:"name"`
+	Count   bool   `json:"count,omitempty"`
 }
 
+// connectionsReply is one of a node's: More says that others follow.
 type connectionsReply struct {
 	Node        string             `json:"node"`
 	Connections []admin.Connection `json:"connections"`
+	Count       int                `json:"count,omitempty"`
+	More        bool               `json:"more,omitempty"`
 }
+
+// connectionsPage is how many connections go in a message, whose size is bounded.
+const connectionsPage = 2000
 
 func (s *Server) answerConnections(_ context.Context, msg *nats.Msg) error {
 	var req connectionsRequest
 	if err := json.Unmarshal(msg.Data, &req); err != nil {
 		return fmt.Errorf("reading a request: %w", err)
 	}
+	if req.Count && req.Name == "" {
+		return respond(msg, connectionsReply{Node: s.fleet.node, Count: s.fleet.numConnections(req.Account)})
+	}
 	all, err := s.fleet.connections(req.Account, req.Name)
 	if err != nil {
 		return err
 	}
-	reply := connectionsReply{Node: s.fleet.node}
-	for _, c := range all {
-		reply.Connections = append(reply.Connections, admin.Connection{Node: s.fleet.node, ID: c.ID, Kind: c.Kind, Remote: c.Remote, Started: c.Started})
+	if req.Count {
+		return respond(msg, connectionsReply{Node: s.fleet.node, Count: len(all)})
 	}
-	return respond(msg, reply)
+	for {
+		page := all[:min(len(all), connectionsPage)]
+		all = all[len(page):]
+		reply := connectionsReply{Node: s.fleet.node, More: len(all) > 0}
+		for _, c := range page {
+			reply.Connections = append(reply.Connections, s.connectionHere(c))
+		}
+		if err := respond(msg, reply); err != nil || !reply.More {
+			return err
+		}
+	}
 }
 
-// fleetConnections lists the connections of a user, or of a whole account, on
-// every node that has a route.
-func (s *Server) fleetConnections(ctx context.Context, public, name string) ([]admin.Connection, error) {
+// connectionHere is a connection of this node as the administrative API has it.
+func (s *Server) connectionHere(c broker.Connection) admin.Connection {
+	return admin.Connection{Node: s.fleet.node, ID: c.ID, Kind: c.Kind, Remote: c.Remote, Started: c.Started}
+}
+
+// fleetConnections lists the connections of a user on every node that has a route, those
+// that began first, and counts all.
+func (s *Server) fleetConnections(ctx context.Context, public, name string, most int) (some []admin.Connection, all int, err error) {
+	err = s.askConnections(ctx, connectionsRequest{Account: public, Name: name}, func(r connectionsReply) {
+		all += len(r.Connections)
+		some = append(some, r.Connections...)
+		slices.SortFunc(some, func(a, b admin.Connection) int {
+			return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+		})
+		some = some[:min(len(some), most)]
+	})
+	return some, all, err
+}
+
+// countConnections counts those of an account on every node that has a route.
+func (s *Server) countConnections(ctx context.Context, public string) (all int, err error) {
+	err = s.askConnections(ctx, connectionsRequest{Account: public, Count: true}, func(r connectionsReply) {
+		all += r.Count + len(r.Connections) // an older node lists them
+	})
+	return all, err
+}
+
+func (s *Server) askConnections(ctx context.Context, r connectionsRequest, each func(connectionsReply)) error {
 	expect := s.fleet.up()
-	var all []admin.Connection
-	_, err := scatter(ctx, s.conn, nodeConnectionsSubject, connectionsRequest{public, name}, infoTimeout, func(r connectionsReply) bool {
-		all = append(all, r.Connections...)
-		delete(expect, r.Node)
+	_, err := scatter(ctx, s.conn, nodeConnectionsSubject, r, infoTimeout, func(r connectionsReply) bool {
+		each(r)
+		if !r.More {
+			delete(expect, r.Node)
+		}
 		return len(expect) == 0
 	})
 	if err == nil && len(expect) > 0 {
-		err = fmt.Errorf("no answer from %d nodes", len(expect))
+		err = fmt.Errorf("no answer from %s", strings.Join(slices.Sorted(maps.Keys(expect)), ", "))
 	}
-	return all, err
+	return err
 }
 
 func (s *Server) answerNodeRenew(_ context.Context, msg *nats.Msg) error {

@@ -40,18 +40,17 @@ func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
 	holds := func(u identity.User) bool {
 		return slices.ContainsFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
 	}
-	users := s.fleet.directory.Users(account.Name)
-	i := slices.IndexFunc(users, holds)
-	if i < 0 || users[i].Site != nil {
+	user, ok := s.fleet.directory.UserByKey(account.Name, key)
+	if !ok || user.Site != nil {
 		return nil, errNotRenewable
 	}
-	name := users[i].String()
-	g, err := s.newGrant(account.Name, users[i].Name, admin.UserRequest{Name: name, Key: key})
+	name := user.String()
+	g, err := s.newGrant(account.Name, user.Name, admin.UserRequest{Name: name, Key: key})
 	if err != nil {
 		return nil, err
 	}
-	seq, err := s.fleet.change(ctx, userSubject(account.Name, users[i].Name), func() (any, error) {
-		u, ok := s.fleet.directory.User(account.Name, users[i].Name)
+	seq, err := s.fleet.change(ctx, userSubject(account.Name, user.Name), func() (any, error) {
+		u, ok := s.fleet.directory.User(account.Name, user.Name)
 		if !ok || u.Denied || !holds(u) {
 			return nil, admin.Errorf(admin.Denied, "", "user %q may not be renewed", name)
 		}
@@ -65,7 +64,7 @@ func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
 	}
 	reply := admin.UserReply{
 		Spread: admin.Spread{Nodes: []admin.Applied{}, Missing: []string{}, Changed: seq > 0, Took: time.Since(g.now)},
-		User:   identity.User{Account: account.Name, Name: users[i].Name, Role: g.role.Name},
+		User:   identity.User{Account: account.Name, Name: user.Name, Role: g.role.Name},
 		CA:     string(s.certs.CAPEM()), Servers: s.clientAddrs(),
 	}
 	return reply, g.issue(&reply)

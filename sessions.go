@@ -233,6 +233,20 @@ func (r *resting) perAccount() map[string]int {
 	return maps.Clone(r.counts)
 }
 
+// count is how many of an account rest, or of all accounts if account is empty.
+func (r *resting) count(account string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if account != "" {
+		return r.counts[account]
+	}
+	n := 0
+	for _, c := range r.counts {
+		n += c
+	}
+	return n
+}
+
 // of lists those of an account that rest, or of all accounts if account is empty.
 func (r *resting) of(account string) (some []*Session) {
 	r.mu.Lock()

@@ -484,24 +484,22 @@ func (s *Server) siteLinks() (all []admin.Site) {
 // siteList are the sites of the fleet, each with its link, as the nodes told.
 func (s *Server) siteList(nodes []admin.NodeInfo) []admin.Site {
 	all := []admin.Site{}
-	for _, a := range s.fleet.directory.Accounts() {
-		for _, u := range s.fleet.directory.Users(a.Name) {
-			// Those of other regions are told of there.
-			if u.Site == nil || u.Site.Region != s.fleet.authority.Region() {
-				continue
-			}
-			one := admin.Site{Account: a.Name, Name: u.Name, State: admin.SiteAway}
-			for _, n := range nodes {
-				if i := slices.IndexFunc(n.Sites, func(l admin.Site) bool { return l.Account == a.Name && l.Name == u.Name }); i >= 0 {
-					one = n.Sites[i]
-				}
-			}
-			if u.Denied {
-				one.State = admin.SiteDenied
-			}
-			one.Machine, one.Joined, one.Networks = u.Site.Machine, u.Created, u.Site.Networks
-			all = append(all, one)
+	for _, u := range s.fleet.directory.SiteUsers() {
+		// Those of other regions are told of there.
+		if u.Site.Region != s.fleet.authority.Region() {
+			continue
 		}
+		one := admin.Site{Account: u.Account, Name: u.Name, State: admin.SiteAway}
+		for _, n := range nodes {
+			if i := slices.IndexFunc(n.Sites, func(l admin.Site) bool { return l.Account == u.Account && l.Name == u.Name }); i >= 0 {
+				one = n.Sites[i]
+			}
+		}
+		if u.Denied {
+			one.State = admin.SiteDenied
+		}
+		one.Machine, one.Joined, one.Networks = u.Site.Machine, u.Created, u.Site.Networks
+		all = append(all, one)
 	}
 	return all
 }

@@ -219,7 +219,9 @@ type UserReply struct {
 // UserInfo is a user and its live connections.
 type UserInfo struct {
 	identity.User
+	// Connections are those that began first, 1000 at most, and More counts the others.
 	Connections []Connection `json:"connections"`
+	More        int          `json:"more_connections,omitempty"`
 }
 
 // Connection is one live connection.

@@ -132,13 +132,39 @@ func (d *Directory) User(account, name string) (User, bool) {
 func (d *Directory) Users(account string) []User {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	users := []User{}
-	for _, u := range d.state.users {
-		if u.Account == account {
-			users = append(users, u.clone())
-		}
+	return d.state.named(d.state.members[account])
+}
+
+// NumUsers counts the users of an account.
+func (d *Directory) NumUsers(account string) int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return len(d.state.members[account])
+}
+
+// UserByKey returns the user of an account that a creds file with that public key was
+// made for.
+func (d *Directory) UserByKey(account, public string) (User, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	u, ok := d.state.users[d.state.keys[account+"/"+public]]
+	return u.clone(), ok
+}
+
+// SiteUsers returns the users that are the links of sites, sorted by account and name.
+func (d *Directory) SiteUsers() []User {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.state.named(d.state.sites)
+}
+
+// named are the users of those full names, sorted.
+func (s *state) named(names map[string]struct{}) []User {
+	users := make([]User, 0, len(names))
+	for full := range names {
+		users = append(users, s.users[full].clone())
 	}
-	slices.SortFunc(users, func(a, b User) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(users, func(a, b User) int { return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Name, b.Name)) })
 	return users
 }
 
@@ -230,8 +256,9 @@ func (d *Directory) Revocations(account string) map[string]time.Time {
 			revoke(public, w.Expires, forever())
 		}
 	}
-	for _, u := range d.state.users {
-		if u.Account != account || !u.Denied {
+	for full := range d.state.denied {
+		u := d.state.users[full]
+		if u.Account != account {
 			continue
 		}
 		until := u.DeniedAt
@@ -336,8 +363,12 @@ type state struct {
 	// flowing is worked out from them when it is wanted. Nil: not yet.
 	flowing flowing
 	// holders are the full names of the users that a certificate is registered
-	// for, by its KeyHash.
-	holders map[string]map[string]struct{}
+	// for, by its KeyHash; members those of the users of each account.
+	holders, members map[string]map[string]struct{}
+	// denied and sites are the full names of those users, and keys those of the users
+	// who have a creds file, by account/public key.
+	denied, sites map[string]struct{}
+	keys          map[string]string
 	// withdrawn are keys of removed users, by the public key. They are history:
 	// records alone do not tell them.
 	withdrawn map[string]withdrawnKey
@@ -361,6 +392,10 @@ func newState() state {
 		adapters:  map[string]Adapter{},
 		regions:   map[string]Region{},
 		holders:   map[string]map[string]struct{}{},
+		members:   map[string]map[string]struct{}{},
+		denied:    map[string]struct{}{},
+		sites:     map[string]struct{}{},
+		keys:      map[string]string{},
 		withdrawn: map[string]withdrawnKey{},
 	}
 }
@@ -444,11 +479,15 @@ func (s *state) foldUser(account, name string, data []byte) error {
 	full := account + "/" + name
 	before := s.users[full]
 	for _, c := range before.Certificates {
-		delete(s.holders[c.SHA256], full)
-		if len(s.holders[c.SHA256]) == 0 {
-			delete(s.holders, c.SHA256)
+		drop(s.holders, c.SHA256, full)
+	}
+	for _, k := range before.Keys {
+		if key := account + "/" + k.Public; s.keys[key] == full {
+			delete(s.keys, key)
 		}
 	}
+	delete(s.denied, full)
+	delete(s.sites, full)
 	withdraw := func(keys []UserKey) {
 		for _, k := range keys {
 			s.withdrawn[k.Public] = withdrawnKey{Account: account, Public: k.Public, Expires: k.Expires}
@@ -459,6 +498,7 @@ func (s *state) foldUser(account, name string, data []byte) error {
 	}
 	if after == nil || after.Removed {
 		delete(s.users, full)
+		drop(s.members, account, full)
 		if after != nil {
 			withdraw(after.Keys)
 		}
@@ -466,18 +506,38 @@ func (s *state) foldUser(account, name string, data []byte) error {
 	}
 	after.Account, after.Name = account, name
 	s.users[full] = *after
+	include(s.members, account, full)
+	if after.Denied {
+		s.denied[full] = struct{}{}
+	}
+	if after.Site != nil {
+		s.sites[full] = struct{}{}
+	}
 	for _, k := range after.Keys {
 		delete(s.withdrawn, k.Public)
+		s.keys[account+"/"+k.Public] = full
 	}
 	for _, c := range after.Certificates {
 		if c.Registered {
-			if s.holders[c.SHA256] == nil {
-				s.holders[c.SHA256] = map[string]struct{}{}
-			}
-			s.holders[c.SHA256][full] = struct{}{}
+			include(s.holders, c.SHA256, full)
 		}
 	}
 	return nil
+}
+
+// include puts name into the set of key, and drop takes it out.
+func include(sets map[string]map[string]struct{}, key, name string) {
+	if sets[key] == nil {
+		sets[key] = map[string]struct{}{}
+	}
+	sets[key][name] = struct{}{}
+}
+
+func drop(sets map[string]map[string]struct{}, key, name string) {
+	delete(sets[key], name)
+	if len(sets[key]) == 0 {
+		delete(sets, key)
+	}
 }
 
 // set decodes data into m, or removes name if there is none. The subject says

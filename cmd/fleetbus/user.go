@@ -93,6 +93,9 @@ func newUserInfo(a *app) *cobra.Command {
 						column[admin.Connection]{"REMOTE", func(c admin.Connection) string { return c.Remote }},
 						column[admin.Connection]{"STARTED", func(c admin.Connection) string { return human.Time(c.Started) }})
 				}
+				if u.More > 0 {
+					p.line("and %s more", human.Count(u.More, "connection"))
+				}
 			}})
 		},
 	})
@@ -120,7 +123,7 @@ func newUserRemove(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			described := fmt.Sprintf("remove user %s, and close %s", name, human.Count(len(u.Connections), "connection"))
+			described := fmt.Sprintf("remove user %s, and close %s", name, human.Count(len(u.Connections)+u.More, "connection"))
 			if g.dryRun {
 				return a.showPlan("%s", described)
 			}
@@ -155,7 +158,7 @@ func newUserDeny(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.showPlan("deny %s, and close %s", name, human.Count(len(u.Connections), "connection"))
+				return a.showPlan("deny %s, and close %s", name, human.Count(len(u.Connections)+u.More, "connection"))
 			}
 			s, err := administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) {
 				return c.DenyUser(ctx, name)

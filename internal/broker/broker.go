@@ -414,6 +414,16 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 	}
 }
 
+// LocalConnections counts the clients and links of the account with that public key, on
+// this server.
+func (b *Broker) LocalConnections(public string) int {
+	account, err := b.srv.LookupAccount(public)
+	if err != nil {
+		return 0
+	}
+	return account.NumLocalConnections()
+}
+
 // AccountConnections counts the clients of the account with that public key, on
 // all servers as far as this one has heard.
 func (b *Broker) AccountConnections(public string) int {
