@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 
@@ -18,11 +19,13 @@ import (
 )
 
 const (
-	// nodeCrowdSubject is asked of all nodes: which connections do these users have.
-	nodeCrowdSubject = "node.crowd"
-	// crowdAtOnce bounds the users that are asked for at once: a node looks through
-	// all connections of the account for an answer.
-	crowdAtOnce = 100
+	// nodeCrowdSubject is asked of all nodes: which connections do these users have. A
+	// node looks through all of the account for an answer, so that nodeCountSubject is
+	// asked first: how many do they have. Who knows that another node has some that are
+	// too many tells it by nodeLookSubject.
+	nodeCrowdSubject, nodeCountSubject, nodeLookSubject = "node.crowd", "node.crowd.count", "node.crowd.look"
+	// crowdAtOnce bounds the users that are asked for at once.
+	crowdAtOnce = 500
 )
 
 // errCrowd is why a connection above the number that its user may have is closed.
@@ -32,10 +35,105 @@ var errCrowd = errors.New("its user has as many connections as the role allows")
 // nodes together, which the engine does not. Every node hears of every arrival, and
 // closes those of its own that came when the others were enough.
 type crowd struct {
+	// limits says that some role has such a number.
+	limits atomic.Bool
+
 	mu sync.Mutex
 	// came are the users, by account, that somebody has come for and that nobody has
 	// looked at since. An account that is there is being looked at.
 	came map[string]map[string]bool
+	// here are the engine's connections of users who have such a number, on this node,
+	// by account/name, and names those users by connection. They are as the engine's
+	// events say; stale says that some were missed, or that others have a number now.
+	here  map[string]map[uint64]bool
+	names map[uint64]string
+	stale bool
+}
+
+// enter and leave note a connection of this node.
+func (c *crowd) enter(account, name string, id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.note(account+"/"+name, id)
+}
+
+// note is enter with mu held.
+func (c *crowd) note(full string, id uint64) {
+	if c.here == nil {
+		c.here, c.names = map[string]map[uint64]bool{}, map[uint64]string{}
+	}
+	if c.here[full] == nil {
+		c.here[full] = map[uint64]bool{}
+	}
+	c.here[full][id] = true
+	c.names[id] = full
+}
+
+func (c *crowd) leave(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	full, ok := c.names[id]
+	if !ok {
+		return
+	}
+	delete(c.names, id)
+	if delete(c.here[full], id); len(c.here[full]) == 0 {
+		delete(c.here, full)
+	}
+}
+
+// doubt has the connections looked for again.
+func (c *crowd) doubt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stale = true
+}
+
+// crowdHere counts the connections of users of an account on this node, by name. They may
+// be more than there are, and fewer for a moment: whoever comes is noted, and then looked at.
+func (f *fleet) crowdHere(account string, names []string) (map[string]int, error) {
+	if err := f.recount(); err != nil {
+		return nil, err
+	}
+	counts := f.resting.ofUsers(account, names)
+	f.crowd.mu.Lock()
+	defer f.crowd.mu.Unlock()
+	for _, name := range names {
+		if n := len(f.crowd.here[account+"/"+name]); n > 0 {
+			counts[name] += n
+		}
+	}
+	return counts, nil
+}
+
+// recount looks for all connections, if what is noted of them is stale.
+func (f *fleet) recount() error {
+	c := &f.crowd
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stale {
+		return nil
+	}
+	all, err := f.broker.Connections("")
+	if err != nil {
+		return err
+	}
+	c.here, c.names, c.stale = nil, nil, false
+	for _, one := range all {
+		if one.Inside {
+			continue // a session's, and counted as such
+		}
+		if account, ok := f.accountName(one.Account); ok && f.quota(account, one.Name) > 0 {
+			c.note(account+"/"+one.Name, one.ID)
+		}
+	}
+	return nil
+}
+
+// knowLimits notes whether any role has a number of connections.
+func (f *fleet) knowLimits() {
+	f.crowd.limits.Store(slices.ContainsFunc(f.directory.Roles(), func(r identity.Role) bool { return r.Limits.Connections > 0 }))
+	f.crowd.doubt()
 }
 
 // add notes that somebody came, and reports whether nobody is looking.
@@ -106,6 +204,63 @@ type crowdReply struct {
 	Connections map[string][]admin.Connection `json:"connections"` // by user
 }
 
+// countReply answers a crowdRequest on nodeCountSubject.
+type countReply struct {
+	Node   string         `json:"node"`
+	Counts map[string]int `json:"counts"` // by user
+}
+
+func (s *Server) answerCount(_ context.Context, msg *nats.Msg) error {
+	var req crowdRequest
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	account, ok := s.fleet.accountName(req.Account)
+	if !ok {
+		return respond(msg, countReply{Node: s.fleet.node})
+	}
+	counts, err := s.fleet.crowdHere(account, req.Users)
+	if err != nil {
+		return err
+	}
+	return respond(msg, countReply{Node: s.fleet.node, Counts: counts})
+}
+
+// answerLook looks at users who have too many connections here. Nobody waits for it.
+func (s *Server) answerLook(ctx context.Context, msg *nats.Msg) error {
+	var req crowdRequest
+	if err := json.Unmarshal(msg.Data, &req); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	account, ok := s.fleet.accountName(req.Account)
+	if !ok {
+		return nil
+	}
+	a, _ := s.fleet.account(account)
+	_, err := s.thinHere(ctx, a, req.Users)
+	return err
+}
+
+// crowding are those of names who have more connections than they may, as far as the
+// nodes have noted.
+func (s *Server) crowding(ctx context.Context, account identity.Account, names []string) ([]string, error) {
+	expect, sums := s.fleet.up(), map[string]int{}
+	_, err := scatter(ctx, s.conn, nodeCountSubject, crowdRequest{account.Public, names}, infoTimeout, func(r countReply) bool {
+		for name, n := range r.Counts {
+			sums[name] += n
+		}
+		delete(expect, r.Node)
+		return len(expect) == 0
+	})
+	if err != nil || len(expect) > 0 {
+		return names, err // a node that is older does not count; the other way asks it again
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		most := s.fleet.quota(account.Name, name)
+		return most == 0 || int64(sums[name]) <= most
+	}), nil
+}
+
 func (s *Server) answerCrowd(_ context.Context, msg *nats.Msg) error {
 	var req crowdRequest
 	if err := json.Unmarshal(msg.Data, &req); err != nil {
@@ -118,9 +273,7 @@ func (s *Server) answerCrowd(_ context.Context, msg *nats.Msg) error {
 	reply := crowdReply{Node: s.fleet.node, Connections: map[string][]admin.Connection{}}
 	for _, c := range all {
 		if slices.Contains(req.Users, c.Name) {
-			reply.Connections[c.Name] = append(reply.Connections[c.Name], admin.Connection{
-				Node: s.fleet.node, ID: c.ID, Kind: c.Kind, Remote: c.Remote, Started: c.Started,
-			})
+			reply.Connections[c.Name] = append(reply.Connections[c.Name], s.connectionHere(c))
 		}
 	}
 	return respond(msg, reply)
@@ -130,9 +283,22 @@ func (s *Server) answerCrowd(_ context.Context, msg *nats.Msg) error {
 // oldest stay, and all nodes count in the same order. A node that does not answer
 // does not count.
 func (s *Server) thin(ctx context.Context, account identity.Account, names []string) error {
+	elsewhere, err := s.thinHere(ctx, account, names)
+	if err != nil || len(elsewhere) == 0 {
+		return err
+	}
+	return s.tellLook(account, elsewhere)
+}
+
+// thinHere is thin, and names the users who have too many on other nodes.
+func (s *Server) thinHere(ctx context.Context, account identity.Account, names []string) ([]string, error) {
+	names, err := s.crowding(ctx, account, names)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
 	expect := s.fleet.up()
 	all := map[string][]admin.Connection{}
-	_, err := scatter(ctx, s.conn, nodeCrowdSubject, crowdRequest{account.Public, names}, infoTimeout, func(r crowdReply) bool {
+	_, err = scatter(ctx, s.conn, nodeCrowdSubject, crowdRequest{account.Public, names}, infoTimeout, func(r crowdReply) bool {
 		for name, connections := range r.Connections {
 			all[name] = append(all[name], connections...)
 		}
@@ -142,6 +308,7 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 	if err == nil && len(expect) > 0 {
 		err = fmt.Errorf("no answer from %s", strings.Join(slices.Sorted(maps.Keys(expect)), ", "))
 	}
+	elsewhere := map[string]bool{} // users who have too many on other nodes
 	for name, connections := range all {
 		most := s.fleet.quota(account.Name, name)
 		if most == 0 || int64(len(connections)) <= most {
@@ -151,7 +318,9 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 			return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
 		})
 		for _, c := range connections[most:] {
-			if c.Node == s.fleet.node && s.closeConnection(account.Name, c) {
+			if c.Node != s.fleet.node {
+				elsewhere[name] = true
+			} else if s.closeConnection(account.Name, c) {
 				s.log.Warn("client refused", "listener", c.Kind, "remote", c.Remote, "principal", account.Name+"/"+name, "error", errCrowd)
 				if engines(c) { // who logged in is told of by Login
 					s.events.Tell(admin.Event{
@@ -161,7 +330,17 @@ func (s *Server) thin(ctx context.Context, account identity.Account, names []str
 			}
 		}
 	}
-	return err
+	return slices.Sorted(maps.Keys(elsewhere)), err
+}
+
+// tellLook has the other nodes look at users. One that looked before the last of their
+// connections came does not see it by itself.
+func (s *Server) tellLook(account identity.Account, names []string) error {
+	body, err := json.Marshal(crowdRequest{account.Public, names})
+	if err != nil {
+		return fmt.Errorf("encoding a request: %w", err)
+	}
+	return s.conn.Publish(nodeLookSubject, body)
 }
 
 // closeConnection ends one of this node's, whether the engine knows it or not.

@@ -120,6 +120,7 @@ func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, 
 	for _, a := range f.directory.Adapters() {
 		f.adapting[a.Name] = accountsOf(a)
 	}
+	f.knowLimits()
 	return f, nil
 }
 
@@ -331,6 +332,7 @@ func (f *fleet) actUser(account, name string) (closed int, err error) {
 // so for who showed a creds file. What the others may do was settled when they
 // came in, so that they have to come in again.
 func (f *fleet) actRole(name string) (closed int, err error) {
+	f.knowLimits()
 	accounts := append(f.directory.Accounts(), f.ownAccounts()...)
 	err = f.storeAccounts(accounts)
 	for _, a := range accounts {

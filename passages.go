@@ -83,6 +83,7 @@ func (s *Server) passagesMissed(self identity.Principal) nats.ErrHandler {
 			// Its error is that the subscription has ended.
 			n, _ := sub.Dropped()
 			s.events.Miss(n - missed)
+			s.fleet.crowd.doubt()
 			missed = n
 		}
 	}
@@ -92,7 +93,12 @@ func (s *Server) passagesMissed(self identity.Principal) nats.ErrHandler {
 // another while too many may be here.
 func (s *Server) passed(ctx context.Context, msg *nats.Msg) {
 	arrived := strings.HasSuffix(msg.Subject, arrivalSuffix)
-	if !arrived && (!strings.HasSuffix(msg.Subject, departureSuffix) || !bytes.Contains(msg.Data, []byte(s.broker.ID()))) {
+	if !arrived && !strings.HasSuffix(msg.Subject, departureSuffix) {
+		return
+	}
+	// When a node dies all of its clients come to others.
+	elsewhere := arrived && s.fleet.crowd.limits.Load()
+	if !elsewhere && !bytes.Contains(msg.Data, []byte(s.broker.ID())) {
 		return
 	}
 	var p passage
@@ -105,6 +111,7 @@ func (s *Server) passed(ctx context.Context, msg *nats.Msg) {
 	case arrived:
 		s.came(ctx, p, ours)
 	case ours:
+		s.fleet.crowd.leave(p.Client.ID)
 		s.departed(p)
 	}
 }
@@ -170,8 +177,11 @@ func (s *Server) came(ctx context.Context, p passage, ours bool) {
 		s.siteArrived(p, account)
 		return
 	}
-	if s.fleet.quota(account, p.name()) == 0 {
+	if !s.fleet.crowd.limits.Load() || s.fleet.quota(account, p.name()) == 0 {
 		return // the most do, and to find a reserved account takes a while
+	}
+	if ours {
+		s.fleet.crowd.enter(account, p.name(), p.Client.ID)
 	}
 	if a, ok := s.fleet.account(account); ok {
 		s.arrived(ctx, a, p.name())

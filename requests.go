@@ -140,6 +140,8 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
 		subscribe(nodeAdaptersSubject, "", nodes, s.answerAdapters),
 		subscribe(nodeCrowdSubject, "", nodes, s.answerCrowd),
+		subscribe(nodeCountSubject, "", nodes, s.answerCount),
+		subscribe(nodeLookSubject, "", people, s.answerLook),
 		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
 		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),

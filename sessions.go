@@ -176,8 +176,9 @@ type resting struct {
 	last atomic.Uint64
 	mu   sync.Mutex
 	all  map[*Session]struct{}
-	// counts are how many rest, by account: the engine counts the others.
-	counts map[string]int
+	// counts are how many rest, by account: the engine counts the others. users are how
+	// many there are, resting or not, by account/name.
+	counts, users map[string]int
 }
 
 // add watches over s from now on, unless most sessions of its account rest
@@ -186,7 +187,7 @@ func (r *resting) add(s *Session, most int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.all == nil {
-		r.all, r.counts = map[*Session]struct{}{}, map[string]int{}
+		r.all, r.counts, r.users = map[*Session]struct{}{}, map[string]int{}, map[string]int{}
 	}
 	if r.counts[s.Principal.Account] >= most {
 		return fmt.Errorf("letting in %q: %w", s.Principal, identity.ErrTooManyConnections)
@@ -196,6 +197,7 @@ func (r *resting) add(s *Session, most int) error {
 		s.expiry = time.AfterFunc(time.Until(s.Principal.Expires), func() { s.end(endedExpired) })
 	}
 	r.all[s] = struct{}{}
+	r.users[s.Principal.String()]++
 	r.counts[s.Principal.Account]++
 	s.counted = true
 	return nil
@@ -211,8 +213,27 @@ func (r *resting) wake(s *Session) {
 func (r *resting) remove(s *Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.all, s)
+	if _, ok := r.all[s]; ok {
+		delete(r.all, s)
+		full := s.Principal.String()
+		if r.users[full]--; r.users[full] == 0 {
+			delete(r.users, full)
+		}
+	}
 	r.uncount(s)
+}
+
+// ofUsers counts the sessions of users of an account, by name.
+func (r *resting) ofUsers(account string, names []string) map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts := map[string]int{}
+	for _, name := range names {
+		if n := r.users[account+"/"+name]; n > 0 {
+			counts[name] = n
+		}
+	}
+	return counts
 }
 
 // uncount counts s no more; mu is held.

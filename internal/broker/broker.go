@@ -381,6 +381,8 @@ type Connection struct {
 	// Session says that what it may do was settled when it came in: by a session's
 	// JWT under a role, or by the callout.
 	Session bool
+	// Inside says that it is inside the process.
+	Inside bool
 	// Kind is the engine's word for its protocol.
 	Kind string
 	// Remote is its address.
@@ -394,7 +396,7 @@ type Connection struct {
 // Connections lists the clients of an account, or of all accounts if public is
 // empty.
 func (b *Broker) Connections(public string) ([]Connection, error) {
-	const page = 1024
+	const page = 1 << 14 // the engine looks at all of them for each
 	var all []Connection
 	for offset := 0; ; offset += page {
 		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, Account: public, Offset: offset, Limit: page})
@@ -403,7 +405,7 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 		}
 		for _, c := range z.Conns {
 			all = append(all, Connection{
-				ID: c.Cid, Account: c.Account, Name: userName(c), Session: isSession(c), Kind: c.Kind + "/" + c.Type,
+				ID: c.Cid, Account: c.Account, Name: userName(c), Session: isSession(c), Inside: c.Port == 0, Kind: c.Kind + "/" + c.Type,
 				Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
 				InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
 			})

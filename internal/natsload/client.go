@@ -34,7 +34,7 @@ type client struct {
 
 // run keeps the client connected until ctx is done. It goes through the servers as the
 // library does: to the next at once, and after all of them it rests.
-func (c *client) run(ctx context.Context, gate chan struct{}) {
+func (c *client) run(ctx context.Context, gate, next chan struct{}) {
 	tried := 0
 	for ctx.Err() == nil {
 		server := c.order[0]
@@ -46,7 +46,7 @@ func (c *client) run(ctx context.Context, gate chan struct{}) {
 		conn, r, err := c.connect(ctx, c.crowd.Servers[server])
 		<-gate
 		if err == nil {
-			tried = 0
+			tried, gate = 0, next
 			c.crowd.status.came(server)
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			_ = c.hear(conn, r) // whatever ended it

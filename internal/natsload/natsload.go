@@ -77,9 +77,10 @@ type Crowd struct {
 	From []net.IP
 	// Subject is what all of them hear.
 	Subject string
-	// AtOnce bounds the connections that are under way: the clients of this process share
+	// AtOnce bounds the connections that are under way for the first time, and Returning
+	// those of clients that were connected before: the clients of this process share
 	// processors that their machines would not.
-	AtOnce int
+	AtOnce, Returning int
 
 	verified sync.Map // raw certificates that Trust has verified
 	status   status
@@ -139,10 +140,10 @@ func (c *Crowd) prepare() ([]*client, error) {
 
 // run connects the clients and keeps them so until ctx is done.
 func (c *Crowd) run(ctx context.Context, clients []*client) {
-	gate := make(chan struct{}, c.AtOnce)
+	first, next := make(chan struct{}, c.AtOnce), make(chan struct{}, c.Returning)
 	var all sync.WaitGroup
 	for _, one := range clients {
-		all.Go(func() { one.run(ctx, gate) })
+		all.Go(func() { one.run(ctx, first, next) })
 	}
 	all.Wait()
 }

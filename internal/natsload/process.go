@@ -25,6 +25,7 @@ type Config struct {
 	From         []net.IP
 	Subject      string
 	AtOnce       int
+	Returning    int
 }
 
 // Serve runs the Crowd of the Config that it reads first, as JSON, until ctx is done or
@@ -40,12 +41,12 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if c.First < 0 || c.Count < 1 || c.First+c.Count > len(members) || len(c.Servers) == 0 || len(c.Homes) == 0 || len(c.From) == 0 || c.AtOnce < 1 {
+	if c.First < 0 || c.Count < 1 || c.First+c.Count > len(members) || len(c.Servers) == 0 || len(c.Homes) == 0 || len(c.From) == 0 || c.AtOnce < 1 || c.Returning < 1 {
 		return errors.New("reading what to do: something is missing")
 	}
 	crowd := &Crowd{
 		Members: members[c.First : c.First+c.Count], Servers: c.Servers, Homes: c.Homes, Trust: x509.NewCertPool(),
-		From: c.From, Subject: c.Subject, AtOnce: c.AtOnce,
+		From: c.From, Subject: c.Subject, AtOnce: c.AtOnce, Returning: c.Returning,
 	}
 	crowd.Trust.AppendCertsFromPEM([]byte(c.Trust))
 	clients, err := crowd.prepare()
