@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -375,16 +376,34 @@ func (g *grant) issue(reply *admin.UserReply) error {
 	return err
 }
 
-func (s *Server) listUsers(_ context.Context, r admin.Name) (any, error) {
+// usersPage bounds the users in one answer, in bytes.
+const usersPage = 512 << 10
+
+func (s *Server) listUsers(_ context.Context, r admin.UsersRequest) (any, error) {
 	all := []identity.User{}
 	accounts := []identity.Account{{Name: r.Name}}
 	if r.Name == "" {
 		accounts = append(s.fleet.directory.Accounts(), s.fleet.ownAccounts()...)
+		slices.SortFunc(accounts, func(a, b identity.Account) int { return strings.Compare(a.Name, b.Name) })
 	} else if _, ok := s.fleet.account(r.Name); !ok {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus account ls", "there is no account %q", r.Name)
 	}
+	size, after := 0, strings.Split(r.After+"/", "/")
 	for _, a := range accounts {
+		if a.Name < after[0] {
+			continue
+		}
 		for _, u := range s.fleet.directory.Users(a.Name) {
+			if a.Name == after[0] && u.Name <= after[1] {
+				continue
+			}
+			text, err := json.Marshal(public(u))
+			if err != nil {
+				return nil, err
+			}
+			if size += len(text); r.Pages && size > usersPage && len(all) > 0 {
+				return all, nil
+			}
 			all = append(all, public(u))
 		}
 	}

@@ -245,10 +245,28 @@ func Renew(ctx context.Context, nc *nats.Conn) (UserReply, error) {
 	return ask[UserReply](ctx, nc, identity.RenewSubject, struct{}{})
 }
 
-// Users lists the users of an account, or of all accounts if account is empty.
+// Users lists the users of an account, or of all accounts if account is empty, sorted by
+// account and name.
 // Their password hashes are left out.
 func (c *Client) Users(ctx context.Context, account string) ([]identity.User, error) {
-	return call[[]identity.User](ctx, c, "user.ls", Name{account})
+	all := []identity.User{}
+	for r := (UsersRequest{Name: account, Pages: true}); ; {
+		page, err := call[[]identity.User](ctx, c, "user.ls", r)
+		// An older node knows no pages, and says the same again.
+		if err != nil || len(page) == 0 || len(all) > 0 && page[0].String() == all[0].String() {
+			return all, err
+		}
+		all, r.After = append(all, page...), page[len(page)-1].String()
+	}
+}
+
+// UsersRequest asks for users: those of the account Name, or of all if it is empty. With
+// Pages it is for those after After, account/name, as many as fit into an answer: none are
+// left if there are none in it.
+type UsersRequest struct {
+	Name  string `json:"name"`
+	Pages bool   `json:"pages,omitempty"`
+	After string `json:"after,omitempty"`
 }
 
 // User tells of one user, account/name.
