@@ -180,7 +180,8 @@ type Limits struct {
 	Connections int
 	// Payload of one message in bytes. Default: 1 MiB.
 	Payload int
-	// Handshakes under way at once, on each listener. Default: 256.
+	// Handshakes under way at once, on each listener; 32 for each processor at most.
+	// Others wait, for half of HandshakeTimeout, and who came last goes first. Default: 256.
 	Handshakes int
 	// HandshakeRate is new TLS handshakes a second, on each listener. Default: 500.
 	HandshakeRate int

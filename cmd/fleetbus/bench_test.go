@@ -77,9 +77,12 @@ func TestBenchHouse(t *testing.T) {
 // TestBenchCertificates is the same, of certificates.
 func TestBenchCertificates(t *testing.T) { testFigures(t, "certificates", 9, 10) }
 
+// TestBenchScale is the same, of very many clients, with few.
+func TestBenchScale(t *testing.T) { testFigures(t, "scale", 4, 9, "--clients", "200") }
+
 // testFigures measures everything once, and expects as many figures with a target, and
 // as many conditions or more.
-func testFigures(t *testing.T, verb string, figures, conditions int) {
+func testFigures(t *testing.T, verb string, figures, conditions int, flags ...string) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("it builds programs and starts many nodes")
@@ -91,7 +94,7 @@ func testFigures(t *testing.T, verb string, figures, conditions int) {
 	a, stdout, stderr := testApp("", os.Environ()...)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	if code := a.run(ctx, []string{"bench", verb, "--quick", "-o", "json"}); code != exitOK {
+	if code := a.run(ctx, append([]string{"bench", verb, "--quick", "-o", "json"}, flags...)); code != exitOK {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
 	var got struct {

@@ -540,7 +540,7 @@ func (s *scale) storm(ctx context.Context, of *system, clients *throng, path str
 	}
 	s.Figures = append(s.Figures,
 		Figure{Name: fmt.Sprintf("storm: %d clients of %d killed to %d others, all back", s.clients, s.holding, s.others), Unit: "s", Ours: took.Seconds()}.atMost(120),
-		Figure{Name: "  attempts that failed, for each client", Ours: float64(attempts) / float64(s.clients)},
+		Figure{Name: "  attempts of each client", Ours: 1 + float64(attempts)/float64(s.clients)},
 		Figure{Name: fmt.Sprintf("storm: %d healthy clients, disconnected", s.healthy), Ours: float64(lost)}.aim("0", lost == 0))
 	s.Conditions = append(s.Conditions, Condition{"failed attempts", failures(now)})
 	return nil

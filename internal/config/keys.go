@@ -199,7 +199,7 @@ func Keys() []Key {
 		{Path: "limits.payload", Type: Size, Default: "1MiB", Example: "512KiB",
 			Doc: "Size of one message, 64MiB at most."},
 		{Path: "limits.handshakes", Type: Number, Default: "256", Example: "64",
-			Doc: "TLS handshakes under way at once, on each listener."},
+			Doc: "TLS handshakes under way at once, on each listener, and 32 for each processor at most. Others wait, for half of limits.handshake_timeout, and are then told to come again."},
 		{Path: "limits.handshake_rate", Type: Number, Default: "500", Example: "100",
 			Doc: "New TLS handshakes a second, on each listener."},
 		{Path: "limits.handshake_timeout", Type: Duration, Default: "2s", Example: "5s",
