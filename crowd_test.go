@@ -176,3 +176,39 @@ func TestManyConnections(t *testing.T) {
 		return err
 	})
 }
+
+// TestConnectionsLimitedLater has a role get a number of connections when its users have
+// more already, on two nodes: who comes next is looked at with all that were there, and the
+// last of them go.
+func TestConnectionsLimitedLater(t *testing.T) {
+	nodes := fleetbustest.StartCluster(t, 3, withLines)
+	s := nodes[0]
+	role := identity.Role{Name: "some"}
+	role.Permissions.Subscribe.Allow = []string{">"}
+	addRole(t, s, role)
+	s.Password(admin.UserRequest{Name: "acme/alice", Role: "some"})
+	creds := s.Creds("acme", "alice")
+	var open []*nats.Conn
+	connect := func(n *fleetbustest.Server) {
+		nc, err := n.Connect(creds, nats.NoReconnect())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		open = append(open, nc)
+	}
+	for i := range 3 {
+		connect(nodes[i%2])
+	}
+	role.Limits.Connections = 2
+	addRole(t, s, role)
+	connect(nodes[2])
+	fleetbustest.Eventually(t, "the first two are left", func() error {
+		for i, nc := range open {
+			if nc.IsClosed() != (i >= 2) {
+				return fmt.Errorf("connection %d: closed %v", i, nc.IsClosed())
+			}
+		}
+		return nil
+	})
+}

@@ -14,7 +14,7 @@ import (
 
 func newUserCommand(a *app) *cobra.Command {
 	return a.onFleet(noun("user", "Users, and the credentials they come in by",
-		newUserAdd(a), newUserList(a), newUserInfo(a), newUserRemove(a), newUserDeny(a), newUserAllow(a), newUserRenew(a)))
+		newUserAdd(a), newUserList(a), newUserInfo(a), newUserRemove(a), newUserDeny(a), newUserAllow(a), newUserRenew(a), newUserBatch(a)))
 }
 
 func newUserList(a *app) *cobra.Command {
