@@ -42,10 +42,10 @@ type crowd struct {
 	// came are the users, by account, that somebody has come for and that nobody has
 	// looked at since. An account that is there is being looked at.
 	came map[string]map[string]bool
-	// here are the engine's connections of users who have such a number, on this node,
-	// by account/name, and names those users by connection. They are as the engine's
+	// here counts the engine's connections of users who have such a number, on this node,
+	// by account/name, and names has those users by connection. They are as the engine's
 	// events say; stale says that some were missed, or that others have a number now.
-	here  map[string]map[uint64]bool
+	here  map[string]int
 	names map[uint64]string
 	stale bool
 }
@@ -60,13 +60,12 @@ func (c *crowd) enter(account, name string, id uint64) {
 // note is enter with mu held.
 func (c *crowd) note(full string, id uint64) {
 	if c.here == nil {
-		c.here, c.names = map[string]map[uint64]bool{}, map[uint64]string{}
+		c.here, c.names = map[string]int{}, map[uint64]string{}
 	}
-	if c.here[full] == nil {
-		c.here[full] = map[uint64]bool{}
+	if _, ok := c.names[id]; !ok {
+		c.names[id] = full
+		c.here[full]++
 	}
-	c.here[full][id] = true
-	c.names[id] = full
 }
 
 func (c *crowd) leave(id uint64) {
@@ -77,7 +76,7 @@ func (c *crowd) leave(id uint64) {
 		return
 	}
 	delete(c.names, id)
-	if delete(c.here[full], id); len(c.here[full]) == 0 {
+	if c.here[full]--; c.here[full] == 0 {
 		delete(c.here, full)
 	}
 }
@@ -99,7 +98,7 @@ func (f *fleet) crowdHere(account string, names []string) (map[string]int, error
 	f.crowd.mu.Lock()
 	defer f.crowd.mu.Unlock()
 	for _, name := range names {
-		if n := len(f.crowd.here[account+"/"+name]); n > 0 {
+		if n := f.crowd.here[account+"/"+name]; n > 0 {
 			counts[name] += n
 		}
 	}
