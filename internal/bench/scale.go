@@ -38,7 +38,7 @@ const (
 	crowdMost = 12_500
 	// crowdAtOnce is how many are on their way to a server for the first time, of all
 	// processes, and returning those who are in the storm.
-	crowdAtOnce, returning = 64, 2048
+	crowdAtOnce, returning = 64, 512
 	// enlisting is how many users are made at once.
 	enlisting = 32
 	// connectPatience and stormPatience bound the time until all are connected.
