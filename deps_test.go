@@ -82,8 +82,9 @@ func places() map[string]place {
 		"internal/wire":      {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
 		"internal/portowner": {"who holds a port, for a server and for a joiner", nil},
 
-		"provision":          {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
-		"provision/stranger": {"a protocol: NATS for machines that nobody knows", []string{"", "identity"}},
+		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
+		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
+		"provision/stranger":  {"a protocol: NATS for machines that nobody knows", []string{"", "identity"}},
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},

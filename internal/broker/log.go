@@ -65,6 +65,8 @@ func expected() []string {
 		"Auth callout service returned an error",
 		// Each engine is told by its own node alone, and hears what the others are told.
 		"delete accounts request by",
+		// The gate before the listener says how many.
+		"TLS handshake error: too many handshakes",
 		// What every start looks like.
 		"Waiting for routing to be established", "has not established contact with a meta leader",
 		"Metalayer blocking snapshot",

@@ -21,7 +21,7 @@ type Costs struct {
 
 // Measured are the figures of docs/scale.md.
 func Measured() Costs {
-	return Costs{Node: 60, Client: 60, Peer: 1, User: 1.24, Snapshot: 0.49, Login: 1100 * time.Microsecond, Deliver: 20 * time.Microsecond}
+	return Costs{Node: 110, Client: 55, Peer: 1, User: 1.24, Snapshot: 0.49, Login: 1300 * time.Microsecond, Deliver: 25 * time.Microsecond}
 }
 
 // A Shape is a way to put devices together.
