@@ -108,6 +108,9 @@ type Broker struct {
 	resolver *resolver
 	log      *logger
 	inside   *inside
+	// claims is held while an account gets new terms: the engine lists the streams of
+	// accounts without looking whether it does.
+	claims sync.RWMutex
 	// background lasts until stop is called; running is done when what runs in it
 	// is gone.
 	background context.Context

@@ -332,6 +332,8 @@ type Stream struct {
 
 // Streams lists the streams that this server keeps.
 func (b *Broker) Streams() []Stream {
+	b.claims.RLock()
+	defer b.claims.RUnlock()
 	z, err := b.srv.Jsz(&server.JSzOptions{Accounts: true, Streams: true, Config: true, Limit: 1 << 20})
 	if err != nil {
 		return nil

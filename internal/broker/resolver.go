@@ -94,6 +94,8 @@ func (b *Broker) StoreAccount(public, token string) error {
 	if old, err := b.resolver.LoadAcc(public); err == nil && old == token {
 		return nil
 	}
+	b.claims.Lock()
+	defer b.claims.Unlock()
 	if err := b.resolver.SaveAcc(public, token); err != nil {
 		return fmt.Errorf("storing account %q: %w", public, err)
 	}
