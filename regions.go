@@ -443,6 +443,7 @@ func (s *Server) keepRelays(ctx context.Context) {
 				continue
 			}
 			open[name] = session
+			s.log.Info("other regions can ask for the streams of an account", "account", name)
 		}
 		select {
 		case <-ctx.Done():
