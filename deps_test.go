@@ -76,6 +76,7 @@ func places() map[string]place {
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/natsload":  {"very many NATS clients, each as light as it can be, to measure nodes with", nil},
 		"internal/pebble":    {"an ACME authority for the demonstration, which the lean program does without", nil},
+		"internal/rules":     {"the rules of provisioners in a file", []string{"provision"}},
 		"internal/smalldisk": {"a disk that is full, for all tests that need one", []string{"internal/await"}},
 		"internal/target":    {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
 		"internal/loopback":  {"addresses for tests, each for one", nil},
@@ -88,7 +89,7 @@ func places() map[string]place {
 
 		"mqtt":         {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet"}},
 		"fleetbustest": {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
-		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/natsload", "internal/portowner", "internal/target", "ledger", "mqtt", "provision"}},
+		"cmd/fleetbus": {"the command line; it composes everything", []string{"", "admin", "cert", "cert/proxy", "certmanager", "certmanager/acme", "certmanager/dns", "certmanager/private", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "hub", "identity", "internal/bench", "internal/config", "internal/demo", "internal/human", "internal/natsload", "internal/portowner", "internal/rules", "internal/target", "ledger", "mqtt", "provision"}},
 	}
 }
 
@@ -102,7 +103,7 @@ func heavy() map[string]place {
 		"github.com/mholt/acmez/v3":         {"one package knows the client", []string{"certmanager/acme"}},
 		"github.com/spf13/cobra":            {"a program that embeds the server has a command line of its own", []string{"cmd/fleetbus"}},
 		"github.com/spf13/pflag":            {"flags are made from the table of settings", []string{"cmd/fleetbus", "internal/config"}},
-		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config"}},
+		"go.yaml.in/yaml/v3":                {"YAML is for files and terminals; the bus speaks JSON", []string{"cmd/fleetbus", "internal/config", "internal/rules"}},
 	}
 }
 

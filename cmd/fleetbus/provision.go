@@ -1,24 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/internal/human"
+	"github.com/fleetbus/fleetbus/internal/rules"
 	"github.com/fleetbus/fleetbus/provision"
 )
 
@@ -47,50 +43,20 @@ func atDesk[T any](cmd *cobra.Command, a *app, account, what string, do func(con
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", what, err)
 	}
-	s, _, book, closeAll, err := a.openDesk(ctx, ctx, t, account)
-	defer closeAll()
+	desk, err := provision.OpenDesk(ctx, account, func(more ...nats.Option) (*nats.Conn, error) { return a.connect(ctx, t, more...) })
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", what, err)
 	}
-	if out, err = do(ctx, s, book); err != nil {
+	defer desk.Close()
+	if out, err = do(ctx, desk.Station, desk.Book); err != nil {
 		return out, fmt.Errorf("%s: %w", what, err)
 	}
 	return out, nil
 }
 
-// openDesk becomes a provisioner. Its connections are made again until life is done.
-func (a *app) openDesk(ctx, life context.Context, t endpoint, account string, more ...nats.Option) (*provision.Station, *nats.Conn, *provision.Book, func(), error) {
-	var closers []func()
-	closeAll := func() {
-		for _, c := range slices.Backward(closers) {
-			c()
-		}
-	}
-	asking, err := a.connect(life, t, more...)
-	if err != nil {
-		return nil, nil, nil, closeAll, err
-	}
-	closers = append(closers, asking.Close)
-	s, err := provision.Join(ctx, admin.New(asking), account)
-	if err != nil {
-		return nil, nil, nil, closeAll, violation(asking, err)
-	}
-	nc, err := a.connect(life, t, append(s.Options(), more...)...)
-	if err != nil {
-		return nil, nil, nil, closeAll, err
-	}
-	closers = append(closers, nc.Close)
-	book, err := provision.OpenBook(ctx, nc, s.Replicas)
-	if err != nil {
-		return nil, nil, nil, closeAll, violation(nc, err)
-	}
-	closers = append(closers, book.Close)
-	return s, nc, book, closeAll, nil
-}
-
 func newProvisionServe(a *app) *cobra.Command {
 	var f provisionFlags
-	var rules string
+	var file string
 	var hook []string
 	var hookTime time.Duration
 	cmd := &cobra.Command{
@@ -104,11 +70,12 @@ one is logged, and the last good one holds.`,
   fleetbus provision serve --rules rules.yaml --exec /usr/local/bin/decide --creds provisioner.creds`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			const what = "provisioning"
-			if rules == "" || hookTime <= 0 {
+			if file == "" || hookTime <= 0 {
 				return fail(exitUsage, "--rules FILE", "%s: a file of rules is missing, or --exec-timeout is not above 0", what)
 			}
-			watch := &rulesFile{path: rules, log: slog.New(slog.NewTextHandler(a.stderr, nil))}
-			if err := watch.read(); err != nil {
+			log := slog.New(slog.NewTextHandler(a.stderr, nil))
+			watch, err := rules.Open(file, log)
+			if err != nil {
 				return fail(exitConfig, "see docs/provisioning.md", "%s: %v", what, err)
 			}
 			t, err := a.target(true)
@@ -117,18 +84,21 @@ one is logged, and the last good one holds.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), a.fleet.timeout)
 			defer cancel()
-			s, nc, book, closeAll, err := a.openDesk(ctx, cmd.Context(), t, f.account, a.staying("what machines asked in between they ask again")...)
-			defer closeAll()
+			staying := a.staying("what machines asked in between they ask again")
+			desk, err := provision.OpenDesk(ctx, f.account, func(more ...nats.Option) (*nats.Conn, error) {
+				return a.connect(cmd.Context(), t, append(more, staying...)...)
+			})
 			if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
 			}
-			p := &provision.Provisioner{Station: s, Rules: &watch.live, Logger: watch.log}
+			defer desk.Close()
+			p := &provision.Provisioner{Station: desk.Station, Rules: &watch.Live, Logger: log}
 			if len(hook) > 0 {
 				p.Hook = provision.Exec(hook, hookTime)
 			}
-			go watch.follow(cmd.Context())
-			err = p.Run(cmd.Context(), nc, book, func() {
-				a.hint("provisioning machines of fleet %s in account %s; they know it by --fleet %s", s.Fleet, f.account, s.Pin)
+			go watch.Follow(cmd.Context())
+			err = p.Run(cmd.Context(), desk.Conn, desk.Book, func() {
+				a.hint("provisioning machines of fleet %s in account %s; they know it by --fleet %s", desk.Fleet, f.account, desk.Pin)
 			})
 			if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
@@ -136,68 +106,10 @@ one is logged, and the last good one holds.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&rules, "rules", "", "YAML or JSON `file` of the rules")
+	cmd.Flags().StringVar(&file, "rules", "", "YAML or JSON `file` of the rules")
 	cmd.Flags().StringSliceVar(&hook, "exec", nil, "`program` that decides where a rule says so, and its arguments after commas: it reads JSON and writes JSON")
 	cmd.Flags().DurationVar(&hookTime, "exec-timeout", 10*time.Second, "how long the program may take to decide")
 	return f.add(cmd)
-}
-
-// A rulesFile is a file of rules that may change.
-type rulesFile struct {
-	path string
-	log  *slog.Logger
-	live provision.Live
-	sum  [sha256.Size]byte
-}
-
-// rulesLook is how often the file is looked at.
-const rulesLook = 2 * time.Second
-
-// read reads the file, if it has changed.
-func (f *rulesFile) read() error {
-	data, err := os.ReadFile(f.path)
-	if err != nil {
-		return fmt.Errorf("reading the rules: %w", err)
-	}
-	sum := sha256.Sum256(data)
-	if sum == f.sum {
-		return nil
-	}
-	f.sum = sum
-	// JSON is YAML, too.
-	var tree any
-	if err := yaml.Unmarshal(data, &tree); err != nil {
-		return fmt.Errorf("reading the rules %q: %w", f.path, err)
-	}
-	plain, err := json.Marshal(tree)
-	if err != nil {
-		return fmt.Errorf("reading the rules %q: %w", f.path, err)
-	}
-	rules, err := provision.ParseRules(bytes.NewReader(plain))
-	if err != nil {
-		return fmt.Errorf("reading the rules %q: %w", f.path, err)
-	}
-	f.live.Set(rules)
-	return nil
-}
-
-// follow reads the file when it changes, until ctx is done.
-func (f *rulesFile) follow(ctx context.Context) {
-	tick := time.NewTicker(rulesLook)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		before := f.sum
-		if err := f.read(); err != nil {
-			f.log.Error("the rules are not taken: the last good ones hold", "error", err)
-		} else if f.sum != before {
-			f.log.Info("the rules have changed")
-		}
-	}
 }
 
 func newProvisionPin(a *app) *cobra.Command {

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -15,15 +13,6 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/provision"
-)
-
-// The files of a machine, in the directory of its identity.
-const (
-	machineCreds   = "machine.creds"
-	machineCert    = "machine.crt"
-	machineKey     = "machine.key"
-	machineCA      = "ca.pem"
-	machinePending = "request.json"
 )
 
 // requestFlags are those of provision request.
@@ -79,9 +68,9 @@ func (f *requestFlags) run(cmd *cobra.Command, host string) error {
 	if f.out == "" {
 		return fail(exitUsage, "--out DIRECTORY", "%s: there is no directory for it", what)
 	}
-	if _, err := os.Stat(f.path(machineCreds)); err == nil {
+	if provision.Dir(f.out).Settled() {
 		return f.a.show(report{value: requested{Dir: f.out}, text: func(p *page) {
-			p.line("already has an identity, nothing to do: %s", f.path(machineCreds))
+			p.line("already has an identity, nothing to do: %s", f.path(provision.CredsFile))
 		}})
 	}
 	m := provision.Machine{Server: host, Name: f.name, Pin: f.pin, Token: f.token, Facts: map[string]string{
@@ -100,7 +89,7 @@ func (f *requestFlags) run(cmd *cobra.Command, host string) error {
 		m.Claim = strings.TrimSpace(string(text))
 	}
 	if err == nil {
-		m.Keys, err = f.keys()
+		m.Keys, err = provision.Dir(f.out).Keys()
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -122,31 +111,6 @@ func (f *requestFlags) run(cmd *cobra.Command, host string) error {
 	return f.settle(ctx, id)
 }
 
-func (f *requestFlags) path(name string) string { return filepath.Join(f.out, name) }
-
-// keys are those of a request that was cut off, or new ones, which are kept before
-// anything is asked.
-func (f *requestFlags) keys() (*provision.Keys, error) {
-	data, err := os.ReadFile(f.path(machinePending))
-	if err == nil {
-		return provision.ParseKeys(data)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if err := os.MkdirAll(f.out, 0o700); err != nil {
-		return nil, err
-	}
-	k, err := provision.NewKeys()
-	if err != nil {
-		return nil, err
-	}
-	if data, err = k.Marshal(); err != nil {
-		return nil, err
-	}
-	return k, secretFile{f.path(machinePending), data, 0o600}.write(false)
-}
-
 // explain says what can be done about a request in vain.
 func (f *requestFlags) explain(err error) error {
 	var unknown *provision.UnknownFleetError
@@ -154,7 +118,7 @@ func (f *requestFlags) explain(err error) error {
 	case errors.As(err, &unknown):
 		return fail(exitDenied, "compare it with what fleetbus provision pin shows on a node of your fleet, and then add --fleet "+unknown.Pin, "%v", err)
 	case errors.Is(err, provision.ErrDenied):
-		return fail(exitDenied, "ask who runs the fleet; to ask by another name or with another proof, remove "+f.path(machinePending), "%v", err)
+		return fail(exitDenied, "ask who runs the fleet; to ask by another name or with another proof, remove "+f.path(provision.PendingFile), "%v", err)
 	case errors.Is(err, provision.ErrFleet):
 		return fail(exitDenied, "look at the address, the pin and the clock of this machine", "%v", err)
 	case errors.Is(err, context.Canceled):
@@ -165,30 +129,24 @@ func (f *requestFlags) explain(err error) error {
 	return err
 }
 
-// settle writes the identity, comes in by it, and forgets the request.
+// settle comes in by the identity, and writes it.
 func (f *requestFlags) settle(ctx context.Context, id *provision.Identity) error {
-	const what = "writing the identity"
-	for _, file := range []secretFile{
-		{f.path(machineCA), id.CA, 0o600}, {f.path(machineCert), id.Cert, 0o600}, {f.path(machineKey), id.Key, 0o600},
-	} {
-		if err := file.write(true); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+	at := ""
+	err := provision.Dir(f.out).Settle(id, func() error {
+		nc, err := id.Connect(ctx, f.servers)
+		if err != nil {
+			return err
 		}
-	}
-	nc, err := id.Connect(ctx, f.servers)
+		at = nc.ConnectedAddr()
+		nc.Close()
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("coming in by the new identity: %w", err)
-	}
-	at := nc.ConnectedAddr()
-	nc.Close()
-	// What says that there is an identity comes last.
-	if err := (secretFile{f.path(machineCreds), id.Creds, 0o600}).write(true); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	if err := os.Remove(f.path(machinePending)); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("taking the identity: %w", err)
 	}
 	return f.a.show(report{value: requested{true, f.out, *id}, text: func(p *page) {
-		p.line("this machine is %s/%s of fleet %s, of role %s: it came in at %s by %s", id.Account, id.Name, id.Fleet, id.Role, at, f.path(machineCreds))
+		p.line("this machine is %s/%s of fleet %s, of role %s: it came in at %s by %s", id.Account, id.Name, id.Fleet, id.Role, at, f.path(provision.CredsFile))
 	}})
 }
+
+func (f *requestFlags) path(name string) string { return provision.Dir(f.out).Path(name) }
