@@ -61,6 +61,7 @@ and half an hour. A target that is missed is no failure.`,
   fleetbus bench scale`,
 	}, func(flags *pflag.FlagSet, o *bench.Options) {
 		flags.IntVar(&o.Clients, "clients", bench.ScaleClients, "clients, in all")
+		flags.BoolVar(&o.Alone, "alone", false, "without the bare engine beside it")
 	})
 }
 

@@ -29,8 +29,9 @@ type Options struct {
 	Quick bool
 	// Only measures what has this in its name; empty is everything.
 	Only string
-	// Clients are how many Scale has.
+	// Clients are how many Scale has, and Alone that it has no peer.
 	Clients int
+	Alone   bool
 }
 
 // A Report is what was measured.

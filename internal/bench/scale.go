@@ -103,7 +103,7 @@ func openFiles(need int) (int, error) {
 func Scale(ctx context.Context, o Options) (Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, scaleTimeout)
 	defer cancel()
-	s := &scale{house: &house{env: o.Env, progress: o.Progress, only: o.Only, mutual: true, effort: effort{settling: 15 * time.Second}}, clients: o.Clients, rounds: 7}
+	s := &scale{house: &house{env: o.Env, progress: o.Progress, only: o.Only, mutual: true, alone: o.Alone, effort: effort{settling: 15 * time.Second}}, clients: o.Clients, rounds: 7}
 	if o.Quick {
 		s.effort.settling, s.rounds = time.Second, 2
 	}
@@ -409,7 +409,9 @@ func (s *scale) measureScale(ctx context.Context) error {
 	if err := s.accountInfo(ctx, ours); err != nil {
 		return err
 	}
-	if err := s.measurePeer(ctx, ours, clients, mine); err != nil {
+	if s.alone {
+		s.holdFigures(mine, held{})
+	} else if err := s.measurePeer(ctx, ours, clients, mine); err != nil {
 		return err
 	}
 	return s.storm(ctx, ours, clients, members)
@@ -468,7 +470,11 @@ func (s *scale) holdFigures(mine, theirs held) {
 		node = fmt.Sprintf("%d nodes together", s.holding)
 	}
 	versus := func(name, unit string, ours, peer float64) Figure {
-		return Figure{Name: name, Unit: unit, Ours: ours, Peer: peer, Ratio: ours / peer}
+		f := Figure{Name: name, Unit: unit, Ours: ours, Peer: peer}
+		if peer > 0 {
+			f.Ratio = ours / peer
+		}
+		return f
 	}
 	const gib = 1 << 20
 	n := float64(s.clients)
