@@ -61,9 +61,6 @@ type Size struct {
 	Snapshot float64
 	// Links to a node: routes and gateways, or those of sites to a node of the hub.
 	Links int
-	// Interest is what a node of the hub, or one of another cluster, would keep if it had
-	// to know each device's own subject, in GiB.
-	Interest float64
 	// Broadcast is how long the processors of a node take to tell all of its clients.
 	Broadcast time.Duration
 	// storm is of the clients of a node that died, which come to the others, or, of a site,
@@ -92,7 +89,6 @@ func (c Costs) Of(devices int, s Shape) Size {
 	z.Users = float64(known) * c.User * kib
 	z.Memory = c.Node*mib + z.Clients + z.Others + z.Users
 	z.Snapshot = float64(known) * c.Snapshot * kib
-	z.Interest = float64(devices) * c.Peer * kib
 	z.Broadcast = time.Duration(perNode) * c.Deliver / processors
 	z.storm = Storm{
 		Clients: perCluster / s.Nodes, Nodes: left, Processors: processors, Login: c.Login, Refuse: c.Login / 10,
@@ -127,7 +123,6 @@ func StormTable(c Costs) string {
 		{Clients: 50_000, Nodes: 2, Processors: 2, PerSecond: 500},
 		{Clients: 50_000, Nodes: 2, Processors: 8, PerSecond: 5000},
 		{Clients: 50_000, Nodes: 4, Processors: 4, PerSecond: 500},
-		{Clients: 200_000, Nodes: 5, Processors: 8, PerSecond: 5000},
 	} {
 		s.Login, s.Refuse, s.RoundTrip, s.Gated = c.Login, c.Login/10, 20*time.Millisecond, true
 		o := s.Run(1)

@@ -8,6 +8,9 @@ import (
 
 // TestDocument has the tables of docs/scale.md be those that the model computes.
 func TestDocument(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it simulates storms, which takes a while")
+	}
 	text, err := os.ReadFile("../../docs/scale.md")
 	if err != nil {
 		t.Fatal(err)
