@@ -117,9 +117,13 @@ func Scale(ctx context.Context, o Options) (Report, error) {
 	if s.holding > 1 {
 		s.progress("a process may open %d files here, so that %d nodes share the clients; for one node: ulimit -n %d, which takes the right to raise it", files, s.holding, s.clients+filesApart)
 	}
+	beside := fmt.Sprintf("%d of the peer", s.holding)
+	if s.alone {
+		beside = "none of a peer"
+	}
 	s.Conditions = append(s.Conditions,
 		Condition{"files", fmt.Sprintf("a process may open %d", files)},
-		Condition{"nodes", fmt.Sprintf("%d have the clients, %d others are there to come to; %d of the peer; each a process of its own, release build, default settings", s.holding, s.others, s.holding)},
+		Condition{"nodes", fmt.Sprintf("%d have the clients, %d others are there to come to; %s; each a process of its own, release build, default settings", s.holding, s.others, beside)},
 		Condition{"clients", "raw NATS over TLS 1.3, each with a key, a JWT of 24 h, and a certificate and its key of its own, one subscription; the permissions of role machine, and at most 2 connections of each user, which ours counts; they come back as the client library does: at once to the next server, 2 s and up to 1 s by chance after a round, 2 s to connect and 2 s to log in"},
 		Condition{"client side", fmt.Sprintf("processes of %d clients at most, on the same processors; %d under way at once as they connect first, %d in the storm; a server's certificate is verified once for all of a process", crowdMost, crowdAtOnce, returning)})
 	report, err := s.measure(ctx, []part{{"measuring very many clients", s.measureScale}})
