@@ -22,8 +22,8 @@ const masterSize = 32
 // signs accounts, users, sessions and certificates. All account keys derive from
 // one master secret, so that a new account needs nothing but its public record.
 //
-// NewAuthority makes one, Unmarshal and OpenAuthority read one. From then on an
-// Authority does not change and is safe for concurrent use. fmt, slog and
+// NewAuthority makes one, Unmarshal and OpenAuthority read one. From then on
+// nothing changes it but Learn, and it is safe for concurrent use. fmt, slog and
 // encoding/json do not print it; Marshal does.
 type Authority struct {
 	fleet    string
@@ -34,6 +34,7 @@ type Authority struct {
 	mesh     *issuer
 	clients  *issuer
 	engine   *engine
+	keys     *keys
 }
 
 // Offline are the keys of a fleet that no node needs. They replace the online
@@ -63,15 +64,15 @@ func NewAuthority(fleet string, now time.Time) (*Authority, Offline, error) {
 	if err := CheckName(fleet); err != nil {
 		return nil, Offline{}, fmt.Errorf("making an authority: %w", err)
 	}
-	var keys [3]keyPair
-	for i := range keys {
+	var pairs [3]keyPair
+	for i := range pairs {
 		var err error
-		if keys[i], err = newKeyPair(nkeys.CreateOperator()); err != nil {
+		if pairs[i], err = newKeyPair(nkeys.CreateOperator()); err != nil {
 			return nil, Offline{}, fmt.Errorf("making an authority: %w", err)
 		}
 	}
-	root, online, offline := keys[0], keys[1], keys[2]
-	a := &Authority{fleet: fleet, signing: online, master: randomBytes(masterSize)}
+	root, online, offline := pairs[0], pairs[1], pairs[2]
+	a := &Authority{fleet: fleet, signing: online, master: randomBytes(masterSize), keys: &keys{all: map[string][]KeyGeneration{}}}
 	system, err := a.accountKey(systemID)
 	if err != nil {
 		return nil, Offline{}, fmt.Errorf("making an authority: %w", err)
@@ -99,7 +100,12 @@ func NewAuthority(fleet string, now time.Time) (*Authority, Offline, error) {
 func (a *Authority) Fleet() string { return a.fleet }
 
 // Operator is the JWT of the fleet's operator, which its sites trust. It is public.
-func (a *Authority) Operator() string { return a.operator }
+func (a *Authority) Operator() string {
+	if g := a.KeyNewest(KeyOperator, ""); g.ID != "" {
+		return g.Public
+	}
+	return a.operator
+}
 
 // String says whose authority it is.
 func (a *Authority) String() string {
@@ -124,6 +130,8 @@ type authorityRecord struct {
 	Master      []byte       `json:"master"`
 	Mesh        issuerRecord `json:"mesh"`
 	Clients     issuerRecord `json:"clients"`
+	// Keys are the generations above these, by the names of their records.
+	Keys map[string][]storedKey `json:"keys,omitempty"`
 }
 
 // Marshal returns the secrets as JSON, to be stored where only the server reads.
@@ -137,6 +145,7 @@ func (a *Authority) Marshal() ([]byte, error) {
 	}
 	return json.MarshalIndent(authorityRecord{
 		Fleet: a.fleet, Region: a.region, Operator: a.operator, SigningSeed: string(seed), Master: a.master, Mesh: mesh, Clients: clients,
+		Keys: a.keys.stored(),
 	}, "", "  ")
 }
 
@@ -176,6 +185,9 @@ func (a *Authority) Unmarshal(data []byte) error {
 	}
 	if next.clients, err = r.Clients.issuer(); err != nil {
 		return fmt.Errorf("decoding the clients authority of the %s: %w", next, err)
+	}
+	if next.keys, err = restoreKeys(r.Keys); err != nil {
+		return fmt.Errorf("decoding the %s: %w", next, err)
 	}
 	system, err := next.accountKey(next.own(systemID))
 	if err != nil {
@@ -245,24 +257,12 @@ func newKeyPair(pair nkeys.KeyPair, err error) (keyPair, error) {
 // derive returns the key of that label. Labels are paths whose segments are
 // names and IDs, so that no two keys can share one.
 func (a *Authority) derive(prefix nkeys.PrefixByte, label string) (keyPair, error) {
-	raw, err := a.secret(label)
-	if err != nil {
-		return keyPair{}, err
-	}
-	return newKeyPair(nkeys.FromRawSeed(prefix, raw))
+	return deriveKey(a.master, prefix, label)
 }
 
 // curveKey is derive for keys that seal and open.
 func (a *Authority) curveKey(label string) (keyPair, error) {
-	raw, err := a.secret(label)
-	if err != nil {
-		return keyPair{}, err
-	}
-	seed, err := nkeys.EncodeSeed(nkeys.PrefixByteCurve, raw)
-	if err != nil {
-		return keyPair{}, fmt.Errorf("deriving key %q: %w", label, err)
-	}
-	return newKeyPair(nkeys.FromCurveSeed(seed))
+	return a.derive(nkeys.PrefixByteCurve, label)
 }
 
 func (a *Authority) secret(label string) ([]byte, error) {
@@ -283,22 +283,22 @@ func (a *Authority) accountKey(id string) (keyPair, error) {
 	return a.derive(nkeys.PrefixByteAccount, "account/"+id)
 }
 
-func (a *Authority) roleKey(id, role string) (keyPair, error) {
-	return a.derive(nkeys.PrefixByteAccount, "account/"+id+"/role/"+role)
-}
+// MeshRoots are the roots that certificates of nodes lead to, now.
+func (a *Authority) MeshRoots() *x509.CertPool { return a.pool(KeyRoutes) }
 
-// MeshRoots are the roots that certificates of nodes lead to.
-func (a *Authority) MeshRoots() *x509.CertPool { return a.mesh.pool() }
+// ClientRoots are the roots that certificates of listeners and clients lead to, now.
+func (a *Authority) ClientRoots() *x509.CertPool { return a.pool(KeyAuthority) }
 
-// ClientRoots are the roots that certificates of listeners and clients lead to.
-func (a *Authority) ClientRoots() *x509.CertPool { return a.clients.pool() }
+// MeshPEM are the certificates of MeshRoots, the newest first.
+func (a *Authority) MeshPEM() []byte { return a.pem(KeyRoutes) }
 
-// MeshPEM is the certificate of MeshRoots.
-func (a *Authority) MeshPEM() []byte { return encodeCertificates(a.mesh.cert) }
+// ClientsPEM are the certificates of ClientRoots, the newest first: what a client
+// must trust.
+func (a *Authority) ClientsPEM() []byte { return a.pem(KeyAuthority) }
 
-// ClientsPEM is the certificate of ClientRoots: what a client must trust.
-func (a *Authority) ClientsPEM() []byte { return encodeCertificates(a.clients.cert) }
-
-// Hash is the SHA-256, in hexadecimal, of the certificates of both X.509
+// Hash is the SHA-256, in hexadecimal, of the newest certificates of both X.509
 // authorities. It identifies the fleet: no other can show them and use them.
-func (a *Authority) Hash() string { return hashAuthorities(a.clients.cert, a.mesh.cert) }
+func (a *Authority) Hash() string {
+	now := time.Now()
+	return hashAuthorities(a.newest(KeyAuthority, now).cert, a.newest(KeyRoutes, now).cert)
+}

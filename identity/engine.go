@@ -1,8 +1,6 @@
 package identity
 
 import (
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -42,18 +40,7 @@ func newEngine(fleet, system string) (*engine, error) {
 
 // derive returns a key of this process alone.
 func (e *engine) derive(prefix nkeys.PrefixByte, label string) (keyPair, error) {
-	raw, err := hkdf.Key(sha256.New, e.secret, nil, "fleetbus/"+label, masterSize)
-	if err != nil {
-		return keyPair{}, fmt.Errorf("deriving key %q: %w", label, err)
-	}
-	if prefix != nkeys.PrefixByteCurve {
-		return newKeyPair(nkeys.FromRawSeed(prefix, raw))
-	}
-	seed, err := nkeys.EncodeSeed(prefix, raw)
-	if err != nil {
-		return keyPair{}, fmt.Errorf("deriving key %q: %w", label, err)
-	}
-	return newKeyPair(nkeys.FromCurveSeed(seed))
+	return deriveKey(e.secret, prefix, label)
 }
 
 // EngineOperator is the JWT of the operator that the engine of this process, and

@@ -70,11 +70,13 @@ func (a *Authority) AccountJWT(account Account, roles []Role, revoked map[string
 	}
 	claims.SigningKeys.Add(a.engine.session.public)
 	if slices.ContainsFunc(roles, func(r Role) bool { return r.Name == RoleLeaf && r.AllowedIn(account.Name) }) {
-		key, err := a.leafKey(account.ID)
+		signers, err := a.roleSigners(account.ID, RoleLeaf, time.Now())
 		if err != nil {
 			return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 		}
-		claims.SigningKeys.Add(key.public)
+		for _, key := range signers {
+			claims.SigningKeys.Add(key.public)
+		}
 	}
 	switch account.ID {
 	case a.own(systemID), regionsID:
@@ -130,11 +132,13 @@ func (a *Authority) accountClaims(account Account, roles []Role, revoked map[str
 		if !role.AllowedIn(account.Name) || role.Name == RoleLeaf {
 			continue
 		}
-		scope, err := a.roleScope(account, role)
+		scopes, err := a.roleScopes(account, role)
 		if err != nil {
 			return nil, err
 		}
-		claims.SigningKeys.AddScopedSigner(scope)
+		for _, scope := range scopes {
+			claims.SigningKeys.AddScopedSigner(scope)
+		}
 	}
 	for public, at := range revoked {
 		if !nkeys.IsValidPublicUserKey(public) {
@@ -183,18 +187,27 @@ func natsLimits(l Limits) jwt.NatsLimits {
 // limit turns our word for unlimited into the engine's.
 func limit(n int64) int64 { return cmp.Or(n, jwt.NoLimit) }
 
-// roleScope is the signing key of a role: whoever the key signs may do what the
-// role allows at that time.
-func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error) {
+// roleScopes are the signing keys of a role that are good now: whoever one signs may
+// do what the role allows at that time.
+func (a *Authority) roleScopes(account Account, role Role) ([]*jwt.UserScope, error) {
 	if err := role.Validate(); err != nil {
 		return nil, err
 	}
-	key, err := a.roleKey(account.ID, role.Name)
+	signers, err := a.roleSigners(account.ID, role.Name, time.Now())
 	if err != nil {
 		return nil, err
 	}
+	all := make([]*jwt.UserScope, len(signers))
+	for i, key := range signers {
+		all[i] = roleScope(account, role)
+		all[i].Key = key.public
+	}
+	return all, nil
+}
+
+// roleScope is what a role allows, without who signs for it.
+func roleScope(account Account, role Role) *jwt.UserScope {
 	scope := jwt.NewUserScope()
-	scope.Key = key.public
 	scope.Role = role.Name
 	scope.Template.Permissions = enginePermissions(role.In(account.Name))
 	if !isSpecialAccount(account.Name) {
@@ -204,7 +217,7 @@ func (a *Authority) roleScope(account Account, role Role) (*jwt.UserScope, error
 	scope.Template.Src = jwt.CIDRList(role.Networks)
 	role.Hours.scope(&scope.Template.UserLimits)
 	scope.Template.AllowedConnectionTypes = connectionTypes(role.Listeners)
-	return scope, nil
+	return scope
 }
 
 // enginePermissions turns our rules into the engine's. In those an empty list
@@ -413,6 +426,20 @@ func CredsLife(creds []byte) (issued, expires time.Time, err error) {
 		expires = time.Unix(claims.Expires, 0)
 	}
 	return time.Unix(claims.IssuedAt, 0), expires, nil
+}
+
+// CredsUser returns the name of the user whose creds file it is, and the public half
+// of its key. It verifies no signature.
+func CredsUser(creds []byte) (name, public string, err error) {
+	token, err := jwt.ParseDecoratedJWT(creds)
+	if err != nil {
+		return "", "", errors.New("reading a creds file: it has no JWT")
+	}
+	claims, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		return "", "", errors.New("reading a creds file: its JWT is not a user's")
+	}
+	return claims.Name, claims.Subject, nil
 }
 
 // CredsInbox returns the Inbox of the user whose creds file it is; what clients use by

@@ -28,6 +28,9 @@ type Node struct {
 	Version string `json:"version,omitempty"`
 	// Key is the node's public nkey.
 	Key string `json:"key,omitempty"`
+	// Box is the public curve nkey that the fleet's new secrets are sealed to. Empty:
+	// the node has not said yet.
+	Box string `json:"box,omitempty"`
 	// Joined is when the node became a member.
 	Joined time.Time `json:"joined,omitzero"`
 	// Removed is true once the node is no member any more, RemovedAt since when.

@@ -129,7 +129,7 @@ func (a *Authority) SignGateway(csr *x509.CertificateRequest, region, node strin
 	if err := errors.Join(err, CheckRegionName(region)); err != nil {
 		return nil, fmt.Errorf("signing the gateway certificate of a node: %w", err)
 	}
-	cert, err := a.mesh.sign(csr, &x509.Certificate{
+	cert, err := a.forNodes(KeyRoutes, now).sign(csr, &x509.Certificate{
 		Subject:     pkix.Name{CommonName: node},
 		URIs:        []*url.URL{a.name(regionSegment, region, node)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -349,7 +349,7 @@ func mergeKeys(a, b []UserKey) []UserKey {
 			known.Expires = k.Expires
 		}
 		if k.Issued.After(known.Issued) {
-			known.Issued = k.Issued
+			known.Issued, known.Signer = k.Issued, k.Signer
 		}
 		all[k.Public] = known
 	}

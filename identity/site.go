@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -92,10 +94,17 @@ func (a *Authority) SiteTerms(account Account, site Site, roles []Role, revoked 
 		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
 	}
 	claims.SigningKeys.Add(site.Signer)
+	if err := a.tellEnds(claims, account, roles); err != nil {
+		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
+	}
 	// What other accounts are asked for at the hub is asked there. Who wants a
 	// renewal asks the site, whose engine knows who it is.
 	claims.Imports.Add(renewTo(site.Fleet, account.Public))
-	token, err := encode(claims, a.signing, issued)
+	_, signer, err := a.operatorNow()
+	if err != nil {
+		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
+	}
+	token, err := encode(claims, signer, issued)
 	if err != nil {
 		return "", fmt.Errorf("signing the terms of account %q: %w", account.Name, err)
 	}
@@ -124,7 +133,7 @@ func (a *Authority) LeafJWT(account Account, role Role, name, userPublic string,
 	claims.Src = jwt.CIDRList(append(slices.Clone(role.Networks), site.Networks...))
 	claims.Tags = jwt.TagList{NameTag + name, RoleTag + role.Name}
 	claims.Expires = unix(expires)
-	key, err := a.leafKey(account.ID)
+	key, err := a.roleKey(account.ID, RoleLeaf)
 	if err != nil {
 		return "", fmt.Errorf("signing the link of site %q: %w", full, err)
 	}
@@ -134,11 +143,6 @@ func (a *Authority) LeafJWT(account Account, role Role, name, userPublic string,
 		return "", fmt.Errorf("signing the link of site %q: %w", full, err)
 	}
 	return token, nil
-}
-
-// leafKey signs the credentials of links, which no scope limits.
-func (a *Authority) leafKey(id string) (keyPair, error) {
-	return a.derive(nkeys.PrefixByteAccount, "account/"+id+"/session")
 }
 
 // guestJWT is the token of a guest: its terms, as the engine of this process takes
@@ -153,12 +157,68 @@ func (a *Authority) guestJWT(account Account) (string, error) {
 		return "", err
 	}
 	delete(claims.SigningKeys, signer.public)
+	for key, end := range takeEnds(claims) {
+		if !good(end, time.Now()) {
+			delete(claims.SigningKeys, key)
+		}
+	}
 	claims.SigningKeys.Add(a.engine.session.public)
 	token, err := encode(claims, a.engine.signing, time.Unix(claims.IssuedAt, 0))
 	if err != nil {
 		return "", fmt.Errorf("signing account %q: %w", account.Name, err)
 	}
 	return token, nil
+}
+
+// endTag begins a tag in terms: a key that signs for a role, ":", and the second when
+// it is good no more.
+const endTag = "until:"
+
+// tellEnds puts into the terms of a site until when keys are good, for the time in
+// which it cannot be told.
+func (a *Authority) tellEnds(claims *jwt.AccountClaims, account Account, roles []Role) error {
+	for _, role := range roles {
+		signers, err := a.roleSigners(account.ID, role.Name, time.Now())
+		if err != nil {
+			return err
+		}
+		for _, key := range signers {
+			if _, ok := claims.SigningKeys[key.public]; ok && !key.end.IsZero() {
+				claims.Tags = append(claims.Tags, fmt.Sprintf("%s%s:%d", endTag, key.public, key.end.Unix()))
+			}
+		}
+	}
+	return nil
+}
+
+// takeEnds removes them again.
+func takeEnds(claims *jwt.AccountClaims) map[string]time.Time {
+	all := map[string]time.Time{}
+	claims.Tags = slices.DeleteFunc(claims.Tags, func(tag string) bool {
+		rest, ok := strings.CutPrefix(tag, endTag)
+		key, at, _ := strings.Cut(rest, ":")
+		if seconds, err := strconv.ParseInt(at, 10, 64); ok && err == nil {
+			all[key] = time.Unix(seconds, 0)
+		}
+		return ok
+	})
+	return all
+}
+
+// TermsState tells apart what the terms of a guest say at one time and at another, as
+// KeyState does for the fleet's own.
+func (a Account) TermsState(now time.Time) string {
+	claims, err := a.terms()
+	if err != nil {
+		return ""
+	}
+	ended := 0
+	for _, end := range takeEnds(claims) {
+		if !good(end, now) {
+			ended++
+		}
+	}
+	return strconv.Itoa(ended)
 }
 
 // Guest reports whether the account is another fleet's, whose terms it has.

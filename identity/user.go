@@ -55,6 +55,8 @@ type UserKey struct {
 	// Zero: never.
 	Issued  time.Time `json:"issued,omitzero"`
 	Expires time.Time `json:"expires,omitzero"`
+	// Signer is the generation of the role's key that signed it. Empty: the first.
+	Signer string `json:"signer,omitempty"`
 }
 
 // A UserCertificate is a certificate that a user may come in by.
@@ -68,6 +70,8 @@ type UserCertificate struct {
 	// Registered is true for a certificate of another authority, which does not
 	// name the user itself.
 	Registered bool `json:"registered,omitempty"`
+	// Signer is the generation of the authority that issued it. Empty: the first.
+	Signer string `json:"signer,omitempty"`
 }
 
 // KeyHash returns the SHA-256 of a certificate's public key (its

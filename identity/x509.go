@@ -59,7 +59,8 @@ func (a *Authority) SignNode(csr *x509.CertificateRequest, node string, hosts []
 	if err != nil {
 		return nil, nil, fmt.Errorf("signing the certificates of node %q: %w", node, err)
 	}
-	meshCert, err := a.mesh.sign(csr, &x509.Certificate{
+	clients, routes := a.forNodes(KeyAuthority, now), a.forNodes(KeyRoutes, now)
+	meshCert, err := routes.sign(csr, &x509.Certificate{
 		Subject:     pkix.Name{CommonName: node},
 		URIs:        []*url.URL{a.name(nodeSegment, node)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -67,16 +68,42 @@ func (a *Authority) SignNode(csr *x509.CertificateRequest, node string, hosts []
 	if err != nil {
 		return nil, nil, fmt.Errorf("signing the mesh certificate of node %q: %w", node, err)
 	}
-	serverCert, err := a.clients.sign(csr, &x509.Certificate{
+	server, err = clients.server(csr, node, dns, ips, routes, ttl, now)
+	return encodeCertificates(meshCert), server, err
+}
+
+// SignJoiners issues listeners' certificates as SignNode does, one for each token that
+// may be about: by TokenText.AuthorityHash. Without a rotation there is one.
+func (a *Authority) SignJoiners(csr *x509.CertificateRequest, node string, hosts []string, ttl time.Duration, now time.Time) (map[string][]byte, error) {
+	dns, ips, err := splitHosts(hosts)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificates of node %q: %w", node, err)
+	}
+	all := map[string][]byte{}
+	clients, _ := a.issuersOf(KeyAuthority, now)
+	routes, _ := a.issuersOf(KeyRoutes, now)
+	for _, c := range clients {
+		for _, r := range routes {
+			if all[hashAuthorities(c.cert, r.cert)[:tokenHash]], err = c.server(csr, node, dns, ips, r, ttl, now); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return all, nil
+}
+
+// server issues a listener's certificate, followed by those of both authorities.
+func (i *issuer) server(csr *x509.CertificateRequest, node string, dns []string, ips []net.IP, routes *issuer, ttl time.Duration, now time.Time) ([]byte, error) {
+	cert, err := i.sign(csr, &x509.Certificate{
 		Subject:     pkix.Name{CommonName: node},
 		DNSNames:    dns,
 		IPAddresses: ips,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, ttl, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("signing the server certificate of node %q: %w", node, err)
+		return nil, fmt.Errorf("signing the server certificate of node %q: %w", node, err)
 	}
-	return encodeCertificates(meshCert), encodeCertificates(serverCert, a.clients.cert, a.mesh.cert), nil
+	return encodeCertificates(cert, i.cert, routes.cert), nil
 }
 
 // SignUser issues a client certificate, in PEM, for the key in csr. It names
@@ -88,7 +115,7 @@ func (a *Authority) SignUser(csr *x509.CertificateRequest, account, name string,
 	if account == nodeSegment {
 		return nil, fmt.Errorf("signing the certificate of a user: account name %q is kept for nodes", account)
 	}
-	cert, err := a.clients.sign(csr, &x509.Certificate{
+	cert, err := a.newest(KeyAuthority, now).sign(csr, &x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{account}, CommonName: name},
 		URIs:        []*url.URL{a.name(account, name)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -223,12 +250,6 @@ func (i *issuer) sign(csr *x509.CertificateRequest, template *x509.Certificate, 
 		return nil, fmt.Errorf("making the certificate: %w", err)
 	}
 	return x509.ParseCertificate(der)
-}
-
-func (i *issuer) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(i.cert)
-	return pool
 }
 
 func (i *issuer) record() (issuerRecord, error) {
