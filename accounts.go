@@ -206,13 +206,15 @@ func public(u identity.User) identity.User {
 
 // grant is one credential on its way to a user.
 type grant struct {
-	s             *Server
-	account       identity.Account
-	role          identity.Role
-	request       admin.UserRequest
-	name          string
-	kind          identity.Kind
-	now, expires  time.Time
+	s            *Server
+	account      identity.Account
+	role         identity.Role
+	request      admin.UserRequest
+	name         string
+	kind         identity.Kind
+	now, expires time.Time
+	// signer is the generation of the role's key that signs, or an older one.
+	signer        string
 	csr           *x509.CertificateRequest
 	registered    *x509.Certificate
 	chain         string
@@ -259,6 +261,7 @@ func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, er
 	if !g.role.AllowedIn(account) {
 		return nil, admin.Errorf(admin.Invalid, "fleetbus role ls", "role %q is not for users of account %q", roleName, account)
 	}
+	g.signer = s.fleet.authority.KeyNewest(identity.RoleKeys(g.account), roleName).ID
 	life := g.role.Expires
 	if exists {
 		life = known.Life(g.role)
@@ -310,6 +313,7 @@ func (g *grant) parse() error {
 		if !g.expires.IsZero() {
 			life = g.expires.Sub(g.now)
 		}
+		signer := g.s.fleet.authority.KeyNewest(identity.KeyAuthority, "").ID
 		chain, err := g.s.fleet.authority.SignUser(g.csr, g.account.Name, g.name, life, g.now)
 		if err != nil {
 			return admin.Errorf(admin.Invalid, "", "%v", err)
@@ -320,7 +324,7 @@ func (g *grant) parse() error {
 			return err
 		}
 		g.chain = string(chain)
-		g.certificate = identity.UserCertificate{SHA256: identity.KeyHash(cert), Serial: cert.SerialNumber.Text(16), NotAfter: cert.NotAfter}
+		g.certificate = identity.UserCertificate{SHA256: identity.KeyHash(cert), Serial: cert.SerialNumber.Text(16), NotAfter: cert.NotAfter, Signer: signer}
 	}
 	return nil
 }
@@ -345,7 +349,7 @@ func (g *grant) user(d *identity.Directory) (identity.User, error) {
 		return c.NotAfter.Before(g.now) || c.SHA256 == g.certificate.SHA256 && !c.Registered
 	})
 	if g.request.Key != "" {
-		u.Keys = append(u.Keys, identity.UserKey{Public: g.request.Key, Issued: g.now, Expires: g.expires})
+		u.Keys = append(u.Keys, identity.UserKey{Public: g.request.Key, Issued: g.now, Expires: g.expires, Signer: g.signer})
 	}
 	if g.chain != "" {
 		u.Certificates = append(u.Certificates, g.certificate)

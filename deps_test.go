@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "internal/region", "lease", "ledger", "cert", "change"}},
+		"":                             {"what a Go program embeds", []string{"admin", "doctor", "enroll", "identity", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/keys", "internal/links", "internal/listener", "internal/nodetls", "internal/portowner", "internal/rates", "internal/region", "lease", "ledger", "cert", "change"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
@@ -72,6 +72,7 @@ func places() map[string]place {
 		"internal/nodetls":   {"the TLS settings of a node, all in one place", []string{"enroll", "identity"}},
 		"internal/region":    {"the regions of a fleet agree, each with a ledger of its own", []string{"admin", "identity"}},
 		"internal/rates":     {"what meters count, by time", []string{"admin", "internal/broker"}},
+		"internal/keys":      {"which keys a fleet shares and who holds on to old ones; decisions, without a server", []string{"admin", "doctor", "identity"}},
 		"internal/human":     {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":  {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/natsload":  {"very many NATS clients, each as light as it can be, to measure nodes with", nil},

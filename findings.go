@@ -84,6 +84,7 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 		return all
 	}
 	all = append(all, s.fleet.sites.findings()...)
+	all = append(all, s.fleet.keys.Lacking()...)
 	if f := s.uplinkFinding(); f != nil {
 		all = append(all, *f)
 	}

@@ -41,7 +41,9 @@ const (
 // applied it, and not before.
 type fleet struct {
 	node      string
+	server    string // as the engine calls the node
 	authority *identity.Authority
+	keys      *shared
 	directory *identity.Directory
 	follower  *ledger.Follower
 	log       *slog.Logger
@@ -88,7 +90,7 @@ type fleet struct {
 
 func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
-		node: h.Node.Node.Name, authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
+		node: h.Node.Node.Name, server: h.Node.Node.Server(), authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
 		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, revoked: map[string]map[string]time.Time{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
@@ -113,6 +115,9 @@ func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, 
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the fleet's state: %w", err)
+	}
+	if err := f.learnKeys(h.Path(boxName)); err != nil {
+		return nil, err
 	}
 	for _, a := range f.directory.Accounts() {
 		f.publics[a.Name] = a.Public
@@ -223,6 +228,8 @@ func (f *fleet) act(ev ledger.Event) {
 		if r, ok := f.directory.Region(name); ok && r.Removed && name != f.region {
 			closed = f.gone(name)
 		}
+	case identity.KeyNoun:
+		closed, err = f.actKey(name)
 	}
 	if err != nil {
 		f.log.Error("an event could not be acted on", "subject", ev.Subject, "error", err)
@@ -345,14 +352,8 @@ func (f *fleet) actRole(name string) (closed int, err error) {
 		if len(holders) == 0 {
 			continue
 		}
-		closed += f.resting.end(a.Name, func(one string) bool { return holders[one] })
-		all, e := f.broker.Connections(a.Public)
-		err = errors.Join(err, e)
-		for _, c := range all {
-			if c.Session && holders[c.Name] && f.broker.Close(c.ID) {
-				closed++
-			}
-		}
+		n, e := f.closeSessions(a, holders)
+		closed, err = closed+n, errors.Join(err, e)
 	}
 	return closed, err
 }

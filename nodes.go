@@ -100,7 +100,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	copies, behind := s.stateCopies(ctx, len(members))
 	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, behind, fleetFindings(status), links.Findings(status), siteFindings(status.Sites), s.regionFindings(status.Regions))
+		return slices.Concat(status.Findings, behind, s.fleet.keys.Findings(time.Now(), s.fleet.downNodes()), fleetFindings(status), links.Findings(status), siteFindings(status.Sites), s.regionFindings(status.Regions))
 	}))
 	return status, nil
 }

@@ -70,11 +70,15 @@ func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
 	return reply, g.issue(&reply)
 }
 
-// fresh reports whether the recorded life of a key has most of it left, and takes
-// that: a client that asks again and again writes nothing to the ledger.
+// fresh reports whether the recorded life of a key has most of it left, and what it has
+// was signed by the newest key of the role, and takes that life: a client that asks
+// again and again writes nothing to the ledger.
 func (g *grant) fresh(u identity.User, key string) bool {
 	i := slices.IndexFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
 	end := u.Keys[i].Expires
+	if u.Keys[i].Signer != g.signer {
+		return false
+	}
 	fresh := end.IsZero() || !g.expires.IsZero() && end.Sub(g.now) > g.expires.Sub(g.now)*2/3
 	if fresh {
 		g.expires = end

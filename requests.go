@@ -83,6 +83,9 @@ func (s *Server) handlers() map[string]handler {
 
 		"node.rm":    on(s.removeNode),
 		"node.renew": on(s.renewNodes),
+
+		"key.ls":     on(s.listKeys),
+		"key.rotate": on(s.rotateKey),
 	}
 	for name, h := range s.homeHandlers() {
 		all[name] = s.atHome(name, h)

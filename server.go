@@ -195,6 +195,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	s.fleet.across, s.fleet.gone = s.spreadAcross, s.certs.CloseGateways
+	s.fleet.keys.renew = s.renewShown
 	if err := s.startBroker(ctx, undo); err != nil {
 		return err
 	}
@@ -225,6 +226,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 			s.log.Error("links cannot be watched", "error", err)
 		}
 	})
+	undo.background(ctx, s.keepKeys)
 	undo.background(ctx, s.watchLinks)
 	undo.background(ctx, s.tellRefused)
 	if s.site != nil {

@@ -107,10 +107,14 @@ func (s *Server) siteOptions(o *broker.Options) error {
 	if !ok {
 		return fmt.Errorf("starting the engine: there is no account %q", s.site.file.Account)
 	}
-	config, err := siteTLS(s.site.file.CA)
-	if err != nil {
+	if _, err := caPool(s.site.file.CA); err != nil {
 		return err
 	}
+	config := siteTLS(func() (*x509.CertPool, error) {
+		s.site.mu.Lock()
+		defer s.site.mu.Unlock()
+		return caPool(s.site.file.CA)
+	})
 	o.Name, o.Domain = s.site.engine, s.site.name
 	o.Remote = &broker.Remote{
 		Account: guest.Public, Addrs: s.site.file.Addrs,
@@ -119,13 +123,18 @@ func (s *Server) siteOptions(o *broker.Options) error {
 	return s.clientOptions(o)
 }
 
-// siteTLS verifies the nodes of the hub: any of them will do, by whatever name it
-// was reached.
-func siteTLS(ca string) (*tls.Config, error) {
+// caPool are the authorities of the hub's nodes.
+func caPool(ca string) (*x509.CertPool, error) {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(ca)) {
 		return nil, errors.New("reading the hub's authority: there is no certificate")
 	}
+	return roots, nil
+}
+
+// siteTLS verifies the nodes of the hub by its authorities, which can change: any of
+// them will do, by whatever name it was reached.
+func siteTLS(authorities func() (*x509.CertPool, error)) *tls.Config {
 	return &tls.Config{
 		MinVersion: nodetls.MinVersion,
 		// VerifyConnection does all of the work but for the name.
@@ -133,6 +142,10 @@ func siteTLS(ca string) (*tls.Config, error) {
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if len(cs.PeerCertificates) == 0 {
 				return errors.New("verifying the hub: it showed no certificate")
+			}
+			roots, err := authorities()
+			if err != nil {
+				return err
 			}
 			opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 			for _, cert := range cs.PeerCertificates[1:] {
@@ -144,7 +157,7 @@ func siteTLS(ca string) (*tls.Config, error) {
 			return nil
 		},
 		SessionTicketsDisabled: true,
-	}, nil
+	}
 }
 
 // keepUplink answers the hub, and watches the link, until ctx is done.
@@ -210,7 +223,10 @@ func (s *Server) takeTerms(ctx context.Context, news siteTerms) (any, error) {
 	if news.Account.Name != t.file.Account {
 		return nil, fmt.Errorf("taking the terms of account %q: another one is a guest here", news.Account.Name)
 	}
-	if err := s.fleet.authority.CheckGuest(news.Account, t.file.Operator); err != nil {
+	if err := s.takeOperator(&news); err != nil {
+		return nil, err
+	}
+	if err := s.fleet.authority.CheckGuest(news.Account, news.Operator); err != nil {
 		return nil, err
 	}
 	_, err := s.fleet.change(ctx, "account."+t.file.Account, func() (any, error) {
@@ -227,47 +243,47 @@ func (s *Server) takeTerms(ctx context.Context, news siteTerms) (any, error) {
 		return nil, err
 	}
 	if news.JWT != "" {
-		if err := s.renewUplink(news.JWT); err != nil {
+		// It is used when the link is made the next time.
+		if err := renewFile(s.home.Path(siteCredsName), news.JWT); err != nil {
 			return nil, err
 		}
 	}
-	return s.here(), s.learnHub(news.Addrs)
+	return s.here(), s.learnHub(news)
 }
 
-// renewUplink writes a new JWT for the link's key, which is used when the link is
-// made the next time.
-func (s *Server) renewUplink(token string) error {
-	path := s.home.Path(siteCredsName)
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("renewing the link: %w", err)
+// takeOperator returns nil if the operator in news is the hub's, or comes after it.
+func (s *Server) takeOperator(news *siteTerms) error {
+	t := s.site
+	t.mu.Lock()
+	known := t.file.Operator
+	t.mu.Unlock()
+	if news.Operator == "" {
+		news.Operator = known
 	}
-	key, err := nkeys.ParseDecoratedNKey(old)
-	if err != nil {
-		return fmt.Errorf("renewing the link: %w", err)
+	if err := identity.Succeeds(news.Operator, known); !errors.Is(err, identity.ErrSameOperator) {
+		return err
 	}
-	defer key.Wipe()
-	seed, err := key.Seed()
-	if err != nil {
-		return fmt.Errorf("renewing the link: %w", err)
-	}
-	creds, err := identity.RenewCreds(token, seed)
-	if err != nil {
-		return fmt.Errorf("renewing the link: %w", err)
-	}
-	return home.WriteFile(path, creds, 0o600)
+	return nil
 }
 
-// learnHub keeps where the hub's nodes are, for the next start.
-func (s *Server) learnHub(addrs []string) error {
+// learnHub keeps where the hub's nodes are, for the next start, and who they are.
+func (s *Server) learnHub(news siteTerms) error {
 	t := s.site
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(addrs) == 0 || slices.Equal(addrs, t.file.Addrs) {
+	next := t.file
+	next.Operator = news.Operator
+	if len(news.Addrs) > 0 {
+		next.Addrs = news.Addrs
+	}
+	if _, err := caPool(news.CA); err == nil {
+		next.CA = news.CA
+	}
+	if next.Operator == t.file.Operator && next.CA == t.file.CA && slices.Equal(next.Addrs, t.file.Addrs) {
 		return nil
 	}
-	t.file.Addrs = addrs
-	return home.WriteJSON(s.home.Path(siteFileName), t.file)
+	t.file = next
+	return home.WriteJSON(s.home.Path(siteFileName), next)
 }
 
 // watchUplink looks whether the hub is there.

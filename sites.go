@@ -62,6 +62,10 @@ type siteTerms struct {
 	Account identity.Account `json:"account"`
 	// Addrs are the hub's listeners for sites.
 	Addrs []string `json:"addrs"`
+	// Operator is the JWT of the hub's operator, who signed the terms, and CA the PEM
+	// authorities of its nodes.
+	Operator string `json:"operator,omitempty"`
+	CA       string `json:"ca,omitempty"`
 	// JWT is a new one for the link's key, if it is time.
 	JWT string `json:"jwt,omitempty"`
 }
@@ -103,6 +107,9 @@ type siteLink struct {
 	told [sha256.Size]byte
 	seq  uint64
 	at   time.Time
+	// signer is the generation of the key that signed the credentials which the site
+	// was handed over this link.
+	signer string
 }
 
 // due reports whether there may be something to tell.
@@ -125,6 +132,15 @@ func (l *sites) kick() {
 	select {
 	case l.changed <- struct{}{}:
 	default:
+	}
+}
+
+// forget has every site told again.
+func (l *sites) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, link := range l.links {
+		link.seq = 0
 	}
 }
 
@@ -268,7 +284,7 @@ func (s *Server) tendSites(ctx context.Context) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if kept := l.links[link.ID]; kept != nil {
-				kept.busy, kept.told, kept.alone, kept.gone = false, link.told, link.alone, link.gone
+				kept.busy, kept.told, kept.alone, kept.gone, kept.signer = false, link.told, link.alone, link.gone, link.signer
 				if err == nil {
 					kept.seq, kept.at = seq, now
 				}
@@ -335,7 +351,8 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 		}
 		return nil
 	}
-	news, sum, err := s.siteNews(ctx, account, u)
+	signer := s.fleet.authority.KeyNewest(identity.RoleKeys(account), identity.RoleLeaf).ID
+	news, sum, err := s.siteNews(ctx, account, u, signer, link.signer != signer)
 	if err != nil || sum == link.told && news.JWT == "" && link.alone {
 		return err
 	}
@@ -347,7 +364,7 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 		if err := tellSite(ctx, session.Conn, link, news); err != nil {
 			return err
 		}
-		link.told = sum
+		link.told, link.signer = sum, signer
 	}
 	if link.alone {
 		return nil
@@ -356,10 +373,11 @@ func (s *Server) tendSite(ctx context.Context, link *siteLink) error {
 }
 
 // siteNews are what a site must know now, and a sum by which two of them are told
-// apart whatever the time.
-func (s *Server) siteNews(ctx context.Context, account identity.Account, u identity.User) (siteTerms, [sha256.Size]byte, error) {
+// apart whatever the time. signer is the generation of the key that signs for links,
+// and unsigned says that the site may not have what it signed.
+func (s *Server) siteNews(ctx context.Context, account identity.Account, u identity.User, signer string, unsigned bool) (siteTerms, [sha256.Size]byte, error) {
 	f := s.fleet
-	news := siteTerms{Account: account, Addrs: s.leafAddrs()}
+	news := siteTerms{Account: account, Addrs: s.leafAddrs(), Operator: f.authority.Operator(), CA: string(f.authority.ClientsPEM())}
 	roles, revoked := f.directory.Roles(), f.directory.Revocations(account.Name)
 	sign := func(issued time.Time) (err error) {
 		news.Account.Terms, err = f.authority.SiteTerms(account, *u.Site, roles, revoked, issued)
@@ -376,23 +394,30 @@ func (s *Server) siteNews(ctx context.Context, account identity.Account, u ident
 	if err := sign(issued); err != nil {
 		return news, [sha256.Size]byte{}, err
 	}
-	news.JWT, err = s.freshLink(ctx, account, u)
+	news.JWT, err = s.freshLink(ctx, account, u, signer, unsigned)
 	return news, sha256.Sum256(data), err
 }
 
-// freshLink is a new JWT for a link, if the old one has lost a third of its life.
-func (s *Server) freshLink(ctx context.Context, account identity.Account, u identity.User) (string, error) {
+// freshLink is a new JWT for a link, if the old one has lost a third of its life, or was
+// signed by an old key, or the site may not have one of the newest.
+func (s *Server) freshLink(ctx context.Context, account identity.Account, u identity.User, signer string, unsigned bool) (string, error) {
 	role, ok := s.fleet.directory.Role(u.Role)
 	now, life := time.Now(), u.Life(role)
-	if !ok || len(u.Keys) == 0 || life == 0 || u.Keys[0].Expires.Sub(now) > life*2/3 {
+	switch {
+	case !ok || len(u.Keys) == 0 || life == 0:
 		return "", nil
+	case u.Keys[0].Expires.Sub(now) > life*2/3 && u.Keys[0].Signer == signer:
+		if !unsigned {
+			return "", nil
+		}
+		return s.fleet.authority.LeafJWT(account, role, u.Name, u.Keys[0].Public, *u.Site, u.Keys[0].Expires)
 	}
 	_, err := s.fleet.change(ctx, userSubject(account.Name, u.Name), func() (any, error) {
 		now, ok := s.fleet.directory.User(account.Name, u.Name)
 		if !ok || now.Denied || len(now.Keys) == 0 || now.Keys[0].Public != u.Keys[0].Public {
 			return nil, errSame
 		}
-		now.Keys[0].Issued, now.Keys[0].Expires = time.Now(), time.Now().Add(life)
+		now.Keys[0].Issued, now.Keys[0].Expires, now.Keys[0].Signer = time.Now(), time.Now().Add(life), signer
 		return now, nil
 	})
 	if err != nil {

@@ -35,7 +35,8 @@ const (
 )
 
 // ServerName is the TLS server name by which a joiner asks for the certificate of
-// the authority that its token knows.
+// the authority that its token knows, whose hash stands before it: see
+// identity.TokenText.
 const ServerName = "enroll.fleetbus.invalid"
 
 // Preflight is what a joiner asks every node before anything changes.

@@ -210,7 +210,7 @@ func (d *dialer) done() bool { return d.stop == nil || d.stop() }
 func tlsConfig(token identity.TokenText, host string) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		ServerName: ServerName,
+		ServerName: token.AuthorityHash + "." + ServerName,
 		// The joiner has no roots yet; VerifyConnection does all of the work.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {

@@ -442,7 +442,8 @@ func (b *Broker) AccountConnections(public string) int {
 // UserConnections lists the ids of a user's clients in the account with that
 // public key: those that showed a JWT of one of keys, those that the callout let
 // in by name, and those inside the process, which Connect gave the name. Without
-// keys it looks at every client's JWT, which takes longer.
+// keys it looks at every client's JWT, which takes longer; without a name only those
+// with a JWT are meant.
 func (b *Broker) UserConnections(public, name string, keys []string) ([]uint64, error) {
 	if len(keys) == 0 {
 		all, err := b.Connections(public)
@@ -469,10 +470,17 @@ func (b *Broker) UserConnections(public, name string, keys []string) ([]uint64, 
 		return nil
 	}
 	any := func(*server.ConnInfo) bool { return true }
-	for _, user := range append(slices.Clone(keys), name) {
+	users := slices.Clone(keys)
+	if name != "" {
+		users = append(users, name)
+	}
+	for _, user := range users {
 		if err := list(server.ConnzOptions{Username: true, User: user}, any); err != nil {
 			return nil, err
 		}
+	}
+	if name == "" {
+		return ids, nil
 	}
 	return ids, list(server.ConnzOptions{}, func(c *server.ConnInfo) bool { return c.Port == 0 && c.Name == name })
 }

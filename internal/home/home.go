@@ -20,6 +20,7 @@ import (
 //	node.json        which fleet, which node; written last, so that a directory
 //	                 without it is no home
 //	authority.json   the authority's secrets
+//	box.nk           what the fleet's newer secrets are sealed to
 //	genesis.snapshot the fleet's state when the node was made
 //	ledger.snapshot  the fleet's state as it was followed
 //	accounts/        account tokens, as the engine wants them

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,8 +76,12 @@ type Certificates struct {
 	mu           sync.RWMutex
 	mesh, server *tls.Certificate
 	gateway      *tls.Certificate // nil without a region
-	// minted is the built-in authority's server certificate.
-	minted *tls.Certificate
+	// minted is the built-in authority's server certificate, and joiners are those that
+	// joiners are shown, by the hash in their token.
+	minted  *tls.Certificate
+	joiners map[string]*tls.Certificate
+	// state is that of the keys by which they were minted.
+	state string
 	// trust are the built-in authority and the operator's own.
 	trust *x509.CertPool
 	sum   [sha256.Size]byte
@@ -91,13 +96,21 @@ func New(o Options) (*Certificates, error) {
 	return c, nil
 }
 
+// minted are certificates that the built-in authority signed for one key.
+type minted struct {
+	mesh, server *tls.Certificate
+	gateway      *tls.Certificate // nil without a region
+	joiners      map[string]*tls.Certificate
+}
+
 // Renew mints new certificates, or reads the files again.
 func (c *Certificates) Renew(now time.Time) error {
-	mesh, minted, gateway, err := c.mint(now)
+	state := c.Authority.KeyState(now)
+	m, err := c.mint(now)
 	if err != nil {
 		return err
 	}
-	server, trust := minted, c.Authority.ClientRoots()
+	server, trust := m.server, c.Authority.ClientRoots()
 	var sum [sha256.Size]byte
 	if c.Files.Cert != "" {
 		if server, trust, sum, err = c.read(); err != nil {
@@ -106,35 +119,49 @@ func (c *Certificates) Renew(now time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.mesh, c.gateway, c.server, c.minted, c.trust, c.sum = mesh, gateway, server, minted, trust, sum
+	c.mesh, c.gateway, c.server, c.minted, c.joiners = m.mesh, m.gateway, server, m.server, m.joiners
+	c.trust, c.sum, c.state = trust, sum, state
 	return nil
 }
 
-func (c *Certificates) mint(now time.Time) (mesh, server, gateway *tls.Certificate, err error) {
+func (c *Certificates) mint(now time.Time) (m minted, err error) {
 	key, err := identity.NewKey()
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("making a key: %w", err)
+		return m, fmt.Errorf("making a key: %w", err)
 	}
 	csr, err := identity.NewCSR(key)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("requesting certificates: %w", err)
+		return m, fmt.Errorf("requesting certificates: %w", err)
 	}
 	meshPEM, serverPEM, err := c.Authority.SignNode(csr, c.Node, c.Hosts, Life, now)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
+		return m, fmt.Errorf("renewing the node's certificates: %w", err)
 	}
-	if mesh, err = pair(meshPEM, key); err != nil {
-		return nil, nil, nil, err
+	if m.mesh, err = pair(meshPEM, key); err != nil {
+		return m, err
 	}
-	if server, err = pair(serverPEM, key); err != nil || c.Region == "" {
-		return mesh, server, nil, err
+	if m.server, err = pair(serverPEM, key); err != nil {
+		return m, err
+	}
+	shown, err := c.Authority.SignJoiners(csr, c.Node, c.Hosts, Life, now)
+	if err != nil {
+		return m, fmt.Errorf("renewing the node's certificates: %w", err)
+	}
+	m.joiners = map[string]*tls.Certificate{}
+	for hash, chain := range shown {
+		if m.joiners[hash], err = pair(chain, key); err != nil {
+			return m, err
+		}
+	}
+	if c.Region == "" {
+		return m, nil
 	}
 	gatewayPEM, err := c.Authority.SignGateway(csr, c.Region, c.Node, Life, now)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("renewing the node's certificates: %w", err)
+		return m, fmt.Errorf("renewing the node's certificates: %w", err)
 	}
-	gateway, err = pair(gatewayPEM, key)
-	return mesh, server, gateway, err
+	m.gateway, err = pair(gatewayPEM, key)
+	return m, err
 }
 
 // read loads the operator's files.
@@ -199,12 +226,16 @@ func (c *Certificates) Keep(ctx context.Context) {
 func (c *Certificates) due(now time.Time) (bool, error) {
 	c.mu.RLock()
 	sum, leaf := c.sum, c.minted.Leaf
+	old := c.state != c.Authority.KeyState(now)
 	c.mu.RUnlock()
-	if c.Files.Cert != "" {
-		_, _, fresh, err := c.read()
-		return fresh != sum, err
+	if old || leaf.NotAfter.Sub(now) < Life/3 {
+		return true, nil
 	}
-	return leaf.NotAfter.Sub(now) < Life/3, nil
+	if c.Files.Cert == "" {
+		return false, nil
+	}
+	_, _, fresh, err := c.read()
+	return fresh != sum, err
 }
 
 // CAPEM are the authorities that clients verify this node with.
@@ -256,30 +287,38 @@ func (c *Certificates) ForListener(required bool, admit func(context.Context) er
 	}
 	// A connection keeps its settings, so that all of them share what is made once
 	// for each renewal. A joiner knows the built-in authority, whatever the
-	// operator's own is.
+	// operator's own is, and that of the time of its token.
 	var mu sync.Mutex
 	var made *tls.Certificate
 	var clients, joiners *tls.Config
-	current := func(joining bool) *tls.Config {
+	var byHash map[string]*tls.Config
+	current := func(name string) *tls.Config {
 		c.mu.RLock()
-		server, minted, trust := c.server, c.minted, c.trust
+		server, minted, shown, trust := c.server, c.minted, c.joiners, c.trust
 		c.mu.RUnlock()
 		mu.Lock()
 		defer mu.Unlock()
 		if made != server {
-			made, clients, joiners = server, settings(server, trust), settings(minted, trust)
+			made, clients, joiners, byHash = server, settings(server, trust), settings(minted, trust), map[string]*tls.Config{}
+			for hash, cert := range shown {
+				byHash[hash] = settings(cert, trust)
+			}
 		}
-		if joining {
-			return joiners
+		hash, joining := strings.CutSuffix(name, enroll.ServerName)
+		if !joining || required {
+			return clients
 		}
-		return clients
+		if known := byHash[strings.TrimSuffix(hash, ".")]; known != nil {
+			return known
+		}
+		return joiners
 	}
-	config := current(false).Clone()
+	config := current("").Clone()
 	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if err := admit(hello.Context()); err != nil {
 			return nil, err
 		}
-		return current(hello.ServerName == enroll.ServerName && !required), nil
+		return current(hello.ServerName), nil
 	}
 	return config
 }
