@@ -44,7 +44,7 @@ func checkModes(dir string) []doctor.Finding {
 			Text: fmt.Sprintf("others may enter the data directory (mode %04o)", info.Mode().Perm()), Fix: "chmod 700 " + dir,
 		})
 	}
-	for _, pattern := range []string{"authority.json", "admin/*.creds", "offline/*"} {
+	for _, pattern := range []string{"authority.json", "box.nk", "admin/*.creds", "offline/*"} {
 		// The pattern is well-formed.
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, path := range paths {

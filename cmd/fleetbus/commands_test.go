@@ -84,6 +84,13 @@ func testAdminister(t *testing.T, f *testFleet) {
 	f.answerWith(t, "token.add", admin.TokenReply{Token: token, Text: "fb1.x.y.z", Join: "n1.example.net:4222"})
 	f.answerWith(t, "token.ls", []identity.Token{token})
 	f.answerWith(t, "token.rm", spreadOver(0))
+	keys := []admin.Key{
+		{Name: "operator", Signs: "terms", Made: created, Old: []admin.OldKey{}},
+		{Name: "role", Account: "acme", Role: "client", Signs: "files", Generation: "1c90a5f2", Made: created, Old: []admin.OldKey{
+			{Until: created.Add(time.Hour), Cut: []string{"acme/bob", "acme/carl", "acme/dan", "acme/alice"}}, {Generation: "07", Until: created.Add(time.Minute), Cut: []string{"acme/bob"}}}},
+	}
+	f.answerWith(t, "key.ls", admin.Keys{Keys: keys})
+	f.answerWith(t, "key.rotate", admin.KeyReply{Spread: spreadOver(0), Keys: keys[1:]})
 	f.answerWith(t, "status", testFleetStatus())
 	f.answerWith(t, "source.setup", admin.SourceSetup{SecretPublic: testSecretKey(t), Types: []string{"postgres", "sqlite"}})
 	f.answerWith(t, "source.add", spreadOver(0))
@@ -161,6 +168,16 @@ func testAdminister(t *testing.T, f *testFleet) {
 		{line: "token rm 0123 --yes", stdout: "token 0123 is revoked on 2 of 2 nodes (12 ms)"},
 		{line: "token rm 0123 --dry-run", stdout: "would revoke token 0123, which is open"},
 		{line: "token rm 9", code: exitNotFound},
+		{line: "key ls", stdout: "acme/alice, acme/bob, acme/carl and 1 more"},
+		{line: "key rotate role acme/client --keep 2h", stdout: "the key of role acme/client is new on 2 of 2 nodes (12 ms)", stderr: "cut off then, if not renewed: acme/alice, acme/bob, acme/carl, acme/dan"},
+		{line: "key rotate account acme --dry-run", stdout: "would make a new key of account acme; the old one is good for 1d0h more"},
+		{line: "key rotate routes --now", code: exitUsage, stderr: "end the old one now, and cut off who depends on it"},
+		{line: "key rotate role acme", code: exitUsage, stderr: "fix: write it as ACCOUNT/ROLE"},
+		{line: "key rotate routes acme", code: exitUsage, stderr: "takes no name"},
+		{line: "key rotate account", code: exitUsage, stderr: "takes a name"},
+		{line: "key rotate ledger", code: exitUsage, stderr: "is no key"},
+		{line: "key rotate routes --keep never", code: exitUsage, stderr: "the old key has to end"},
+		{line: "key rotate operator", code: exitUsage, stderr: "--offline DIR"},
 		{line: "node ls", stdout: "n1    up       cannot reach n3  leader"},
 		{line: "node rm n3 --dry-run", stdout: "would remove node n3, which is down, from fleet test"},
 		{line: "node rm n3 --yes --force", stdout: "node n3 is removed on 2 of 2 nodes (12 ms)"},
@@ -196,6 +213,9 @@ func testAdminister(t *testing.T, f *testFleet) {
 	got := asked[identity.Role](t, f, "role.add")
 	if got.Expires != 0 || got.Limits.Payload != 64<<10 || got.Permissions.Replies.Max != 2 || got.Permissions.Publish.Deny[0] != "a.b" {
 		t.Errorf("role %+v", got)
+	}
+	if got := asked[admin.KeyRequest](t, f, "key.rotate"); got.Known != "1c90a5f2" || got.Keep != 2*time.Hour || got.Role != "client" {
+		t.Errorf("key %+v", got)
 	}
 	if got := asked[admin.TokenRequest](t, f, "token.add"); got.Account != "acme" || got.Name != "alice" || got.Life != 24*time.Hour {
 		t.Errorf("token %+v", got)

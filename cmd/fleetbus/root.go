@@ -31,7 +31,7 @@ type app struct {
 // commands lists the commands of the root.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
-		newAccountCommand(a), newUserCommand(a), newRoleCommand(a), newTokenCommand(a), newNodeCommand(a), newAdapterCommand(a), newLeafCommand(a), newProvisionCommand(a), newGatewayCommand(a),
+		newAccountCommand(a), newUserCommand(a), newRoleCommand(a), newTokenCommand(a), newKeyCommand(a), newNodeCommand(a), newAdapterCommand(a), newLeafCommand(a), newProvisionCommand(a), newGatewayCommand(a),
 		newStreamCommand(a), newChangeCommand(a), newHubCommand(a), newCertCommand(a), newTargetCommand(a), newCertManagerCommand(a), newConfCommand(a), newConfigCommand(a),
 		newInitCommand(a), newServeCommand(a), newJoinCommand(a), newLeaveCommand(a), newRescueCommand(a),
 		newStatusCommand(a), newEventsCommand(a), newTopCommand(a), newPingCommand(a), newDoctorCommand(a), newDemoCommand(a),
