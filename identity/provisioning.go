@@ -130,7 +130,8 @@ func (a *Authority) SignProvisioner(csr *x509.CertificateRequest, account, name 
 	if _, _, err := SplitName(account + "/" + name); err != nil {
 		return nil, fmt.Errorf("signing the certificate of a provisioner: %w", err)
 	}
-	cert, err := a.clients.sign(csr, &x509.Certificate{
+	clients, routes := a.forNodes(KeyAuthority, now), a.forNodes(KeyRoutes, now)
+	cert, err := clients.sign(csr, &x509.Certificate{
 		Subject:            pkix.Name{Organization: []string{account}, CommonName: name},
 		URIs:               []*url.URL{a.name(nodeSegment, account, name)},
 		UnknownExtKeyUsage: []asn1.ObjectIdentifier{provisioning},
@@ -138,7 +139,7 @@ func (a *Authority) SignProvisioner(csr *x509.CertificateRequest, account, name 
 	if err != nil {
 		return nil, fmt.Errorf("signing the certificate of provisioner %q: %w", account+"/"+name, err)
 	}
-	return encodeCertificates(cert, a.clients.cert, a.mesh.cert), nil
+	return encodeCertificates(cert, clients.cert, routes.cert), nil
 }
 
 // Why a provisioner is not believed.

@@ -87,7 +87,7 @@ func TestVerifyProvisioner(t *testing.T) {
 	if _, _, ok := PrincipalFromCertificate(chain[0], a.Fleet()); ok {
 		t.Error("the certificate of a provisioner is a user's")
 	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: a.clients.pool(), CurrentTime: epoch(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
+	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: a.ClientRoots(), CurrentTime: epoch(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
 		t.Error("somebody can come in by the certificate of a provisioner")
 	}
 	user := certs(t, must[[]byte](t)(a.SignUser(csr, "acme", "alice", time.Hour, epoch())))
