@@ -8,6 +8,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/internal/human"
+	"github.com/fleetbus/fleetbus/internal/localcheck"
 )
 
 func newDoctorCommand(a *app) *cobra.Command {
@@ -20,7 +21,7 @@ do about it. The exit code is 1 if there is a problem.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var checkers []doctor.Checker
 			if dir, err := a.dataDir(); err == nil {
-				checkers = localCheckers(dir)
+				checkers = localcheck.Checkers(dir)
 			}
 			if !offline {
 				checkers = append(checkers, doctor.CheckerFunc(func(context.Context) []doctor.Finding { return a.fleetFindings(cmd) }))

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus/internal/document"
 )
 
 // message is one message as programs get it.
@@ -51,14 +53,14 @@ func (a *app) showMessage(m message, data []byte, bare bool) error {
 	}
 	text := string(data)
 	if a.terminal(a.stdout) {
-		text = escape(text)
+		text = document.Escape(text)
 	}
 	var b strings.Builder
 	if !bare {
-		b.WriteString(escape(m.Subject))
+		b.WriteString(document.Escape(m.Subject))
 		for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
 			for _, value := range m.Headers[name] {
-				fmt.Fprintf(&b, " [%s: %s]", escape(name), escape(value))
+				fmt.Fprintf(&b, " [%s: %s]", document.Escape(name), document.Escape(value))
 			}
 		}
 		b.WriteString("  ")

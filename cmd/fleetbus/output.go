@@ -2,18 +2,14 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"reflect"
-	"slices"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
+
+	"github.com/fleetbus/fleetbus/internal/document"
 )
 
 // The formats of --output.
@@ -59,11 +55,11 @@ func (a *app) show(r report) error {
 	var err error
 	switch a.format {
 	case formatJSON:
-		err = writeJSON(&buf, r.value, "  ")
+		err = document.JSON(&buf, r.value, "  ")
 	case formatJSONL:
-		err = writeLines(&buf, r.value)
+		err = document.Lines(&buf, r.value)
 	case formatYAML:
-		err = writeYAML(&buf, r.value)
+		err = document.YAML(&buf, r.value)
 	default:
 		r.text(&page{w: &buf})
 	}
@@ -76,144 +72,13 @@ func (a *app) show(r report) error {
 	return nil
 }
 
-// writeJSON encodes value without null lists and, so that a terminal can show
-// it, without control characters.
-func writeJSON(w *bytes.Buffer, value any, indent string) error {
-	v := reflect.ValueOf(&value).Elem()
-	noNilSlices(v)
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", indent)
-	if err := enc.Encode(value); err != nil {
-		return err
-	}
-	// The encoder escapes those below U+0020 itself.
-	for _, r := range buf.String() {
-		if r >= 0x7f && r <= 0x9f {
-			fmt.Fprintf(w, `\u%04x`, r)
-		} else {
-			w.WriteRune(r)
-		}
-	}
-	return nil
-}
-
-// writeLines encodes each item of a slice, or anything else, on one line.
-func writeLines(w *bytes.Buffer, value any) error {
-	v := reflect.ValueOf(value)
-	if v.Kind() != reflect.Slice {
-		return writeJSON(w, value, "")
-	}
-	for i := range v.Len() {
-		if err := writeJSON(w, v.Index(i).Interface(), ""); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// writeYAML encodes what writeJSON does.
-func writeYAML(w *bytes.Buffer, value any) error {
-	var buf bytes.Buffer
-	if err := writeJSON(&buf, value, ""); err != nil {
-		return err
-	}
-	dec := json.NewDecoder(&buf)
-	dec.UseNumber()
-	node, err := yamlNode(dec)
-	if err != nil {
-		return err
-	}
-	enc := yaml.NewEncoder(w)
-	enc.SetIndent(2)
-	return errors.Join(enc.Encode(node), enc.Close())
-}
-
-// yamlNode reads one JSON value, in its order of keys.
-func yamlNode(dec *json.Decoder) (*yaml.Node, error) {
-	token, err := dec.Token()
-	if err != nil {
-		return nil, err
-	}
-	switch t := token.(type) {
-	case json.Delim:
-		n := &yaml.Node{Kind: yaml.SequenceNode}
-		if t == '{' {
-			n.Kind = yaml.MappingNode
-		}
-		for dec.More() {
-			// The keys of a mapping are tokens like its values.
-			child, err := yamlNode(dec)
-			if err != nil {
-				return nil, err
-			}
-			n.Content = append(n.Content, child)
-		}
-		if len(n.Content) == 0 {
-			n.Style = yaml.FlowStyle
-		}
-		_, err := dec.Token()
-		return n, err
-	case json.Number:
-		return &yaml.Node{Kind: yaml.ScalarNode, Value: t.String()}, nil
-	case string:
-		n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: t}
-		if strings.ContainsFunc(t, unicode.IsControl) {
-			// Otherwise the encoder chooses a block, which not every text survives.
-			n.Style = yaml.DoubleQuotedStyle
-		}
-		return n, nil
-	case bool:
-		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: fmt.Sprint(t)}, nil
-	default:
-		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Value: "null"}, nil
-	}
-}
-
-// noNilSlices makes every nil slice within v empty, so that it is encoded as a
-// list. v must be settable.
-func noNilSlices(v reflect.Value) {
-	switch v.Kind() {
-	case reflect.Interface:
-		if v.IsNil() {
-			return
-		}
-		inner := reflect.New(v.Elem().Type()).Elem()
-		inner.Set(v.Elem())
-		noNilSlices(inner)
-		v.Set(inner)
-	case reflect.Pointer:
-		if !v.IsNil() {
-			noNilSlices(v.Elem())
-		}
-	case reflect.Struct:
-		for i := range v.NumField() {
-			if v.Field(i).CanSet() {
-				noNilSlices(v.Field(i))
-			}
-		}
-	case reflect.Slice:
-		// Bytes are no list: they are text, or JSON already.
-		if v.Type().Elem().Kind() == reflect.Uint8 {
-			return
-		}
-		if v.IsNil() {
-			v.Set(reflect.MakeSlice(v.Type(), 0, 0))
-		}
-		for i := range v.Len() {
-			noNilSlices(v.Index(i))
-		}
-	}
-}
-
 // A page is text for people. Whatever is written to it cannot control a
 // terminal.
 type page struct{ w io.Writer }
 
 // line writes one line.
 func (p *page) line(format string, args ...any) {
-	fmt.Fprintln(p.w, escape(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(p.w, document.Escape(fmt.Sprintf(format, args...)))
 }
 
 // A column of a table of Ts.
@@ -233,7 +98,7 @@ func table[T any](p *page, rows []T, columns ...column[T]) {
 	fmt.Fprintln(tw, strings.Join(line, "\t"))
 	for _, row := range rows {
 		for i, c := range columns {
-			line[i] = orDash(escape(c.cell(row)))
+			line[i] = orDash(document.Escape(c.cell(row)))
 		}
 		fmt.Fprintln(tw, strings.Join(line, "\t"))
 	}
@@ -248,7 +113,7 @@ type field struct{ name, value string }
 func fields(p *page, list []field) {
 	tw := tabwriter.NewWriter(p.w, 0, 0, 2, ' ', 0)
 	for _, f := range list {
-		fmt.Fprintf(tw, "%s\t%s\n", f.name, orDash(escape(f.value)))
+		fmt.Fprintf(tw, "%s\t%s\n", f.name, orDash(document.Escape(f.value)))
 	}
 	_ = tw.Flush()
 }
@@ -263,41 +128,6 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-// escape makes s one line that cannot control a terminal.
-func escape(s string) string {
-	clean := func(r rune) bool {
-		return r >= 0x20 && r < 0x7f || r >= 0xa0 && r != '\u2028' && r != '\u2029' && !bidi(r)
-	}
-	if !slices.ContainsFunc([]rune(s), func(r rune) bool { return !clean(r) || r == '\ufffd' }) {
-		return s
-	}
-	var b strings.Builder
-	for i, r := range s {
-		switch {
-		case r == '\n':
-			b.WriteString(`\n`)
-		case r == '\t':
-			b.WriteString(`\t`)
-		case r == '\r':
-			b.WriteString(`\r`)
-		case r == '\ufffd' && !strings.HasPrefix(s[i:], "\ufffd"):
-			fmt.Fprintf(&b, `\x%02x`, s[i]) // a byte that is not UTF-8
-		case clean(r):
-			b.WriteRune(r)
-		case r < 0x100:
-			fmt.Fprintf(&b, `\x%02x`, r)
-		default:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		}
-	}
-	return b.String()
-}
-
-// bidi reports whether r turns the direction of text around.
-func bidi(r rune) bool {
-	return r == '\u061c' || r == '\u200e' || r == '\u200f' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069'
 }
 
 // showCheck prints a check when it is done.

@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 	"pgregory.net/rapid"
 
+	"github.com/fleetbus/fleetbus/internal/document"
 	"github.com/fleetbus/fleetbus/internal/human"
 )
 
@@ -83,10 +83,10 @@ func TestYAMLEqualsJSON(t *testing.T) {
 			Big:  rapid.Uint64Range(0, 1<<53).Draw(r, "big"),
 		}
 		var j, y bytes.Buffer
-		if err := writeJSON(&j, value, "  "); err != nil {
+		if err := document.JSON(&j, value, "  "); err != nil {
 			r.Fatal(err)
 		}
-		if err := writeYAML(&y, value); err != nil {
+		if err := document.YAML(&y, value); err != nil {
 			r.Fatal(err)
 		}
 		var fromJSON, fromYAML any
@@ -107,29 +107,6 @@ func TestYAMLEqualsJSON(t *testing.T) {
 		}
 		if !reflect.DeepEqual(fromJSON, normal) {
 			r.Fatalf("JSON %s\nYAML %s", j.String(), y.String())
-		}
-	})
-}
-
-// TestEscape checks that nothing that is printed can control a terminal.
-func TestEscape(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain é 日本 🚀":         "plain é 日本 🚀",
-		"a\tb\nc\rd":           `a\tb\nc\rd`,
-		"\x1b]0;title\a":       `\x1b]0;title\x07`,
-		"\u009b2J\x7f":         `\x9b2J\x7f`,
-		"\xff\xfe":             `\xff\xfe`,
-		"\ufffd":               "\ufffd",
-		"abc\u202edcba\u2028x": `abc\u202edcba\u2028x`,
-	} {
-		if got := escape(in); got != want {
-			t.Errorf("escape(%q) = %q, not %q", in, got, want)
-		}
-	}
-	rapid.Check(t, func(r *rapid.T) {
-		s := string(rapid.SliceOf(rapid.Byte()).Draw(r, "bytes"))
-		if i := strings.IndexFunc(escape(s), unicode.IsControl); i >= 0 {
-			r.Fatalf("escape(%q) = %q has a control character", s, escape(s))
 		}
 	})
 }

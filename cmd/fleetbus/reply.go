@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/internal/document"
 )
 
 // errorHeader is the header of an answer that says why there is none.
@@ -77,7 +79,7 @@ func (a *app) answer(ctx context.Context, nc *nats.Conn, subject string, n int, 
 		out := nats.NewMsg(msg.Reply)
 		if out.Data, err = answer(ctx, msg); err != nil {
 			a.hint("answering %q: %v", msg.Subject, err)
-			out.Header.Set(errorHeader, escape(err.Error()))
+			out.Header.Set(errorHeader, document.Escape(err.Error()))
 		}
 		if err := msg.RespondMsg(out); err != nil {
 			return err

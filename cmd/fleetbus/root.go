@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/internal/document"
 )
 
 // An app is one run of the command line. Everything that a command reads or
@@ -143,7 +145,7 @@ func (a *app) getenv(name string) string {
 
 // hint tells the user something besides the data, on one line of stderr.
 func (a *app) hint(format string, args ...any) {
-	fmt.Fprintln(a.stderr, escape(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(a.stderr, document.Escape(fmt.Sprintf(format, args...)))
 }
 
 // The keys and values of cobra.Command.Annotations, by which a test knows what

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/cert/proxy"
+	"github.com/fleetbus/fleetbus/internal/document"
 	"github.com/fleetbus/fleetbus/internal/target"
 )
 
@@ -348,5 +349,5 @@ func (a *app) runTarget(ctx context.Context, t *target.Target, serve, challenges
 // showCertificate is a page that says by which certificate it came.
 func showCertificate(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	fmt.Fprintf(w, "%s is served by fleetbus\n", escape(r.TLS.ServerName))
+	fmt.Fprintf(w, "%s is served by fleetbus\n", document.Escape(r.TLS.ServerName))
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/fleetbus/fleetbus/internal/document"
 )
 
 // isTerminal reports whether stream is a terminal.
@@ -34,7 +36,7 @@ func (a *app) progress(what string) (stop func()) {
 		for shown := false; ; shown = true {
 			select {
 			case <-tick.C:
-				fmt.Fprintf(a.stderr, "\r%s, %d s ", escape(what), int(time.Since(began).Seconds()))
+				fmt.Fprintf(a.stderr, "\r%s, %d s ", document.Escape(what), int(time.Since(began).Seconds()))
 			case <-quit:
 				if shown {
 					fmt.Fprint(a.stderr, "\r\x1b[K")
@@ -73,7 +75,7 @@ func (a *app) confirm(ctx context.Context, g guard, name, described string) erro
 		return fail(exitUsage, "add --yes", "this would %s, and there is no terminal to ask on", described)
 	}
 	a.hint("This will %s.", described)
-	fmt.Fprintf(a.stderr, "Type %s to go on: ", escape(name))
+	fmt.Fprintf(a.stderr, "Type %s to go on: ", document.Escape(name))
 	typed := make(chan string, 1)
 	// Reading a terminal cannot be interrupted; the process ends soon after.
 	go func() {

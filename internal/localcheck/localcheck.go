@@ -1,4 +1,6 @@
-package main
+// Package localcheck looks for what is wrong on this machine: it needs no server and no
+// network.
+package localcheck
 
 import (
 	"context"
@@ -16,8 +18,8 @@ import (
 	"github.com/fleetbus/fleetbus/internal/human"
 )
 
-// localCheckers look at this machine. They need no server and no network.
-func localCheckers(dir string) []doctor.Checker {
+// Checkers look at the data directory dir, its disk and the clock.
+func Checkers(dir string) []doctor.Checker {
 	return []doctor.Checker{
 		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkModes(dir) }),
 		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkDisk(dir) }),

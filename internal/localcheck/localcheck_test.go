@@ -1,6 +1,8 @@
-package main
+package localcheck
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -26,7 +28,14 @@ func TestCheckClock(t *testing.T) {
 	if got := codes(checkClock(dir, now)); got != "" {
 		t.Errorf("without an authority: %s", got)
 	}
-	path := writeFile(t, filepath.Join(dir, "admin", "ca.pem"), authority.ClientsPEM())
+	path := filepath.Join(dir, "admin", "ca.pem")
+	write := func(data []byte) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(authority.ClientsPEM())
 	for want, at := range map[string]time.Time{
 		"":                   now,
 		"CLOCK-BEHIND ":      now.AddDate(-1, 0, 0),
@@ -36,7 +45,7 @@ func TestCheckClock(t *testing.T) {
 			t.Errorf("at %v: %q, not %q", at, got, want)
 		}
 	}
-	writeFile(t, path, []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	write([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
 	if got := codes(checkClock(dir, now)); got != "AUTHORITY-UNREADABLE " {
 		t.Errorf("of a bad file: %q", got)
 	}
