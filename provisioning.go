@@ -112,7 +112,7 @@ func (s *Server) openProvisioner(_ context.Context, r admin.ProvisionerRequest) 
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
 	}
 	reply.Chain = string(chain)
-	reply.JWT, err = s.fleet.authority.SessionJWT(account, p, r.Key, false, now)
+	reply.JWT, err = s.fleet.authority.ProvisionerJWT(account, p, r.Key, now)
 	return reply, err
 }
 

@@ -330,22 +330,38 @@ func (a *Authority) UserJWT(account Account, role Role, name, userPublic string,
 
 // SessionJWT signs the JWT of one session: for p, who holds the private half of
 // the nkey userPublic. What p may do is in the JWT itself. With inProcess it is
-// good for connections within a server only.
+// good for connections within a server only. It is good at the engine of this process.
 func (a *Authority) SessionJWT(account Account, p Principal, userPublic string, inProcess bool, now time.Time) (string, error) {
+	claims, err := a.sessionClaims(account, p, userPublic, now)
+	if err != nil {
+		return "", err
+	}
+	if inProcess {
+		claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeInProcess}
+	}
+	token, err := a.signSession(account, claims, now)
+	if err != nil {
+		return "", fmt.Errorf("signing a session of %q: %w", p, err)
+	}
+	return token, nil
+}
+
+// sessionClaims are what the JWT of a session says.
+func (a *Authority) sessionClaims(account Account, p Principal, userPublic string, now time.Time) (*jwt.UserClaims, error) {
 	if err := p.Validate(); err != nil {
-		return "", fmt.Errorf("signing a session of %s: %w", quote(p.String()), err)
+		return nil, fmt.Errorf("signing a session of %s: %w", quote(p.String()), err)
 	}
 	if p.Account != account.Name {
-		return "", fmt.Errorf("signing a session of %q: its account is not %s", p, quote(account.Name))
+		return nil, fmt.Errorf("signing a session of %q: its account is not %s", p, quote(account.Name))
 	}
 	if !p.Expires.IsZero() && !now.Before(p.Expires) {
-		return "", fmt.Errorf("signing a session of %q: it has expired", p)
+		return nil, fmt.Errorf("signing a session of %q: it has expired", p)
 	}
 	if !nkeys.IsValidPublicUserKey(userPublic) {
-		return "", fmt.Errorf("signing a session of %q: %s is not the key of a user", p, quote(userPublic))
+		return nil, fmt.Errorf("signing a session of %q: %s is not the key of a user", p, quote(userPublic))
 	}
 	if _, err := a.checkAccount(account); err != nil {
-		return "", fmt.Errorf("signing a session of %q: %w", p, err)
+		return nil, fmt.Errorf("signing a session of %q: %w", p, err)
 	}
 	claims := jwt.NewUserClaims(userPublic)
 	claims.Name = p.Name
@@ -355,15 +371,8 @@ func (a *Authority) SessionJWT(account Account, p Principal, userPublic string, 
 	if p.Role != "" {
 		claims.Tags.Add(RoleTag + p.Role)
 	}
-	if inProcess {
-		claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeInProcess}
-	}
 	claims.Expires = unix(p.Expires)
-	token, err := a.signSession(account, claims, now)
-	if err != nil {
-		return "", fmt.Errorf("signing a session of %q: %w", p, err)
-	}
-	return token, nil
+	return claims, nil
 }
 
 // ServiceCredentials makes a fresh key and the JWT of a session of p with it,

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nats-io/jwt/v2"
 )
 
 // Provisioning is how a machine that nobody knows gets an identity: it comes in as
@@ -58,6 +60,27 @@ func Provisioner(account, name string, expires time.Time) Principal {
 		Subscribe: Rule{Allow: []string{ProvisionHello + "*", ProvisionAsk + "*.*", inbox}},
 	}
 	return p
+}
+
+// ProvisionerJWT signs the JWT of p, a Provisioner who holds the private half of the
+// nkey userPublic. Unlike SessionJWT's it is good at every node: it is of the keys that
+// sign for the account's links.
+func (a *Authority) ProvisionerJWT(account Account, p Principal, userPublic string, now time.Time) (string, error) {
+	claims, err := a.sessionClaims(account, p, userPublic, now)
+	if err != nil {
+		return "", err
+	}
+	claims.IssuerAccount = account.Public
+	claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeStandard}
+	key, err := a.roleKey(account.ID, RoleLeaf)
+	if err != nil {
+		return "", fmt.Errorf("signing provisioner %q: %w", p, err)
+	}
+	token, err := encode(claims, key, now)
+	if err != nil {
+		return "", fmt.Errorf("signing provisioner %q: %w", p, err)
+	}
+	return token, nil
 }
 
 // Stranger is a machine that nobody knows: it came from remote, an address with or

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
 )
 
 func TestWhereabouts(t *testing.T) {
@@ -35,6 +38,55 @@ func TestWhereabouts(t *testing.T) {
 		if got, err := WhereaboutsAddr(bad); err == nil {
 			t.Errorf("%q is %v", bad, got)
 		}
+	}
+}
+
+// TestProvisionerJWT has a provisioner whom one node let in come to another.
+func TestProvisionerJWT(t *testing.T) {
+	now := time.Now()
+	one, _, err := NewAuthority("corp", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := one.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var other Authority
+	if err := other.Unmarshal(data); err != nil {
+		t.Fatal(err)
+	}
+	account, err := one.NewAccount("strangers", Limits{}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := newKeyPair(nkeys.CreateUser())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Provisioner("strangers", "provisioner-1", now.Add(time.Hour))
+	token, err := one.ProvisionerJWT(account, p, key.public, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := jwt.DecodeUserClaims(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms, err := other.AccountJWT(account, BuiltinRoles(), nil, Flows{}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := jwt.DecodeAccountClaims(terms)
+	if err != nil || !claims.DidSign(user) {
+		t.Errorf("the other node does not take it: %v", err)
+	}
+	if !slices.Equal(user.AllowedConnectionTypes, []string{jwt.ConnectionTypeStandard}) || len(user.Pub.Allow) == 0 || len(user.Sub.Allow) == 0 {
+		t.Errorf("it may do more than a provisioner: %+v", user.User)
+	}
+	p.Expires = now.Add(-time.Second)
+	if _, err := one.ProvisionerJWT(account, p, key.public, now); err == nil {
+		t.Error("one that has expired is signed")
 	}
 }
 
