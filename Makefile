@@ -1,5 +1,5 @@
-# lean leaves out what few need and is large: sources of MySQL and SQLite, and the ACME
-# authority of the demonstration. Empty leaves out nothing.
+# lean leaves out what few need and is large: sources of MySQL and SQLite, the benches
+# of this project, and the ACME authority of the demonstration. Empty leaves out nothing.
 TAGS = lean
 
 .PHONY: build test lint bench

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/internal/bench"
 	"github.com/fleetbus/fleetbus/internal/human"
+	"github.com/fleetbus/fleetbus/internal/natsload"
 )
 
 // benchFlags are those of bench.
@@ -44,8 +45,20 @@ will notice.`,
 	// These are not for the verbs under bench, which start fleets of their own.
 	fleet := a.onFleet(&cobra.Command{})
 	flags.AddFlagSet(fleet.PersistentFlags())
-	cmd.AddCommand(newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchCertificatesCommand(a), newBenchScaleCommand(a), newBenchClientsCommand(a))
+	cmd.AddCommand(newBenchClientsCommand(a))
+	cmd.AddCommand(benchVerbs(a)...)
 	return a.output(cmd)
+}
+
+// newBenchClientsCommand is what bench scale runs the clients in.
+func newBenchClientsCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "clients", Args: takes(), Annotations: prints(), Hidden: true,
+		Short: "Be very many clients, as bench scale says on standard input",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return natsload.Serve(cmd.Context(), a.stdin, a.stdout)
+		},
+	}
 }
 
 // showConditions writes them below a table.

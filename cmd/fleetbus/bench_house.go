@@ -1,3 +1,5 @@
+//go:build !lean
+
 package main
 
 import (
@@ -9,8 +11,12 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/fleetbus/fleetbus/internal/bench"
-	"github.com/fleetbus/fleetbus/internal/natsload"
 )
+
+// benchVerbs are what measures this project, for those who work on it.
+func benchVerbs(a *app) []*cobra.Command {
+	return []*cobra.Command{newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchCertificatesCommand(a), newBenchScaleCommand(a)}
+}
 
 // newBenchHouseCommand makes the command that looks at the project itself.
 func newBenchHouseCommand(a *app) *cobra.Command {
@@ -63,17 +69,6 @@ and half an hour. A target that is missed is no failure.`,
 		flags.IntVar(&o.Clients, "clients", bench.ScaleClients, "clients, in all")
 		flags.BoolVar(&o.Alone, "alone", false, "without the bare engine beside it")
 	})
-}
-
-// newBenchClientsCommand is what bench scale runs the clients in.
-func newBenchClientsCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "clients", Args: takes(), Annotations: prints(), Hidden: true,
-		Short: "Be very many clients, as bench scale says on standard input",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return natsload.Serve(cmd.Context(), a.stdin, a.stdout)
-		},
-	}
 }
 
 // measures makes cmd do what measure does, and show the figures. It has more flags than
