@@ -217,7 +217,7 @@ func TestRecorded(t *testing.T) {
 				defer conn.Close()
 				_, _ = conn.Write(down)
 				_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-				for err := error(nil); err == nil; _, err = conn.Read(buf[:1]) {
+				for one, err := make([]byte, 1), error(nil); err == nil; _, err = conn.Read(one) {
 				}
 			})
 		}
