@@ -107,7 +107,7 @@ func fill(t testing.TB, p *proxy.Pair, dir string) {
 	t.Helper()
 	var more []string
 	for i := range 40 {
-		more = append(more, string(proxytest.Pair(t, "ca", strings.Repeat("x", i+1)+".test").Chain))
+		more = append(more, string(proxytest.Pair(t, "ca", strings.Repeat("x.", 2*i+1)+"test").Chain)) // of more lines and fewer
 	}
 	command := "set ssl cert " + dir + p.ID + ".pem <<\n" + string(p.Chain)
 	for range 100_000 {
