@@ -99,6 +99,7 @@ func TestSessionOutlives(t *testing.T) {
 	if m := next[*packet.Publish](sub); string(m.Payload) != "live again" {
 		t.Errorf("%+v", m)
 	}
+	sub.well() // what it acknowledged has been read
 	// A client with the same identifier takes the session, and the old one is told.
 	other, ack := h.connect(t, forever)
 	if code := sub.code(); code != packet.SessionTakenOver || !ack.SessionPresent {
