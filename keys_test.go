@@ -415,6 +415,7 @@ func TestChangeKeysOfSite(t *testing.T) {
 		}
 		return nil
 	})
+	waitSite(t, hub, "berlin", admin.SiteLinked) // and has been told when the old ends
 	w.cut()
 	waitSite(t, hub, "berlin", admin.SiteAway)
 	fleetbustest.Eventually(t, "the old key ends at the site that is away", func() error {

@@ -492,14 +492,14 @@ func (s *Server) findTwice(ctx context.Context, nc *nats.Conn, link *siteLink) e
 
 // siteLinks are the links that this node holds.
 func (s *Server) siteLinks() (all []admin.Site) {
-	l := &s.fleet.sites
+	l, seq := &s.fleet.sites, s.fleet.directory.Seq()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, link := range l.links {
 		if link.known && link.alone {
 			all = append(all, admin.Site{
 				Account: link.account.Name, Name: link.name, State: admin.SiteLinked, Node: s.fleet.node,
-				Remote: link.Remote, Since: link.since, RoundTrip: link.RoundTrip, Current: link.told != [sha256.Size]byte{},
+				Remote: link.Remote, Since: link.since, RoundTrip: link.RoundTrip, Current: link.seq == seq,
 			})
 		}
 	}

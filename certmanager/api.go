@@ -208,9 +208,22 @@ func refusal(err error) *admin.Error {
 	return admin.Errorf(admin.Failed, "", "%v", err)
 }
 
-// hearsay is how long a manager waits for a certificate that it does not know: who asks
-// may have it from another manager, of a moment ago.
+// hearsay is how long a manager waits for a certificate that it does not know, or for
+// its first configuration: who asks may have it from another manager, of a moment ago.
 const hearsay = time.Second
+
+// configuredSoon is configured, which it waits for.
+func (s *session) configuredSoon(ctx context.Context) (settings *Settings, err error) {
+	ctx, cancel := context.WithTimeout(ctx, hearsay)
+	defer cancel()
+	if s.until(ctx, func() bool {
+		settings, err = s.configured()
+		return !errors.Is(err, errNoConfig)
+	}) != nil {
+		return nil, errNoConfig
+	}
+	return settings, err
+}
 
 // find returns the certificate of an id, in whatever group.
 func (s *session) find(ctx context.Context, id string) (found *cert.Record, err error) {
@@ -245,7 +258,7 @@ type MakeRequest struct {
 // waits hears of its steps.
 func (s *session) mk(ctx context.Context, in MakeRequest, progress func(string)) (*cert.Record, error) {
 	group := cmp.Or(in.Group, DefaultGroup)
-	settings, err := s.configured()
+	settings, err := s.configuredSoon(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -498,7 +511,7 @@ func (s *session) renewable(ctx context.Context, in RenewableRequest, progress f
 
 // renewDue renews the first that is due, or all of them, and waits for it.
 func (s *session) renewDue(ctx context.Context, first bool, progress func(string)) ([]Renewable, error) {
-	if _, err := s.configured(); err != nil {
+	if _, err := s.configuredSoon(ctx); err != nil {
 		return nil, err
 	}
 	all := []Renewable{}

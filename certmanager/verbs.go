@@ -337,8 +337,8 @@ func (s *session) updateConfig(ctx context.Context, in ConfigRequest, _ func(str
 	return reply, nil
 }
 
-func (s *session) displayConfig(context.Context, struct{}, func(string)) (ConfigReply, error) {
-	settings, err := s.configured()
+func (s *session) displayConfig(ctx context.Context, _ struct{}, _ func(string)) (ConfigReply, error) {
+	settings, err := s.configuredSoon(ctx)
 	if err != nil {
 		return ConfigReply{}, err
 	}
@@ -484,7 +484,7 @@ type rooted interface {
 }
 
 func (s *session) root(ctx context.Context, in RootRequest, _ func(string)) (RootReply, error) {
-	settings, err := s.configured()
+	settings, err := s.configuredSoon(ctx)
 	if err != nil {
 		return RootReply{}, err
 	}
