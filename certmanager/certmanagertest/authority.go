@@ -81,7 +81,7 @@ type Authority struct {
 	ca        *ca.CAImpl
 	db        *db.MemoryStore
 	manage    http.Handler
-	listing   sync.RWMutex // orders
+	alone     sync.RWMutex // for what Pebble does without locks
 	web       http.Handler
 	http, tls *vantage
 

@@ -178,15 +178,15 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body)
 }
 
-// answer is Pebble's. It lists orders while it does nothing else: it reads them then without
-// their locks, and takes others in an order of its own.
+// answer is Pebble's. It lists orders, and makes accounts, while it does nothing else: it
+// reads them then without their locks, and takes others in an order of its own.
 func (a *Authority) answer(r *http.Request) *httptest.ResponseRecorder {
-	if strings.HasPrefix(r.URL.Path, ListOrders) {
-		a.listing.Lock()
-		defer a.listing.Unlock()
+	if strings.HasPrefix(r.URL.Path, ListOrders) || r.URL.Path == NewAccount {
+		a.alone.Lock()
+		defer a.alone.Unlock()
 	} else {
-		a.listing.RLock()
-		defer a.listing.RUnlock()
+		a.alone.RLock()
+		defer a.alone.RUnlock()
 	}
 	answer := httptest.NewRecorder()
 	a.web.ServeHTTP(answer, r)
