@@ -1,6 +1,7 @@
 package fleetbus_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,16 @@ import (
 type traffic struct {
 	cut  atomic.Int64
 	stop func() error
+}
+
+// keep stores a message once, also if the leader of its stream is gone with the answer.
+func keep(t *testing.T, js jetstream.JetStream, id string) (err error) {
+	for range 12 {
+		if _, err = js.Publish(limited(t, 5*time.Second), "kept", nil, jetstream.WithMsgID(id)); !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return err
 }
 
 func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other string) *traffic {
@@ -70,7 +82,7 @@ func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other stri
 			}
 			if failed = pub.Publish("live", nil); failed == nil {
 				sent++
-				_, failed = js.Publish(limited(t, time.Minute), "kept", nil)
+				failed = keep(t, js, strconv.FormatInt(kept, 10))
 				kept++
 			}
 		}
