@@ -87,13 +87,7 @@ func (s *Server) otherRegions() []identity.Region {
 
 // gatewayAddrs are where other regions are linked to the nodes of this one.
 func (s *Server) gatewayAddrs() []string {
-	addrs := []string{}
-	for _, n := range s.fleet.directory.Nodes() {
-		if n.GatewayAddr != "" {
-			addrs = append(addrs, n.GatewayAddr)
-		}
-	}
-	return addrs
+	return s.nodeAddrs(func(n identity.Node) string { return n.GatewayAddr })
 }
 
 // keepRegions keeps this region and the others in agreement, until ctx is done.

@@ -228,10 +228,15 @@ func (s *Server) recordAddrs(ctx context.Context) error {
 
 // leafAddrs are where sites are linked to the nodes.
 func (s *Server) leafAddrs() []string {
+	return s.nodeAddrs(func(n identity.Node) string { return n.LeafAddr })
+}
+
+// nodeAddrs are the addresses of one kind that the nodes have.
+func (s *Server) nodeAddrs(of func(identity.Node) string) []string {
 	addrs := []string{}
 	for _, n := range s.fleet.directory.Nodes() {
-		if n.LeafAddr != "" {
-			addrs = append(addrs, n.LeafAddr)
+		if addr := of(n); addr != "" {
+			addrs = append(addrs, addr)
 		}
 	}
 	return addrs

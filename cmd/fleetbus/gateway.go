@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nkeys"
 	"github.com/spf13/cobra"
@@ -26,8 +25,7 @@ func newGatewayCommand(a *app) *cobra.Command {
 
 func newGatewayToken(a *app) *cobra.Command {
 	request := admin.TokenRequest{Kind: identity.KindRegion}
-	lasts := life(24 * time.Hour)
-	var g guard
+	var m tokenMaker
 	cmd := &cobra.Command{
 		Use: "token REGION", Args: takes("REGION"), Annotations: writes(),
 		Short: "Make an enrollment token for a region",
@@ -37,31 +35,11 @@ fleet as a node does, until it expires.`,
 		Example: `  fleetbus gateway token us
   fleetbus gateway token us --life 2h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request.Name, request.Life = args[0], time.Duration(lasts)
-			switch {
-			case lasts == never:
-				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
-			case g.dryRun:
-				return a.showPlan("make a token for region %s, for %s", request.Name, human.Duration(request.Life))
-			}
-			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
-				return c.AddToken(ctx, request)
-			})
-			if err != nil {
-				return err
-			}
-			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
-				return err
-			}
-			a.hint("token %s is good for region %s until %s", reply.ID, reply.Name, human.Time(reply.Expires))
-			if reply.Join != "" {
-				a.hint("use it on the first node of the region with: fleetbus join %s --as gateway --token %s", reply.Join, reply.Text)
-			}
-			return nil
+			request.Name = args[0]
+			return m.make(cmd, a, request, "region "+args[0], "region "+args[0], "on the first node of the region")
 		},
 	}
-	cmd.Flags().Var(&lasts, "life", "how long it can be used")
-	g.drying(cmd)
+	m.add(cmd)
 	return a.output(cmd)
 }
 

@@ -24,8 +24,7 @@ func newLeafCommand(a *app) *cobra.Command {
 
 func newLeafToken(a *app) *cobra.Command {
 	request := admin.TokenRequest{Kind: identity.KindLeaf}
-	lasts := life(24 * time.Hour)
-	var g guard
+	var m tokenMaker
 	cmd := &cobra.Command{
 		Use: "token ACCOUNT", Args: takes("ACCOUNT"), Annotations: writes(),
 		Short: "Make an enrollment token for a site of an account",
@@ -34,35 +33,17 @@ kept nowhere: whoever holds it can make one site of that name, until it expires.
 		Example: `  fleetbus leaf token acme --site berlin
   fleetbus leaf token acme --site berlin --network 192.0.2.0/24 --life 2h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request.Account, request.Life = args[0], time.Duration(lasts)
-			switch {
-			case request.Name == "":
+			request.Account = args[0]
+			if request.Name == "" {
 				return fail(exitUsage, "--site NAME", "adding a token: a token for a site needs the site's name")
-			case lasts == never:
-				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
-			case g.dryRun:
-				return a.showPlan("make a token for site %s of account %s, for %s", request.Name, request.Account, human.Duration(request.Life))
 			}
-			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
-				return c.AddToken(ctx, request)
-			})
-			if err != nil {
-				return err
-			}
-			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
-				return err
-			}
-			a.hint("token %s is good for site %s of account %s until %s", reply.ID, reply.Name, reply.Account, human.Time(reply.Expires))
-			if reply.Join != "" {
-				a.hint("use it there with: fleetbus join %s --as leaf --token %s", reply.Join, reply.Text)
-			}
-			return nil
+			site := fmt.Sprintf("site %s of account %s", request.Name, request.Account)
+			return m.make(cmd, a, request, site, site, "there")
 		},
 	}
 	cmd.Flags().StringVar(&request.Name, "site", "", "`name` of the site, and of the domain that its streams have")
 	cmd.Flags().StringSliceVar(&request.Networks, "network", nil, "networks that its link may come from, such as 192.0.2.0/24 (default: any)")
-	cmd.Flags().Var(&lasts, "life", "how long it can be used")
-	g.drying(cmd)
+	m.add(cmd)
 	return a.output(cmd)
 }
 

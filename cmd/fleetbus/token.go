@@ -19,10 +19,59 @@ func newTokenCommand(a *app) *cobra.Command {
 		newTokenAdd(a), newTokenList(a), newTokenRemove(a)))
 }
 
+// tokenMaker is what the commands that make enrollment tokens have in common.
+type tokenMaker struct {
+	lasts life
+	g     guard
+}
+
+// add gives cmd the flags.
+func (m *tokenMaker) add(cmd *cobra.Command) {
+	m.lasts = life(24 * time.Hour)
+	cmd.Flags().Var(&m.lasts, "life", "how long it can be used")
+	m.g.drying(cmd)
+}
+
+// make makes a token for who is planned, says for whom it is good, and how to use it
+// where.
+func (m *tokenMaker) make(cmd *cobra.Command, a *app, request admin.TokenRequest, planned, good, where string) error {
+	request.Life = time.Duration(m.lasts)
+	switch {
+	case m.lasts == never:
+		return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
+	case m.g.dryRun:
+		return a.showPlan("make a token for %s, for %s", planned, human.Duration(request.Life))
+	}
+	reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
+		return c.AddToken(ctx, request)
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
+		return err
+	}
+	a.hint("token %s is good for %s until %s", reply.ID, good, human.Time(reply.Expires))
+	if reply.Join != "" {
+		a.hint("use it %s with: fleetbus join %s%s --token %s", where, reply.Join, joinAs(reply), reply.Text)
+	}
+	return nil
+}
+
+// joinAs is how what a token is for joins.
+func joinAs(reply admin.TokenReply) string {
+	switch reply.Kind {
+	case identity.KindNode:
+		return ""
+	case identity.KindTarget, identity.KindLeaf, identity.KindRegion:
+		return " --as " + string(reply.Kind)
+	}
+	return fmt.Sprintf(" --as %s --out %s.creds", reply.Kind, or(reply.Name, "FILE"))
+}
+
 func newTokenAdd(a *app) *cobra.Command {
 	var bound string
-	lasts := life(24 * time.Hour)
-	var g guard
+	var m tokenMaker
 	cmd := &cobra.Command{
 		Use: "add KIND", Aliases: []string{"create"}, Args: takes("KIND"), Annotations: writes(),
 		ValidArgs: []string{string(identity.KindNode), string(identity.KindUser), string(identity.KindLeaf), string(identity.KindRegion), string(identity.KindTarget)},
@@ -32,7 +81,7 @@ shown once and kept nowhere: whoever holds it can enroll, once, until it expires
 		Example: `  fleetbus token add node --for eu-2
   fleetbus token add user --for acme/alice --life 2h`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request := admin.TokenRequest{Kind: identity.Kind(args[0]), Name: bound, Life: time.Duration(lasts)}
+			request := admin.TokenRequest{Kind: identity.Kind(args[0]), Name: bound}
 			if account, name, ok := strings.Cut(bound, "/"); ok {
 				request.Account, request.Name = account, name
 			}
@@ -41,38 +90,12 @@ shown once and kept nowhere: whoever holds it can enroll, once, until it expires
 				return fail(exitUsage, "fleetbus token add --help", "adding a token: %q is not %s", args[0], strings.Join(cmd.ValidArgs, ", "))
 			case request.Kind == identity.KindUser && request.Account == "":
 				return fail(exitUsage, "--for ACCOUNT/NAME", "adding a token: a token for a user is for one user")
-			case lasts == never:
-				return fail(exitUsage, "--life 30d", "adding a token: a token has to expire")
-			case g.dryRun:
-				return a.showPlan("make a token for a %s, for %s", args[0], human.Duration(request.Life))
 			}
-			reply, err := administer(cmd, a, "adding a token", func(ctx context.Context, c *admin.Client) (admin.TokenReply, error) {
-				return c.AddToken(ctx, request)
-			})
-			if err != nil {
-				return err
-			}
-			if err := a.show(report{value: reply, text: func(p *page) { p.line("%s", reply.Text) }}); err != nil {
-				return err
-			}
-			a.hint("token %s is good for one %s until %s", reply.ID, reply.Kind, human.Time(reply.Expires))
-			if reply.Join != "" {
-				as := ""
-				switch reply.Kind {
-				case identity.KindNode:
-				case identity.KindTarget, identity.KindLeaf, identity.KindRegion:
-					as = " --as " + string(reply.Kind)
-				default:
-					as = fmt.Sprintf(" --as %s --out %s.creds", reply.Kind, or(reply.Name, "FILE"))
-				}
-				a.hint("use it there with: fleetbus join %s%s --token %s", reply.Join, as, reply.Text)
-			}
-			return nil
+			return m.make(cmd, a, request, "a "+args[0], "one "+args[0], "there")
 		},
 	}
 	cmd.Flags().StringVar(&bound, "for", "", "`name` of the node, or account/name of the user, that alone may use it")
-	cmd.Flags().Var(&lasts, "life", "how long it can be used")
-	g.drying(cmd)
+	m.add(cmd)
 	return a.output(cmd)
 }
 
