@@ -1,11 +1,15 @@
-# lean leaves out what few need and is large: sources of MySQL and SQLite, the benches
-# of this project, and the ACME authority of the demonstration. Empty leaves out nothing.
+# lean leaves out what few nodes need and is large: sources of databases, managers that use
+# ACME, the console, and the benches of this project. Empty leaves out nothing, as packages
+# have it.
 TAGS = lean
 
-.PHONY: build test lint bench
+.PHONY: build package test lint bench
 
 build:
 	CGO_ENABLED=0 go build -tags '$(TAGS)' -trimpath -ldflags '-s -w' -o bin/fleetbus ./cmd/fleetbus
+
+package:
+	deploy/package
 
 test:
 	.ci/test $(TESTFLAGS)

@@ -92,7 +92,7 @@ func byPassword(s *fleetbustest.Server, user, password string, opts ...nats.Opti
 	if _, name, err := identity.SplitName(user); err == nil {
 		opts = append(opts, nats.CustomInboxPrefix(identity.Inbox(name)))
 	}
-	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), nats.UserInfo(user, password)}, opts...)...)
+	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), nats.Timeout(20 * time.Second), nats.UserInfo(user, password)}, opts...)...)
 }
 
 // byCertificate connects over NATS with a client certificate.
@@ -143,9 +143,11 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			opening := "LOGIN " + c.user + " " + c.password
-			opts := []nats.Option{nats.Secure(s.TLS()), nats.UserInfo(c.user, c.password)}
+			opts := []nats.Option{nats.Secure(s.TLS()), nats.Timeout(20 * time.Second)}
 			if c.token != "" {
-				opening, opts = "TOKEN "+c.token, []nats.Option{nats.Secure(s.TLS()), nats.Token(c.token)}
+				opening, opts = "TOKEN "+c.token, append(opts, nats.Token(c.token))
+			} else {
+				opts = append(opts, nats.UserInfo(c.user, c.password))
 			}
 			before := len(j.lines("client refused", c.operator))
 			if _, err := dialLines(limited(t, 10*time.Second), addr, s.TLS(), opening); err == nil || err.Error() != "unauthorized" {

@@ -3,20 +3,17 @@ package fleetbus
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
-	"github.com/fleetbus/fleetbus/internal/nodetls"
+	"github.com/fleetbus/fleetbus/internal/grant"
 )
 
 // putAccount makes an account or sets the limits of one.
@@ -52,9 +49,14 @@ func (s *Server) addAccount(ctx context.Context, r admin.AccountRequest) (any, e
 	return s.fleet.spread(ctx, s.conn, seq, began)
 }
 
-func (s *Server) listAccounts(ctx context.Context, _ struct{}) (any, error) {
+func (s *Server) listAccounts(ctx context.Context, r admin.AccountsRequest) (any, error) {
 	all := []admin.AccountInfo{}
+	managed := s.fleet.directory.Records(certNoun)
 	for _, a := range s.fleet.directory.Accounts() {
+		if _, certs := managed[a.Name]; r.Brief {
+			all = append(all, admin.AccountInfo{Account: a, Users: s.fleet.directory.NumUsers(a.Name), Certificates: certs})
+			continue
+		}
 		all = append(all, s.accountInfo(ctx, a))
 	}
 	return all, nil
@@ -174,7 +176,7 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 	}
 	var user identity.User
 	seq, err := s.fleet.change(ctx, userSubject(account, name), func() (any, error) {
-		user, err = g.user(s.fleet.directory)
+		user, err = g.User(s.fleet.directory)
 		return user, err
 	})
 	if err != nil {
@@ -186,7 +188,7 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 		}
 	}
 	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
-	if err := g.issue(&reply); err != nil {
+	if err := g.Issue(&reply); err != nil {
 		return nil, err
 	}
 	reply.Spread, err = s.fleet.spread(ctx, s.conn, seq, began)
@@ -204,180 +206,8 @@ func public(u identity.User) identity.User {
 	return u
 }
 
-// grant is one credential on its way to a user.
-type grant struct {
-	s            *Server
-	account      identity.Account
-	role         identity.Role
-	request      admin.UserRequest
-	name         string
-	kind         identity.Kind
-	now, expires time.Time
-	// signer is the generation of the role's key that signs, or an older one.
-	signer        string
-	csr           *x509.CertificateRequest
-	registered    *x509.Certificate
-	chain         string
-	certificate   identity.UserCertificate
-	roleRequested bool
-}
-
-// canHaveUsers reports whether an account that exists may.
-func canHaveUsers(account string) bool {
-	return account != identity.CalloutName && account != identity.RegionsName
-}
-
-func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant, error) {
-	g := &grant{s: s, request: r, name: name, kind: identity.KindUser, now: time.Now(), roleRequested: r.Role != ""}
-	var ok bool
-	if g.account, ok = s.fleet.account(account); !ok || !canHaveUsers(account) {
-		return nil, admin.Errorf(admin.NotFound, "fleetbus account add "+account, "there is no account %q", account)
-	}
-	if g.account.Guest() && r.Key != "" {
-		return nil, admin.Errorf(admin.Invalid, "make it at the hub, or give the user a certificate or a password here",
-			"account %q is a guest here: its creds files are the hub's", account)
-	}
-	known, exists := s.fleet.directory.User(account, name)
-	if exists && known.Site != nil && r.Role == "" {
-		return nil, admin.Errorf(admin.Conflict, "choose another name", "%q is a site, which has one credential", r.Name)
-	}
-	roleName := r.Role
-	switch {
-	case exists && roleName == "":
-		roleName = known.Role
-	case roleName == "" && account == identity.FleetName:
-		roleName = identity.RoleAdmin
-	case roleName == "" && account == identity.SystemName:
-		roleName = identity.RoleAuditor
-	case roleName == "":
-		roleName = "client"
-	}
-	if exists && known.Role != roleName {
-		return nil, admin.Errorf(admin.Conflict, "fleetbus user rm "+r.Name, "user %q exists with role %q", r.Name, known.Role)
-	}
-	if g.role, ok = s.fleet.directory.Role(roleName); !ok {
-		return nil, admin.Errorf(admin.NotFound, "fleetbus role ls", "there is no role %q", roleName)
-	}
-	if !g.role.AllowedIn(account) {
-		return nil, admin.Errorf(admin.Invalid, "fleetbus role ls", "role %q is not for users of account %q", roleName, account)
-	}
-	g.signer = s.fleet.authority.KeyNewest(identity.RoleKeys(g.account), roleName).ID
-	life := g.role.Expires
-	if exists {
-		life = known.Life(g.role)
-	}
-	if r.Expires != 0 {
-		life = r.Expires
-	}
-	if life > 0 {
-		g.expires = g.now.Add(life)
-	}
-	return g, g.parse()
-}
-
-// parse reads what the request carries.
-func (g *grant) parse() error {
-	r := g.request
-	if r.Key != "" && !nkeys.IsValidPublicUserKey(r.Key) {
-		return admin.Errorf(admin.Invalid, "", "the key is not a public user nkey")
-	}
-	if r.CSR != "" {
-		var err error
-		if g.csr, err = parseCSR(r.CSR); err != nil {
-			return err
-		}
-	}
-	if r.Certificate != "" {
-		block, _ := pem.Decode([]byte(r.Certificate))
-		if block == nil {
-			return admin.Errorf(admin.Invalid, "", "the certificate is not PEM")
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return admin.Errorf(admin.Invalid, "", "the certificate cannot be read: %v", err)
-		}
-		g.registered = cert
-	}
-	if r.Password != "" {
-		if err := identity.CheckPasswordHash(r.Password); err != nil {
-			return admin.Errorf(admin.Invalid, "", "%v", err)
-		}
-	}
-	if r.Bearer != "" {
-		if err := identity.CheckBearerHash(r.Bearer); err != nil {
-			return admin.Errorf(admin.Invalid, "", "%v", err)
-		}
-	}
-	if g.csr != nil {
-		life := nodetls.Life
-		if !g.expires.IsZero() {
-			life = g.expires.Sub(g.now)
-		}
-		signer := g.s.fleet.authority.KeyNewest(identity.KeyAuthority, "").ID
-		chain, err := g.s.fleet.authority.SignUser(g.csr, g.account.Name, g.name, life, g.now)
-		if err != nil {
-			return admin.Errorf(admin.Invalid, "", "%v", err)
-		}
-		block, _ := pem.Decode(chain)
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return err
-		}
-		g.chain = string(chain)
-		g.certificate = identity.UserCertificate{SHA256: identity.KeyHash(cert), Serial: cert.SerialNumber.Text(16), NotAfter: cert.NotAfter, Signer: signer}
-	}
-	return nil
-}
-
-// user is the record with the credential in it.
-func (g *grant) user(d *identity.Directory) (identity.User, error) {
-	u, ok := d.User(g.account.Name, g.name)
-	if !ok {
-		u = identity.User{Account: g.account.Name, Name: g.name, Kind: g.kind, Role: g.role.Name, Created: g.now}
-	}
-	if u.Denied {
-		return u, admin.Errorf(admin.Denied, "fleetbus user allow "+g.request.Name, "user %q is denied", g.request.Name)
-	}
-	if g.request.Expires != 0 {
-		u.Expires = g.request.Expires
-	}
-	// What has expired is of no use to a denial.
-	u.Keys = slices.DeleteFunc(u.Keys, func(k identity.UserKey) bool {
-		return k.Public == g.request.Key || !k.Expires.IsZero() && k.Expires.Before(g.now)
-	})
-	u.Certificates = slices.DeleteFunc(u.Certificates, func(c identity.UserCertificate) bool {
-		return c.NotAfter.Before(g.now) || c.SHA256 == g.certificate.SHA256 && !c.Registered
-	})
-	if g.request.Key != "" {
-		u.Keys = append(u.Keys, identity.UserKey{Public: g.request.Key, Issued: g.now, Expires: g.expires, Signer: g.signer})
-	}
-	if g.chain != "" {
-		u.Certificates = append(u.Certificates, g.certificate)
-	}
-	if c := g.registered; c != nil {
-		u.Certificates = append(u.Certificates, identity.UserCertificate{
-			SHA256: identity.KeyHash(c), Serial: c.SerialNumber.Text(16), NotAfter: c.NotAfter, Registered: true,
-		})
-	}
-	if g.request.Bearer != "" {
-		u.Bearer = &identity.Bearer{SecretHash: g.request.Bearer, Created: g.now, Expires: g.expires}
-	}
-	if g.request.Password != "" {
-		u.Password = g.request.Password
-	}
-	return u, nil
-}
-
-// issue puts the credential into the reply.
-func (g *grant) issue(reply *admin.UserReply) error {
-	reply.Chain = g.chain
-	reply.Expires = g.expires
-	if g.request.Key == "" {
-		return nil
-	}
-	var err error
-	reply.JWT, err = g.s.fleet.authority.UserJWT(g.account, g.role, g.name, g.request.Key, g.expires)
-	return err
+func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant.Grant, error) {
+	return grant.New(grant.Fleet{Authority: s.fleet.authority, Directory: s.fleet.directory, Account: s.fleet.account}, account, name, r)
 }
 
 // usersPage bounds the users in one answer, in bytes.
@@ -415,7 +245,7 @@ func (s *Server) listUsers(_ context.Context, r admin.UsersRequest) (any, error)
 }
 
 // connectionsTold is how many connections of a user are told of.
-const connectionsTold = 1000
+const connectionsTold = 200
 
 func (s *Server) getUser(ctx context.Context, r admin.Name) (any, error) {
 	u, err := s.wantUser(r.Name)

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,20 +15,12 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/adapter"
+	"github.com/fleetbus/fleetbus/internal/ask"
 )
 
-const (
-	// adapterPending and adapterBytes bound what an adapter holds on one node that
-	// its stream has not acknowledged.
-	adapterPending = 256
-	adapterBytes   = 32 << 20
-	// adapterTimeout bounds how long the stream may take.
-	adapterTimeout = 5 * time.Second
-	// adaptersCheck is how often a node looks for adapters that have ended.
-	adaptersCheck = time.Second
-	// nodeAdaptersSubject is asked of all nodes: what did your adapters do.
-	nodeAdaptersSubject = "node.adapters"
-)
+// nodeAdaptersSubject is asked of all nodes: what did your adapters do.
+const nodeAdaptersSubject = "node.adapters"
 
 // adapterInput is before the subjects by which a stream takes from its adapter. They
 // are private, so that nobody else can write there, and each region's own, so that no
@@ -45,113 +35,32 @@ func (s *Server) adapterInput() string {
 
 func adapterSubject(name string) string { return "adapter." + name }
 
-// adapters are those that this node has worked for.
-type adapters struct {
-	mu  sync.Mutex
-	all map[string]*adapter
-}
-
-// adapter is one of the fleet's, on this node. Its counts go on when it is set
-// anew.
-type adapter struct {
-	slots                     chan struct{}
-	bytes                     atomic.Int64
-	received, stored, refused atomic.Uint64
-
-	mu      sync.Mutex
-	record  identity.Adapter
-	session *Session // in the stream's account; nil before the first message
-	js      jetstream.JetStream
-}
-
-// adapter finds the adapter of a record.
-func (a *adapters) adapter(record identity.Adapter) *adapter {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	one := a.all[record.Name]
-	if one == nil {
-		if a.all == nil {
-			a.all = map[string]*adapter{}
-		}
-		one = &adapter{slots: make(chan struct{}, adapterPending)}
-		a.all[record.Name] = one
-	}
-	return one
-}
-
-// stream is the way to the adapter's stream, which is opened if it is not.
-func (a *adapter) stream(s *Server, record identity.Adapter) (jetstream.JetStream, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.session != nil && !a.session.IsClosed() && a.record.To == record.To {
-		return a.js, nil
-	}
-	if a.session != nil {
-		a.session.Close()
-	}
-	session, err := s.open(identity.Principal{
-		Account: record.To.Account, Name: "adapter", Kind: identity.KindService,
-		Permissions: identity.Permissions{
-			Publish: identity.Rule{Allow: []string{s.adapterInput() + ">"}}, Subscribe: identity.Rule{Allow: []string{"_INBOX.>"}},
+// newAdapters are those of this node, none yet.
+func (s *Server) newAdapters() *adapter.Adapters {
+	return adapter.New(adapter.Host{
+		Input: s.adapterInput, Logger: s.log,
+		Find: func(name string) (identity.Adapter, bool) { return s.fleet.directory.Adapter(name) },
+		Open: func(p identity.Principal) (*nats.Conn, func(), error) {
+			session, err := s.open(p)
+			if err != nil {
+				return nil, nil, err
+			}
+			return session.Conn, session.Close, nil
 		},
 	})
-	if err != nil {
-		return nil, err
-	}
-	js, err := jetstream.New(session.Conn)
-	if err != nil {
-		session.Close()
-		return nil, err
-	}
-	a.session, a.js, a.record = session, js, record
-	return js, nil
-}
-
-func (a *adapter) close() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.session != nil {
-		a.session.Close()
-		a.session = nil
-	}
-}
-
-// runAdapters closes what adapters that have ended had open, until ctx is done and
-// all is closed.
-func (s *Server) runAdapters(ctx context.Context) {
-	tick := time.NewTicker(adaptersCheck)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
-		s.adapters.mu.Lock()
-		for name, a := range s.adapters.all {
-			if _, ok := s.fleet.directory.Adapter(name); !ok || ctx.Err() != nil {
-				a.close()
-				delete(s.adapters.all, name)
-			}
-		}
-		s.adapters.mu.Unlock()
-		if ctx.Err() != nil {
-			return
-		}
-	}
 }
 
 // serveAdapters takes the messages of all accounts for all adapters. The nodes
 // share them. It never blocks: who cannot be served at once is told so.
 func (s *Server) serveAdapters(ctx context.Context, nc *nats.Conn) error {
 	_, err := nc.QueueSubscribe(identity.AdapterRequests, "adapter", func(msg *nats.Msg) {
-		taken, err := s.takeMessage(msg)
+		taken, err := s.adapters.Take(msg)
 		if err != nil {
 			s.answerMessage(msg, nil, err)
 			return
 		}
 		s.group.Go(func() {
-			defer taken.done()
-			stored, err := taken.store(ctx)
+			stored, err := taken.Store(ctx)
 			s.answerMessage(msg, stored, err)
 		})
 	})
@@ -159,96 +68,6 @@ func (s *Server) serveAdapters(ctx context.Context, nc *nats.Conn) error {
 		return fmt.Errorf("subscribing to %q: %w", identity.AdapterRequests, err)
 	}
 	return nil
-}
-
-// takenMessage is one that an adapter has room for.
-type takenMessage struct {
-	*Server
-	adapter *adapter
-	record  identity.Adapter
-	size    int64
-	msg     *nats.Msg // as it is to be stored
-}
-
-// takeMessage says whose a message is, and finds room for it.
-func (s *Server) takeMessage(msg *nats.Msg) (*takenMessage, error) {
-	name, public, subject, err := identity.AdapterMessage(msg.Subject)
-	if err != nil {
-		return nil, err
-	}
-	record, ok := s.fleet.directory.Adapter(name)
-	i := slices.IndexFunc(record.From, func(p identity.Party) bool { return p.Public == public })
-	if !ok || i < 0 {
-		return nil, admin.Errorf(admin.NotFound, "fleetbus adapter ls", "there is no adapter for this subject")
-	}
-	a := s.adapters.adapter(record)
-	a.received.Add(1)
-	sender, err := identity.ParseSender(msg.Header.Get(identity.RenewInfoHeader))
-	if err == nil && sender.Account != public {
-		err = fmt.Errorf("reading who sent a message: it is of another account")
-	}
-	if err != nil {
-		a.refused.Add(1)
-		s.log.Warn("a message was refused", "adapter", name, "account", record.From[i].Account, "error", err)
-		return nil, admin.Errorf(admin.Denied, "send a header as the protocol says", "it is not certain who sent the message")
-	}
-	t := &takenMessage{Server: s, adapter: a, record: record, size: int64(msg.Size())}
-	if a.bytes.Add(t.size) > adapterBytes {
-		a.bytes.Add(-t.size)
-		a.refused.Add(1)
-		return nil, errBusy
-	}
-	select {
-	case a.slots <- struct{}{}:
-	default:
-		a.bytes.Add(-t.size)
-		a.refused.Add(1)
-		return nil, errBusy
-	}
-	from := record.From[i].Account
-	t.msg = &nats.Msg{Subject: s.adapterInput() + name + "." + from + "." + subject, Data: msg.Data, Header: nats.Header{}}
-	for key, values := range msg.Header {
-		lower := strings.ToLower(strings.TrimSpace(key))
-		if !strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "fleetbus-") {
-			t.msg.Header[key] = values
-		}
-	}
-	// One sender's identifiers are none of another's.
-	if id := msg.Header.Get(nats.MsgIdHdr); id != "" {
-		t.msg.Header.Set(nats.MsgIdHdr, from+"/"+sender.Name+"/"+id)
-	}
-	t.msg.Header.Set(nats.ExpectedStreamHdr, record.Stream)
-	t.msg.Header.Set(admin.AdapterAccount, from)
-	t.msg.Header.Set(admin.AdapterSender, sender.Name)
-	t.msg.Header.Set(admin.AdapterSubject, subject)
-	t.msg.Header.Set(admin.AdapterTime, time.Now().UTC().Format(time.RFC3339Nano))
-	return t, nil
-}
-
-// errBusy asks the sender to come again.
-var errBusy = admin.Errorf(admin.Busy, "send it again, more slowly", "too much waits for the stream")
-
-func (t *takenMessage) done() {
-	t.adapter.bytes.Add(-t.size)
-	<-t.adapter.slots
-}
-
-// store returns when the stream has the message.
-func (t *takenMessage) store(ctx context.Context) (*admin.Stored, error) {
-	ctx, cancel := context.WithTimeout(ctx, adapterTimeout)
-	defer cancel()
-	js, err := t.adapter.stream(t.Server, t.record)
-	var ack *jetstream.PubAck
-	if err == nil {
-		ack, err = js.PublishMsg(ctx, t.msg)
-	}
-	if err != nil {
-		t.adapter.refused.Add(1)
-		t.log.Warn("a message was not stored", "adapter", t.record.Name, "error", err)
-		return nil, admin.Errorf(admin.Unavailable, "send it again", "the stream did not take the message")
-	}
-	t.adapter.stored.Add(1)
-	return &admin.Stored{Stream: ack.Stream, Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
 }
 
 // answerMessage tells the sender, if it asked.
@@ -263,7 +82,7 @@ func (s *Server) answerMessage(msg *nats.Msg, stored *admin.Stored, err error) {
 	if err != nil && !errors.As(err, &reply.Error) {
 		reply.Error = admin.Errorf(admin.Failed, "", "the message was not stored")
 	}
-	if err := respond(msg, reply); err != nil {
+	if err := ask.Answer(msg, reply); err != nil {
 		s.log.Debug("a sender could not be answered", "error", err)
 	}
 }
@@ -332,7 +151,7 @@ func (s *Server) addAdapter(ctx context.Context, r admin.AdapterRequest) (any, e
 // ensureStream makes the stream of an adapter, if it is missing, or says why the
 // one that is there does not do.
 func (s *Server) ensureStream(ctx context.Context, a identity.Adapter) error {
-	ctx, cancel := context.WithTimeout(ctx, adapterTimeout)
+	ctx, cancel := context.WithTimeout(ctx, adapter.Timeout)
 	defer cancel()
 	in, out := s.adapterInput()+a.Name+".>", admin.AdapterPrefix+a.Name+".>"
 	return s.inAccount(a.To.Account, func(js jetstream.JetStream) error {
@@ -381,20 +200,12 @@ type adaptersReply struct {
 }
 
 func (s *Server) answerAdapters(_ context.Context, msg *nats.Msg) error {
-	reply := adaptersReply{Node: s.fleet.node, Adapters: map[string]admin.AdapterCount{}}
-	s.adapters.mu.Lock()
-	for name, a := range s.adapters.all {
-		reply.Adapters[name] = admin.AdapterCount{
-			Node: s.fleet.node, Received: a.received.Load(), Stored: a.stored.Load(), Refused: a.refused.Load(), Pending: uint64(len(a.slots)),
-		}
-	}
-	s.adapters.mu.Unlock()
-	return respond(msg, reply)
+	return ask.Answer(msg, adaptersReply{Node: s.fleet.node, Adapters: s.adapters.Counts(s.fleet.node)})
 }
 
 func (s *Server) listAdapters(ctx context.Context, _ struct{}) (any, error) {
 	expect := s.fleet.up()
-	counts, err := scatter(ctx, s.conn, nodeAdaptersSubject, struct{}{}, infoTimeout, func(r adaptersReply) bool {
+	counts, err := ask.All(ctx, s.conn, nodeAdaptersSubject, struct{}{}, infoTimeout, func(r adaptersReply) bool {
 		delete(expect, r.Node)
 		return len(expect) == 0
 	})

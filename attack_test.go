@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,19 +37,24 @@ type attack struct {
 	creds        string // of evil
 	password     map[string]string
 	workers      *nats.Subscription
+	// devices is the node where evil's connect by MQTT.
+	devices *fleetbustest.Server
 
 	mu      sync.Mutex
 	crossed []string
 }
 
+// withMQTT gives a node a listener for MQTT.
+func withMQTT(o *fleetbus.Options) {
+	o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
+}
+
 func newAttack(t *testing.T, edit ...func(*fleetbus.Options)) *attack {
 	s := fleetbustest.Start(t, append(edit, func(o *fleetbus.Options) {
 		o.Grace = 100 * time.Millisecond
-		if !slices.ContainsFunc(o.Listeners, func(l fleetbus.Listener) bool { return l.Protocol == fleetbus.Gateway() }) {
-			o.Listeners = append(o.Listeners, fleetbus.Listener{Name: "mqtt", Addr: "127.0.0.1:0", Protocol: &mqtt.Protocol{}})
-		}
+		withMQTT(o)
 	})...)
-	a := &attack{Server: s, t: t, password: map[string]string{}}
+	a := &attack{Server: s, devices: s, t: t, password: map[string]string{}}
 	everything := identity.Rule{Allow: []string{">"}}
 	addRole(t, s, identity.Role{Name: "everything", Permissions: identity.Permissions{Publish: everything, Subscribe: everything}})
 	for _, name := range []string{"acme", "evil", "ops"} {
@@ -192,7 +196,11 @@ func (a *attack) live() {
 // device connects to the listener of MQTT.
 func (a *attack) device(account, id string, will *packet.Will) *device {
 	a.t.Helper()
-	conn, err := tls.Dial("tcp", a.Addr("mqtt").String(), a.TLS())
+	at := a.Server
+	if account == "evil" {
+		at = a.devices
+	}
+	conn, err := tls.Dial("tcp", at.Addr("mqtt").String(), at.TLS())
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -472,11 +480,9 @@ func (a *attack) run(t *testing.T, doors []attackDoor) (total int) {
 	return total
 }
 
-// TestAttacks has a user of one account try by every door to read or to write
-// another, and sees that nothing crosses; and that it would have seen it.
-func TestAttacks(t *testing.T) {
-	a := newAttack(t)
-	doors := append(a.doors(), []attackDoor{
+// deviceDoors are the ways by MQTT.
+func (a *attack) deviceDoors() []attackDoor {
+	return []attackDoor{
 		{name: "MQTT: filters", try: func() {
 			d := a.device("evil", "d1", nil)
 			d.hear("#", "+", "+/+", "orders/#", "/#", "$share/workers/orders/#", "$share/x/#", "shared/#", "fleet/#", "_INBOX/#", a.acme+"/#", "$SYS/#", "$KV/#", "$FLEETBUS/#")
@@ -501,6 +507,26 @@ func TestAttacks(t *testing.T) {
 			mine.send(&packet.Pingreq{})
 			mine.settle(packet.PINGRESP) // it was not taken over
 		}},
+		{name: "MQTT: stored messages", try: func() {
+			theirs := a.device("evil", "d6", nil)
+			theirs.send(&packet.Subscribe{ID: 1, Subscriptions: []packet.Subscription{{Filter: "#", QoS: 1}, {Filter: "$share/workers/#", QoS: 1}}})
+			theirs.settle(packet.SUBACK)
+			mine := a.device("acme", "d6", nil)
+			mine.send(&packet.Publish{ID: 1, Message: packet.Message{Topic: []byte("stored/x"), Payload: []byte(secret), QoS: 1}})
+			mine.settle(packet.PUBACK)
+			theirs.send(&packet.Publish{ID: 1, Message: packet.Message{Topic: []byte("evil/end"), Payload: []byte("end"), QoS: 1}})
+			theirs.settle(packet.PUBACK)
+			theirs.send(&packet.Pingreq{})
+			theirs.settle(packet.PINGRESP)
+		}},
+	}
+}
+
+// TestAttacks has a user of one account try by every door to read or to write
+// another, and sees that nothing crosses; and that it would have seen it.
+func TestAttacks(t *testing.T) {
+	a := newAttack(t)
+	doors := append(append(a.doors(), a.deviceDoors()...), []attackDoor{
 		// From here on acme consents.
 		{name: "control: messages by consent", crosses: true, try: func() {
 			a.consent(admin.ExportRequest{Account: "acme", Subject: "orders.>", To: []string{"evil"}}, admin.ImportRequest{Account: "evil", From: "acme", Subject: "orders.>", As: "from.acme.>"})
@@ -574,7 +600,7 @@ func TestAttacksByLinks(t *testing.T) {
 	gate.join(a.Addr("gateway").String())
 	leaf.join(a.Addr("leaf").String())
 	there := newWire(t)
-	us := addRegion(t, a.Server, "us", there)
+	us := addRegion(t, a.Server, "us", there, withMQTT)
 	o, err := joinSite(t, a.Server, "mine", siteToken(t, a.Server, "evil", "mine"))
 	if err != nil {
 		t.Fatal(err)
@@ -598,6 +624,10 @@ func TestAttacksByLinks(t *testing.T) {
 		a.evil = from.nc
 		t.Run(from.name, func(t *testing.T) {
 			doors := a.doors()
+			if from.name == "gateway" {
+				a.devices = us
+				doors = append(doors, a.deviceDoors()...)
+			}
 			tried += len(doors)
 			total += a.run(t, doors)
 		})

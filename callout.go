@@ -67,7 +67,7 @@ func (c *callout) serve(ctx context.Context) error {
 		return err
 	}
 	self := identity.Principal{Account: identity.CalloutName, Name: "service"}
-	c.service, err = c.broker.Connect(
+	c.service, err = c.broker.ConnectUrgent(
 		nats.Name("callout"), nats.NoReconnect(), nats.ErrorHandler(c.sessionError(self)),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
 	)
@@ -80,6 +80,8 @@ func (c *callout) serve(ctx context.Context) error {
 		if known, ok := c.ours.Load(msg.Header.Get(serverKeyHeader)); ok && !known.(bool) {
 			return
 		}
+		// The engine asked a moment ago, and waits no longer than that.
+		deadline := time.Now().Add(c.opts.Limits.HandshakeTimeout * 9 / 10)
 		select {
 		case c.busy <- struct{}{}:
 		case <-ctx.Done():
@@ -87,7 +89,7 @@ func (c *callout) serve(ctx context.Context) error {
 		}
 		c.group.Go(func() {
 			defer func() { <-c.busy }()
-			if err := c.answer(ctx, msg); err != nil {
+			if err := c.answer(ctx, msg, deadline); err != nil {
 				c.log.Warn("a client could not be authenticated", "error", err)
 			}
 		})
@@ -101,7 +103,9 @@ func (c *callout) serve(ctx context.Context) error {
 	return err
 }
 
-func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
+// answer decides on one client. After the deadline it says nothing: the engine is
+// about to refuse the client then, and an answer would meet one that is half closed.
+func (c *callout) answer(ctx context.Context, msg *nats.Msg, deadline time.Time) error {
 	authority := c.fleet.authority
 	serverKey := msg.Header.Get(serverKeyHeader)
 	req, err := authority.OpenCallout(msg.Data, serverKey)
@@ -133,6 +137,12 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 	if err != nil {
 		return fmt.Errorf("sealing the answer to a callout: %w", err)
 	}
+	if time.Now().After(deadline) {
+		if refused == nil {
+			c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "principal", p, "error", errLate)
+		}
+		return nil
+	}
 	if err := msg.Respond(sealed); err != nil || refused != nil {
 		return err
 	}
@@ -150,6 +160,8 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg) error {
 var (
 	// errCrowded is why a password is not even looked at.
 	errCrowded = errors.New("too many passwords are being verified")
+	// errLate is why a client is refused that did nothing wrong.
+	errLate = errors.New("deciding took longer than limits.handshake_timeout allows; this node has too much to do")
 	// errLimits is why a principal with limits is refused: the engine forgets
 	// those of whom the callout lets in.
 	errLimits = errors.New("its role has limits, which this listener keeps for creds files alone")

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +19,8 @@ import (
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
+	"github.com/fleetbus/fleetbus/internal/audit"
 )
 
 // OpenCertManager makes the Service that manages the certificates of an account, on
@@ -84,16 +88,21 @@ func (m *managers) set(account string, service Service) {
 	m.all[account] = service
 }
 
+// services are the managers of this node.
+func (m *managers) services() []Service {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.all))
+}
+
 // findings are those of the managers of this node.
 func (m *managers) findings(ctx context.Context) []doctor.Finding {
-	m.mu.Lock()
 	var checkers []doctor.Checker
-	for _, service := range m.all {
+	for _, service := range m.services() {
 		if c, ok := service.(doctor.Checker); ok {
 			checkers = append(checkers, c)
 		}
 	}
-	m.mu.Unlock()
 	return doctor.Run(ctx, checkers...)
 }
 
@@ -179,11 +188,11 @@ func (s *Server) runManager(ctx context.Context, account string) {
 // the account, and what these answer to who asked.
 func (s *Server) serveCerts(ctx context.Context) error {
 	busy := make(chan struct{}, certsAtOnce)
-	_, err := s.conn.QueueSubscribe(admin.CertSubject, "admin", func(msg *nats.Msg) {
+	serve := func(msg *nats.Msg) {
 		select {
 		case busy <- struct{}{}:
 		default:
-			_ = respond(msg, admin.Reply{Error: admin.Errorf(admin.Unavailable, "try again", "node %s has %d requests about certificates under way", s.fleet.node, certsAtOnce)})
+			_ = ask.Answer(msg, admin.Reply{Error: admin.Errorf(admin.Unavailable, "try again", "node %s has %d requests about certificates under way", s.fleet.node, certsAtOnce)})
 			return
 		}
 		s.group.Go(func() {
@@ -199,11 +208,13 @@ func (s *Server) serveCerts(ctx context.Context) error {
 				s.log.Warn("a request failed", "subject", msg.Subject, "error", err)
 				refusal = admin.Errorf(admin.Failed, "look at the log of node "+s.fleet.node, "it could not be done: node %s says why in its log", s.fleet.node)
 			}
-			_ = respond(msg, admin.Reply{Error: refusal})
+			_ = ask.Answer(msg, admin.Reply{Error: refusal})
 		})
-	})
-	if err != nil {
-		return fmt.Errorf("subscribing to %q: %w", admin.CertSubject, err)
+	}
+	for _, subject := range audit.BothWays(admin.CertSubject) {
+		if _, err := s.conn.QueueSubscribe(subject, "admin", serve); err != nil {
+			return fmt.Errorf("subscribing to %q: %w", subject, err)
+		}
 	}
 	return nil
 }
@@ -240,7 +251,11 @@ func (s *Server) answerCert(ctx context.Context, msg *nats.Msg) error {
 		return err
 	}
 	defer session.Close()
-	return forward(ctx, session.Conn, key.Signer(), cert.APISubject(r.Verb), r.Data, msg)
+	end, err := s.audit.Begin(ctx, msg, "cert."+r.Verb, r.Account)
+	if err != nil {
+		return err
+	}
+	return end(forward(ctx, session.Conn, key.Signer(), cert.APISubject(r.Verb), r.Data, msg))
 }
 
 // forward publishes data as a request, and gives every answer to it that signer signed
@@ -306,5 +321,5 @@ func (s *Server) answerCertKey(msg *nats.Msg, r admin.CertRequest) error {
 	if err != nil {
 		return err
 	}
-	return respond(msg, admin.Reply{Data: data})
+	return ask.Answer(msg, admin.Reply{Data: data})
 }

@@ -105,7 +105,7 @@ func TestCertRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer sub.Unsubscribe()
-		if err := nc.PublishRequest(admin.CertSubject, inbox, body); err != nil {
+		if err := nc.PublishRequest(admin.RequestSubject(nc, "cert"), inbox, body); err != nil {
 			t.Fatal(err)
 		}
 		for {

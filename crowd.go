@@ -1,7 +1,6 @@
 package fleetbus
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,84 +8,23 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
+	"github.com/fleetbus/fleetbus/internal/crowd"
 )
 
-const (
-	// nodeCrowdSubject is asked of all nodes: which connections do these users have. A
-	// node looks through all of the account for an answer, so that nodeCountSubject is
-	// asked first: how many do they have. Who knows that another node has some that are
-	// too many tells it by nodeLookSubject.
-	nodeCrowdSubject, nodeCountSubject, nodeLookSubject = "node.crowd", "node.crowd.count", "node.crowd.look"
-	// crowdAtOnce bounds the users that are asked for at once.
-	crowdAtOnce = 500
-)
+// nodeCrowdSubject is asked of all nodes: which connections do these users have. A
+// node looks through all of the account for an answer, so that nodeCountSubject is
+// asked first: how many do they have. Who knows that another node has some that are
+// too many tells it by nodeLookSubject.
+const nodeCrowdSubject, nodeCountSubject, nodeLookSubject = "node.crowd", "node.crowd.count", "node.crowd.look"
 
 // errCrowd is why a connection above the number that its user may have is closed.
 var errCrowd = errors.New("its user has as many connections as the role allows")
-
-// crowd keeps users to the number of connections that their roles allow, on all
-// nodes together, which the engine does not. Every node hears of every arrival, and
-// closes those of its own that came when the others were enough.
-type crowd struct {
-	// limits says that some role has such a number.
-	limits atomic.Bool
-
-	mu sync.Mutex
-	// came are the users, by account, that somebody has come for and that nobody has
-	// looked at since. An account that is there is being looked at.
-	came map[string]map[string]bool
-	// here counts the engine's connections of users who have such a number, on this node,
-	// by account/name, and names has those users by connection. They are as the engine's
-	// events say; stale says that some were missed, or that others have a number now.
-	here  map[string]int
-	names map[uint64]string
-	stale bool
-}
-
-// enter and leave note a connection of this node.
-func (c *crowd) enter(account, name string, id uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.note(account+"/"+name, id)
-}
-
-// note is enter with mu held.
-func (c *crowd) note(full string, id uint64) {
-	if c.here == nil {
-		c.here, c.names = map[string]int{}, map[uint64]string{}
-	}
-	if _, ok := c.names[id]; !ok {
-		c.names[id] = full
-		c.here[full]++
-	}
-}
-
-func (c *crowd) leave(id uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	full, ok := c.names[id]
-	if !ok {
-		return
-	}
-	delete(c.names, id)
-	if c.here[full]--; c.here[full] == 0 {
-		delete(c.here, full)
-	}
-}
-
-// doubt has the connections looked for again.
-func (c *crowd) doubt() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stale = true
-}
 
 // crowdHere counts the connections of users of an account on this node, by name. They may
 // be more than there are, and fewer for a moment: whoever comes is noted, and then looked at.
@@ -95,77 +33,33 @@ func (f *fleet) crowdHere(account string, names []string) (map[string]int, error
 		return nil, err
 	}
 	counts := f.resting.ofUsers(account, names)
-	f.crowd.mu.Lock()
-	defer f.crowd.mu.Unlock()
-	for _, name := range names {
-		if n := f.crowd.here[account+"/"+name]; n > 0 {
-			counts[name] += n
-		}
-	}
+	f.crowd.Count(account, names, counts)
 	return counts, nil
 }
 
 // recount looks for all connections, if what is noted of them is stale.
 func (f *fleet) recount() error {
-	c := &f.crowd
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.stale {
-		return nil
-	}
-	all, err := f.broker.Connections("")
-	if err != nil {
-		return err
-	}
-	c.here, c.names, c.stale = nil, nil, false
-	for _, one := range all {
-		if one.Inside {
-			continue // a session's, and counted as such
+	return f.crowd.Recount(func() (map[uint64]string, error) {
+		all, err := f.broker.Connections("")
+		if err != nil {
+			return nil, err
 		}
-		if account, ok := f.accountName(one.Account); ok && f.quota(account, one.Name) > 0 {
-			c.note(account+"/"+one.Name, one.ID)
+		users := map[uint64]string{}
+		for _, one := range all {
+			if one.Inside {
+				continue // a session's, and counted as such
+			}
+			if account, ok := f.accountName(one.Account); ok && f.quota(account, one.Name) > 0 {
+				users[one.ID] = account + "/" + one.Name
+			}
 		}
-	}
-	return nil
+		return users, nil
+	})
 }
 
 // knowLimits notes whether any role has a number of connections.
 func (f *fleet) knowLimits() {
-	f.crowd.limits.Store(slices.ContainsFunc(f.directory.Roles(), func(r identity.Role) bool { return r.Limits.Connections > 0 }))
-	f.crowd.doubt()
-}
-
-// add notes that somebody came, and reports whether nobody is looking.
-func (c *crowd) add(account, name string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	names, busy := c.came[account]
-	if !busy {
-		names = map[string]bool{}
-		if c.came == nil {
-			c.came = map[string]map[string]bool{}
-		}
-		c.came[account] = names
-	}
-	names[name] = true
-	return !busy
-}
-
-// next takes some of those who came; after the last nobody is looking any more.
-func (c *crowd) next(account string) (names []string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for name := range c.came[account] {
-		if len(names) == crowdAtOnce {
-			return names
-		}
-		names = append(names, name)
-		delete(c.came[account], name)
-	}
-	if len(names) == 0 {
-		delete(c.came, account)
-	}
-	return names
+	f.crowd.Limit(slices.ContainsFunc(f.directory.Roles(), func(r identity.Role) bool { return r.Limits.Connections > 0 }))
 }
 
 // quota is how many connections a user may have at once; 0 is any number.
@@ -180,11 +74,11 @@ func (f *fleet) quota(account, name string) int64 {
 
 // arrived looks at the connections of a user who has just come in somewhere.
 func (s *Server) arrived(ctx context.Context, account identity.Account, name string) {
-	if s.fleet.quota(account.Name, name) == 0 || !s.fleet.crowd.add(account.Name, name) {
+	if s.fleet.quota(account.Name, name) == 0 || !s.fleet.crowd.Add(account.Name, name) {
 		return
 	}
 	s.group.Go(func() {
-		for names := s.fleet.crowd.next(account.Name); len(names) > 0; names = s.fleet.crowd.next(account.Name) {
+		for names := s.fleet.crowd.Next(account.Name); len(names) > 0; names = s.fleet.crowd.Next(account.Name) {
 			if err := s.thin(ctx, account, names); err != nil && ctx.Err() == nil {
 				s.log.Warn("the connections of users could not be counted", "account", account.Name, "error", err)
 			}
@@ -216,13 +110,13 @@ func (s *Server) answerCount(_ context.Context, msg *nats.Msg) error {
 	}
 	account, ok := s.fleet.accountName(req.Account)
 	if !ok {
-		return respond(msg, countReply{Node: s.fleet.node})
+		return ask.Answer(msg, countReply{Node: s.fleet.node})
 	}
 	counts, err := s.fleet.crowdHere(account, req.Users)
 	if err != nil {
 		return err
 	}
-	return respond(msg, countReply{Node: s.fleet.node, Counts: counts})
+	return ask.Answer(msg, countReply{Node: s.fleet.node, Counts: counts})
 }
 
 // answerLook looks at users who have too many connections here. Nobody waits for it.
@@ -244,7 +138,7 @@ func (s *Server) answerLook(ctx context.Context, msg *nats.Msg) error {
 // nodes have noted.
 func (s *Server) crowding(ctx context.Context, account identity.Account, names []string) ([]string, error) {
 	expect, sums := s.fleet.up(), map[string]int{}
-	_, err := scatter(ctx, s.conn, nodeCountSubject, crowdRequest{account.Public, names}, infoTimeout, func(r countReply) bool {
+	_, err := ask.All(ctx, s.conn, nodeCountSubject, crowdRequest{account.Public, names}, infoTimeout, func(r countReply) bool {
 		for name, n := range r.Counts {
 			sums[name] += n
 		}
@@ -275,7 +169,7 @@ func (s *Server) answerCrowd(_ context.Context, msg *nats.Msg) error {
 			reply.Connections[c.Name] = append(reply.Connections[c.Name], s.connectionHere(c))
 		}
 	}
-	return respond(msg, reply)
+	return ask.Answer(msg, reply)
 }
 
 // thin closes those connections of users on this node that are too many. The
@@ -297,7 +191,7 @@ func (s *Server) thinHere(ctx context.Context, account identity.Account, names [
 	}
 	expect := s.fleet.up()
 	all := map[string][]admin.Connection{}
-	_, err = scatter(ctx, s.conn, nodeCrowdSubject, crowdRequest{account.Public, names}, infoTimeout, func(r crowdReply) bool {
+	_, err = ask.All(ctx, s.conn, nodeCrowdSubject, crowdRequest{account.Public, names}, infoTimeout, func(r crowdReply) bool {
 		for name, connections := range r.Connections {
 			all[name] = append(all[name], connections...)
 		}
@@ -309,14 +203,7 @@ func (s *Server) thinHere(ctx context.Context, account identity.Account, names [
 	}
 	elsewhere := map[string]bool{} // users who have too many on other nodes
 	for name, connections := range all {
-		most := s.fleet.quota(account.Name, name)
-		if most == 0 || int64(len(connections)) <= most {
-			continue
-		}
-		slices.SortFunc(connections, func(a, b admin.Connection) int {
-			return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
-		})
-		for _, c := range connections[most:] {
+		for _, c := range crowd.Surplus(connections, s.fleet.quota(account.Name, name)) {
 			if c.Node != s.fleet.node {
 				elsewhere[name] = true
 			} else if s.closeConnection(account.Name, c) {

@@ -244,6 +244,7 @@ func (s *Server) putNode(ctx context.Context, r enroll.NodeRequest) (identity.No
 				return nil, errSame
 			}
 			node.Incarnation = max(known.Incarnation, 1) + 1
+			node.Audit, node.AuditBefore = known.Audit, known.AuditBefore
 		}
 		return node, nil
 	})
@@ -314,24 +315,24 @@ func (s *Server) enrollUser(ctx context.Context, tokenID string, r enroll.UserRe
 	if err != nil {
 		return nil, err
 	}
-	g.kind = token.Kind
+	g.Kind = token.Kind
 	// The one who may repeat the exchange is known by both keys.
 	who := name + " " + r.Key
-	if g.csr != nil {
-		sum := sha256.Sum256(g.csr.RawSubjectPublicKeyInfo)
+	if g.CSR != nil {
+		sum := sha256.Sum256(g.CSR.RawSubjectPublicKeyInfo)
 		who += " " + hex.EncodeToString(sum[:])
 	}
 	if _, err := s.spend(ctx, tokenID, []identity.Kind{identity.KindUser, identity.KindTarget}, who); err != nil {
 		return nil, err
 	}
 	_, err = s.fleet.change(ctx, userSubject(account, user), func() (any, error) {
-		return g.user(s.fleet.directory)
+		return g.User(s.fleet.directory)
 	})
 	if err != nil {
 		return nil, err
 	}
 	var granted admin.UserReply
-	if err := g.issue(&granted); err != nil {
+	if err := g.Issue(&granted); err != nil {
 		return nil, err
 	}
 	reply := enroll.UserReply{

@@ -51,6 +51,7 @@ func (s *Server) watchLinks(ctx context.Context) {
 			s.events.Tell(ev)
 		}
 		known = now
+		s.meter.Led(s.broker.Leader())
 		select {
 		case <-ctx.Done():
 			return

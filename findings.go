@@ -51,6 +51,10 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 		}
 	}
 	for _, l := range s.opts.Listeners {
+		if l.Role != "" {
+			text := fmt.Sprintf("whoever reaches listener %s, on %s, is let in without credentials, as %s in account %s", l.Name, l.Addr, l.Role, l.Account)
+			add("OPEN-LISTENER", doctor.Warning, text, "remove it, and have clients show credentials at another listener")
+		}
 		if c, ok := l.Protocol.(doctor.Checker); ok {
 			all = append(all, c.Check(ctx)...)
 		}
@@ -74,10 +78,7 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	if _, err := os.Stat(s.home.Path("offline", "operator.nk")); err == nil && s.opts.Mode != Local {
 		add("OFFLINE-KEYS-HERE", doctor.Info, "the operator's offline keys are still in "+s.home.Path("offline"), "move the directory to safe storage")
 	}
-	s.mu.Lock()
-	stale := s.stale
-	s.mu.Unlock()
-	if stale {
+	if s.life.Stale.Load() {
 		add("STALE-STATE", doctor.Problem, "this node serves from its snapshot, and may not know of the newest denials", "start more of the nodes")
 	}
 	if s.fleet == nil {

@@ -17,7 +17,10 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
+	"github.com/fleetbus/fleetbus/internal/audit"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/crowd"
 	"github.com/fleetbus/fleetbus/internal/events"
 	"github.com/fleetbus/fleetbus/internal/home"
 	"github.com/fleetbus/fleetbus/ledger"
@@ -60,6 +63,7 @@ type fleet struct {
 	reservedNames map[string]string
 	names         sync.Map
 	events        *events.Queue
+	audit         *audit.Journal
 
 	// storing is held while accounts are handed to the engine, admitting changes
 	// under it, and so do the revocations in the terms that the engine has, by account.
@@ -75,7 +79,7 @@ type fleet struct {
 	gone   func(region string) (closed int)
 
 	resting resting
-	crowd   crowd
+	crowd   crowd.Crowd
 	sites   sites
 
 	mu     sync.Mutex
@@ -360,11 +364,7 @@ func (f *fleet) actRole(name string) (closed int, err error) {
 
 // closeUser ends every connection of a user on this node.
 func (f *fleet) closeUser(public string, u identity.User, name string) (closed int, err error) {
-	keys := make([]string, len(u.Keys))
-	for i, k := range u.Keys {
-		keys[i] = k.Public
-	}
-	ids, err := f.broker.UserConnections(public, name, keys)
+	ids, err := f.broker.UserConnections(public, name, u.Publics())
 	for _, id := range ids {
 		if f.broker.Close(id) {
 			closed++
@@ -421,17 +421,20 @@ func (f *fleet) storeAccounts(accounts []identity.Account) error {
 }
 
 // connections lists this node's connections of a user, or of a whole account.
-func (f *fleet) connections(public, name string) ([]broker.Connection, error) {
-	all, err := f.broker.Connections(public)
+func (f *fleet) connections(public, name string) (all []broker.Connection, err error) {
+	if name == "" {
+		all, err = f.broker.Connections(public)
+	} else {
+		account, _ := f.accountName(public)
+		u, _ := f.directory.User(account, name)
+		all, err = f.broker.ConnectionsOf(public, name, u.Publics())
+	}
 	for _, s := range f.resting.of("") {
-		if a, ok := f.account(s.Principal.Account); ok && (public == "" || a.Public == public) {
+		if a, ok := f.account(s.Principal.Account); ok && (public == "" || a.Public == public) && (name == "" || s.Principal.Name == name) {
 			all = append(all, s.connection(a.Public))
 		}
 	}
-	if err != nil || name == "" {
-		return all, err
-	}
-	return slices.DeleteFunc(all, func(c broker.Connection) bool { return c.Name != name }), nil
+	return all, err
 }
 
 // numConnections counts this node's connections of an account.
@@ -489,7 +492,7 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 		return 0, admin.Errorf(admin.Unavailable, "fleetbus status", "the ledger cannot be written: the fleet has no quorum")
 	}
 	for {
-		version := f.directory.Version(subject)
+		version, before := f.directory.Version(subject), f.directory.Record(subject)
 		record, err := build()
 		if errors.Is(err, errSame) {
 			return 0, nil
@@ -505,6 +508,9 @@ func (f *fleet) change(ctx context.Context, subject string, build func() (any, e
 			}
 		}
 		seq, err := l.Append(ctx, subject, version, data)
+		if err == nil || errors.Is(err, ledger.ErrUnknown) {
+			f.audit.Changed(ctx, subject, before, data)
+		}
 		if err == nil {
 			f.wrote(seq, subject)
 			return seq, f.follower.Wait(ctx, seq)
@@ -568,7 +574,7 @@ func (f *fleet) answerSync(ctx context.Context, msg *nats.Msg) error {
 	f.mu.Lock()
 	reply := syncReply{Node: f.node, Closed: f.closed[req.Seq]}
 	f.mu.Unlock()
-	return respond(msg, reply)
+	return ask.Answer(msg, reply)
 }
 
 // spread returns when event seq, which this node wrote, has acted on every node that
@@ -600,7 +606,7 @@ func (f *fleet) spreadHere(ctx context.Context, nc *nats.Conn, seq uint64, began
 	expect, deadline := f.up(), began.Add(syncTimeout)
 	var err error
 	for wait := syncAgain; err == nil && len(expect) > 0 && time.Now().Before(deadline); wait *= 2 {
-		_, err = scatter(ctx, nc, syncSubject, syncRequest{seq}, wait, func(r syncReply) bool {
+		_, err = ask.All(ctx, nc, syncSubject, syncRequest{seq}, wait, func(r syncReply) bool {
 			if expect[r.Node] {
 				delete(expect, r.Node)
 				s.Nodes = append(s.Nodes, admin.Applied{Node: r.Node, Closed: r.Closed})
@@ -645,53 +651,6 @@ func (f *fleet) member(server string) error {
 		return fmt.Errorf("node %q was removed from the fleet", name)
 	case n.Server() != server:
 		return fmt.Errorf("node %q was replaced by another of its name", name)
-	}
-	return nil
-}
-
-// scatter asks every node and collects answers until enough says so, or d has
-// passed.
-func scatter[Out any](ctx context.Context, nc *nats.Conn, subject string, in any, d time.Duration, enough func(Out) bool) ([]Out, error) {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return nil, fmt.Errorf("encoding a request for %q: %w", subject, err)
-	}
-	inbox := nc.NewRespInbox()
-	sub, err := nc.SubscribeSync(inbox)
-	if err != nil {
-		return nil, fmt.Errorf("asking the nodes: %w", err)
-	}
-	defer sub.Unsubscribe()
-	if err := nc.PublishRequest(subject, inbox, body); err != nil {
-		return nil, fmt.Errorf("asking the nodes: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	var all []Out
-	for {
-		msg, err := sub.NextMsgWithContext(ctx)
-		if err != nil {
-			return all, nil
-		}
-		var out Out
-		if err := json.Unmarshal(msg.Data, &out); err != nil {
-			return all, fmt.Errorf("reading a node's answer: %w", err)
-		}
-		all = append(all, out)
-		if enough(out) {
-			return all, nil
-		}
-	}
-}
-
-// respond sends v back.
-func respond(msg *nats.Msg, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encoding an answer: %w", err)
-	}
-	if err := msg.Respond(body); err != nil {
-		return fmt.Errorf("answering: %w", err)
 	}
 	return nil
 }

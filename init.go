@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/nats-io/nkeys"
-
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/home"
 )
@@ -145,17 +143,9 @@ func (g *genesis) admin() (creds []byte, err error) {
 	if !ok {
 		return nil, fmt.Errorf("making the admin: there is no role %q", "admin")
 	}
-	key, err := nkeys.CreateUser()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
-		return nil, fmt.Errorf("making the admin's key: %w", err)
-	}
-	public, err := key.PublicKey()
-	if err != nil {
-		return nil, fmt.Errorf("making the admin's key: %w", err)
-	}
-	seed, err := key.Seed()
-	if err != nil {
-		return nil, fmt.Errorf("making the admin's key: %w", err)
+		return nil, fmt.Errorf("making the admin: %w", err)
 	}
 	expires := g.now.Add(adminLife)
 	token, err := g.authority.UserJWT(account, role, adminName, public, expires)

@@ -2,11 +2,13 @@ package fleetbus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,7 +41,7 @@ type shared struct {
 
 // learnKeys takes what the directory says of all keys.
 func (f *fleet) learnKeys(box string) error {
-	ring, err := keys.Open(box, home.WriteFile, f.authority, f.directory, f.server, f.ownAccounts())
+	ring, err := keys.Open(box, home.WriteFile, f.authority, f.directory, f.region, f.server, f.ownAccounts())
 	if err != nil {
 		return err
 	}
@@ -106,13 +108,16 @@ func (f *fleet) closeSessions(a identity.Account, of map[string]bool) (closed in
 func (s *Server) keepKeys(ctx context.Context) {
 	tick := time.NewTicker(keysCheck)
 	defer tick.Stop()
-	recorded, fresh := false, false
+	recorded, fresh, sealed := false, false, uint64(0)
 	for {
 		if !recorded {
 			recorded = s.recordBox(ctx) == nil // it is not while there is no quorum
 		}
 		if _, err := s.fleet.turn(time.Now()); err != nil {
 			s.log.Error("keys could not be changed", "error", err)
+		}
+		if seq := s.fleet.directory.Seq(); seq != sealed && s.broker.IsLeader() && s.sealAnew(ctx) == nil {
+			sealed = seq
 		}
 		if !fresh {
 			err := s.freshenHome(ctx)
@@ -130,15 +135,33 @@ func (s *Server) keepKeys(ctx context.Context) {
 	}
 }
 
-// recordBox tells the fleet what secrets for this node are sealed to.
+// sealAnew has nodes know the keys that were changed before it was known of them.
+func (s *Server) sealAnew(ctx context.Context) error {
+	for _, name := range s.fleet.keys.Unsealed() {
+		_, err := s.fleet.change(ctx, identity.KeyNoun+"."+name, func() (any, error) {
+			record, ok, err := s.fleet.keys.Reseal(name)
+			if !ok && err == nil {
+				return nil, errSame
+			}
+			return record, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordBox tells the fleet what secrets for this node are sealed to, and what it signs
+// its journal by.
 func (s *Server) recordBox(ctx context.Context) error {
 	_, err := s.fleet.change(ctx, "node."+s.fleet.node, func() (any, error) {
 		n, ok := s.fleet.directory.Node(s.fleet.node)
-		if !ok || n.Removed || n.Box == s.fleet.keys.Box() {
+		if !ok || n.Removed || n.Box == s.fleet.keys.Box() && n.Audit == s.fleet.audit.Public() {
 			return nil, errSame
 		}
 		n.Box = s.fleet.keys.Box()
-		return n, nil
+		return s.recordAudit(n), nil
 	})
 	return err
 }
@@ -172,12 +195,12 @@ func (s *Server) freshenHome(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.expires = u.Keys[i].Expires
-	if _, err := s.fleet.change(ctx, userSubject(u.Account, u.Name), func() (any, error) { return g.user(s.fleet.directory) }); err != nil {
+	g.Expires = u.Keys[i].Expires
+	if _, err := s.fleet.change(ctx, userSubject(u.Account, u.Name), func() (any, error) { return g.User(s.fleet.directory) }); err != nil {
 		return fmt.Errorf("renewing the local admin's credentials: %w", err)
 	}
 	var reply admin.UserReply
-	if err := g.issue(&reply); err != nil {
+	if err := g.Issue(&reply); err != nil {
 		return err
 	}
 	return renewFile(path, reply.JWT)
@@ -205,15 +228,33 @@ func renewFile(path, token string) error {
 	return home.WriteFile(path, creds, 0o600)
 }
 
-// downNodes are those that this one has no route to.
+// downNodes are those that this one has no route to, and the regions that it has no
+// gateway to.
 func (f *fleet) downNodes() (all []string) {
 	up := f.up()
 	for _, n := range f.directory.Nodes() {
 		if !up[n.Name] {
-			all = append(all, n.Name)
+			all = append(all, "node "+n.Name)
+		}
+	}
+	return append(all, f.awayRegions()...)
+}
+
+func (f *fleet) awayRegions() (all []string) {
+	linked := f.broker.Gateways()
+	for _, r := range f.directory.Regions() {
+		if r.Name != f.region && !slices.Contains(linked, r.Name) {
+			all = append(all, "region "+r.Name)
 		}
 	}
 	return all
+}
+
+// ownKey reports whether a request changes the key of an account that every region has
+// for itself.
+func (s *Server) ownKey(body []byte) bool {
+	var r admin.KeyRequest
+	return json.Unmarshal(body, &r) == nil && (r.Account == identity.FleetName || r.Account == identity.SystemName)
 }
 
 func (s *Server) listKeys(context.Context, struct{}) (any, error) {
@@ -226,6 +267,10 @@ func (s *Server) rotateKey(ctx context.Context, r admin.KeyRequest) (any, error)
 	name, err := f.keys.Name(r)
 	if err != nil {
 		return nil, err
+	}
+	if away := f.awayRegions(); name == identity.KeyRoutes && r.Keep == 0 && len(away) > 0 {
+		return nil, admin.Errorf(admin.Conflict, "give it time: --keep 24h; or if it is lost for good: fleetbus gateway rm",
+			"%s is away, and could never be linked again", strings.Join(away, ", "))
 	}
 	subject := identity.KeyNoun + "." + name
 	seq, err := f.change(ctx, subject, func() (any, error) { return f.keys.Next(name, r, time.Now()) })

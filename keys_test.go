@@ -44,7 +44,7 @@ func keep(t *testing.T, js jetstream.JetStream, id string) (err error) {
 	return err
 }
 
-func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other string) *traffic {
+func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other string, replicas int) *traffic {
 	t.Helper()
 	f := &traffic{}
 	connect := func(s *fleetbustest.Server, creds string) *nats.Conn {
@@ -60,7 +60,7 @@ func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.CreateStream(limited(t, time.Minute), jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}, Replicas: 3}); err != nil {
+	if _, err := js.CreateStream(limited(t, time.Minute), jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}, Replicas: replicas}); err != nil {
 		t.Fatal(err)
 	}
 	var heard atomic.Int64
@@ -178,7 +178,7 @@ func offlineKeys(t *testing.T, s *fleetbustest.Server) identity.Offline {
 func TestChangeKeys(t *testing.T) {
 	nodes := fleetbustest.StartCluster(t, 3)
 	alice, bob := nodes[0].Creds("acme", "alice"), nodes[0].Creds("acme", "bob")
-	f := startTraffic(t, nodes[0], nodes[1], alice, bob)
+	f := startTraffic(t, nodes[0], nodes[1], alice, bob, 3)
 	oldest := nodes[0].TLS() // of one who knows the first authority alone
 
 	rotate(t, nodes[0], admin.KeyRequest{Name: "role", Account: "acme", Role: "client", Keep: time.Hour})

@@ -18,7 +18,8 @@ import (
 // server owns ln and its TLS, so that a Protocol never opens a socket; the
 // connections it accepts are TLS connections whose handshake is done, unless the
 // listener is in plain text. If ln is of TLS, it has a method Advertised, which is the
-// host:port that clients are told, and may be empty. Serve returns when ctx is done and its sessions are
+// host:port that clients are told, and may be empty; a Protocol with a method ALPN,
+// which returns names of application protocols, has them offered there. Serve returns when ctx is done and its sessions are
 // closed; an error before that stops the server.
 type Protocol interface {
 	Serve(ctx context.Context, ln net.Listener, login Login) error
@@ -115,10 +116,30 @@ func (s *Server) loginOf(l Listener) Login {
 	return s.login(l.Name)
 }
 
+// LoginBy is a Login for what the program itself listens to, such as a Protocol that is
+// a part of its own web server. listener is what roles that are bound to listeners know
+// it by. Before the server is ready everybody is refused.
+func (s *Server) LoginBy(listener string) Login {
+	return func(ctx context.Context, c identity.Credentials) (*Session, error) {
+		select {
+		case <-s.ready:
+		default:
+			return nil, errors.New("opening a session: the server is not ready")
+		}
+		if s.fleet == nil {
+			return nil, errors.New("opening a session: this server has no engine")
+		}
+		return s.login(listener)(ctx, c)
+	}
+}
+
 // login is the Login of one listener, by its name.
 func (s *Server) login(listener string) Login {
 	return func(ctx context.Context, c identity.Credentials) (*Session, error) {
-		c.Listener = listener
+		c.Listener, c.Vouched = listener, ""
+		if c.Link != "" {
+			c.Vouched = s.redeem(c.Link)
+		}
 		seq := s.fleet.directory.Seq()
 		p, err := s.authenticate(ctx, c)
 		if err != nil {
@@ -236,14 +257,22 @@ func (s *Server) dialAs(dial func(...nats.Option) (*nats.Conn, error), p identit
 	if err != nil {
 		return nil, fmt.Errorf("opening a session: %w", err)
 	}
-	nc, err := dial(append([]nats.Option{
+	last, done := s.meter.Inside(p.Account)
+	options := append([]nats.Option{
 		nats.Name(p.Name),
 		nats.CustomInboxPrefix(p.Inbox()),
 		nats.NoReconnect(),
 		nats.ErrorHandler(s.sessionError(p)),
 		nats.UserJWT(func() (string, error) { return token, nil }, key.Sign),
-	}, opts...)...)
+	}, append(opts, last)...)
+	nc, err := dial(options...)
+	// The ledger's event of an account, or of its keys, may be known here and not have been
+	// handed to the engine yet.
+	if errors.Is(err, nats.ErrAuthorization) && s.fleet.storeAccounts([]identity.Account{account}) == nil {
+		nc, err = dial(options...)
+	}
 	if err != nil {
+		done()
 		return nil, fmt.Errorf("opening a session of %q: %w", p, err)
 	}
 	return nc, nil

@@ -11,7 +11,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
@@ -158,9 +157,11 @@ func (f *fleet) append(ctx context.Context, subject string, record []byte) error
 	if version == 0 && record == nil {
 		return nil
 	}
+	before := f.directory.Record(subject)
 	if _, err := f.writer().Append(ctx, subject, version, record); err != nil {
 		return fmt.Errorf("writing %q to the ledger: %w", subject, err)
 	}
+	f.audit.Changed(ctx, subject, before, record)
 	return nil
 }
 
@@ -343,29 +344,21 @@ func (s *Server) ensureAdmin(ctx context.Context) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	key, err := nkeys.CreateUser()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
-		return fmt.Errorf("making the local admin's key: %w", err)
-	}
-	public, err := key.PublicKey()
-	if err != nil {
-		return fmt.Errorf("making the local admin's key: %w", err)
-	}
-	seed, err := key.Seed()
-	if err != nil {
-		return fmt.Errorf("making the local admin's key: %w", err)
+		return fmt.Errorf("making the local admin: %w", err)
 	}
 	name := localAdmin(s.fleet.node)
 	g, err := s.newGrant(identity.FleetName, name, admin.UserRequest{Name: identity.FleetName + "/" + name, Key: public, Expires: adminLife})
 	if err != nil {
 		return err
 	}
-	_, err = s.fleet.change(ctx, userSubject(identity.FleetName, name), func() (any, error) { return g.user(s.fleet.directory) })
+	_, err = s.fleet.change(ctx, userSubject(identity.FleetName, name), func() (any, error) { return g.User(s.fleet.directory) })
 	if err != nil {
 		return fmt.Errorf("making the local admin: %w", err)
 	}
 	var reply admin.UserReply
-	if err := g.issue(&reply); err != nil {
+	if err := g.Issue(&reply); err != nil {
 		return err
 	}
 	creds, err := identity.CreateCreds(reply.JWT, seed)

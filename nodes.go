@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/doctor"
+	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/links"
 )
@@ -24,7 +26,7 @@ const infoTimeout = 2 * time.Second
 
 // answerNodeInfo tells of this node.
 func (s *Server) answerNodeInfo(ctx context.Context, msg *nats.Msg) error {
-	return respond(msg, s.nodeInfo(ctx))
+	return ask.Answer(msg, s.nodeInfo(ctx))
 }
 
 func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
@@ -36,7 +38,7 @@ func (s *Server) nodeInfo(ctx context.Context) admin.NodeInfo {
 	info := admin.NodeInfo{
 		Node: n, State: "up", Applied: s.fleet.directory.Seq(), Connections: s.broker.NumConnections() + s.fleet.resting.count(""),
 		Routes: s.nodeNames(s.broker.Routes()), NotAfter: s.certs.NotAfter(), Uptime: time.Since(s.started),
-		Findings: s.Check(ctx), Level: links.Level, Links: s.links.List(s.otherNodes()), Remotes: s.remotes(), Hubs: s.hubs(),
+		Findings: s.Check(ctx), Level: links.Level, Links: s.nodeLinks(), Remotes: s.remotes(), Hubs: s.hubs(),
 		Sites: s.siteLinks(), Uplink: s.uplink(), Regions: s.regionLinks(),
 	}
 	// Travels as the clock; whoever asked takes the difference.
@@ -66,11 +68,11 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	}
 	expect := s.fleet.up()
 	up := map[string]admin.NodeInfo{}
-	_, err := scatter(ctx, s.conn, nodeInfoSubject, struct{}{}, infoTimeout, func(n admin.NodeInfo) bool {
+	_, err := ask.All(ctx, s.conn, nodeInfoSubject, struct{}{}, infoTimeout, func(n admin.NodeInfo) bool {
 		n.Clock -= time.Duration(time.Now().UnixNano())
 		up[n.Name] = n
 		delete(expect, n.Name)
-		return len(expect) == 0
+		return s.answered(expect)
 	})
 	if err != nil {
 		return nil, err
@@ -207,14 +209,14 @@ func (s *Server) answerConnections(_ context.Context, msg *nats.Msg) error {
 		return fmt.Errorf("reading a request: %w", err)
 	}
 	if req.Count && req.Name == "" {
-		return respond(msg, connectionsReply{Node: s.fleet.node, Count: s.fleet.numConnections(req.Account)})
+		return ask.Answer(msg, connectionsReply{Node: s.fleet.node, Count: s.fleet.numConnections(req.Account)})
 	}
 	all, err := s.fleet.connections(req.Account, req.Name)
 	if err != nil {
 		return err
 	}
 	if req.Count {
-		return respond(msg, connectionsReply{Node: s.fleet.node, Count: len(all)})
+		return ask.Answer(msg, connectionsReply{Node: s.fleet.node, Count: len(all)})
 	}
 	for {
 		page := all[:min(len(all), connectionsPage)]
@@ -223,7 +225,7 @@ func (s *Server) answerConnections(_ context.Context, msg *nats.Msg) error {
 		for _, c := range page {
 			reply.Connections = append(reply.Connections, s.connectionHere(c))
 		}
-		if err := respond(msg, reply); err != nil || !reply.More {
+		if err := ask.Answer(msg, reply); err != nil || !reply.More {
 			return err
 		}
 	}
@@ -258,12 +260,12 @@ func (s *Server) countConnections(ctx context.Context, public string) (all int, 
 
 func (s *Server) askConnections(ctx context.Context, r connectionsRequest, each func(connectionsReply)) error {
 	expect := s.fleet.up()
-	_, err := scatter(ctx, s.conn, nodeConnectionsSubject, r, infoTimeout, func(r connectionsReply) bool {
+	_, err := ask.All(ctx, s.conn, nodeConnectionsSubject, r, infoTimeout, func(r connectionsReply) bool {
 		each(r)
 		if !r.More {
 			delete(expect, r.Node)
 		}
-		return len(expect) == 0
+		return s.answered(expect)
 	})
 	if err == nil && len(expect) > 0 {
 		err = fmt.Errorf("no answer from %s", strings.Join(slices.Sorted(maps.Keys(expect)), ", "))
@@ -285,7 +287,7 @@ func (s *Server) answerNodeRenew(_ context.Context, msg *nats.Msg) error {
 		reply.Error = err.Error()
 	}
 	reply.NotAfter = s.certs.NotAfter()
-	return respond(msg, reply)
+	return ask.Answer(msg, reply)
 }
 
 func (s *Server) renewNodes(ctx context.Context, r admin.Name) (any, error) {
@@ -297,7 +299,7 @@ func (s *Server) renewNodes(ctx context.Context, r admin.Name) (any, error) {
 		expect = map[string]bool{r.Name: true}
 	}
 	all := []admin.Renewed{}
-	_, err := scatter(ctx, s.conn, nodeRenewSubject, r, syncTimeout, func(n admin.Renewed) bool {
+	_, err := ask.All(ctx, s.conn, nodeRenewSubject, r, syncTimeout, func(n admin.Renewed) bool {
 		all = append(all, n)
 		delete(expect, n.Node)
 		return len(expect) == 0
@@ -307,6 +309,41 @@ func (s *Server) renewNodes(ctx context.Context, r admin.Name) (any, error) {
 	}
 	slices.SortFunc(all, func(a, b admin.Renewed) int { return strings.Compare(a.Node, b.Node) })
 	return all, err
+}
+
+// profileNode has a node take a profile of itself.
+func (s *Server) profileNode(ctx context.Context, r admin.ProfileRequest) (any, error) {
+	if !s.fleet.up()[r.Node] {
+		return nil, admin.Errorf(admin.NotFound, "fleetbus node ls", "there is no node %q that is up", r.Node)
+	}
+	all, err := ask.All(ctx, s.conn, nodeProfileSubject, r, max(0, r.Duration)+infoTimeout+profileSlack, func(admin.Profile) bool { return true })
+	if err != nil || len(all) == 0 {
+		return nil, errors.Join(err, admin.Errorf(admin.Unavailable, "fleetbus status", "node %s did not answer in time", r.Node))
+	}
+	if all[0].Error != nil {
+		return nil, all[0].Error
+	}
+	return all[0], nil
+}
+
+// profileSlack is how much longer than it watches a node may take for a profile.
+const profileSlack = 2 * time.Second
+
+func (s *Server) answerProfile(ctx context.Context, msg *nats.Msg) error {
+	var r admin.ProfileRequest
+	if err := json.Unmarshal(msg.Data, &r); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	if r.Node != s.fleet.node {
+		return nil
+	}
+	s.log.Warn("a profile is taken of this node", "kind", string(r.Kind), "duration", r.Duration)
+	reply := admin.Profile{Node: s.fleet.node}
+	var err error
+	if reply.Data, err = s.profiler.Take(ctx, r); err != nil && !errors.As(err, &reply.Error) {
+		return err
+	}
+	return ask.Answer(msg, reply)
 }
 
 // Check lists what is wrong with this node.

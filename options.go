@@ -103,6 +103,9 @@ type Listener struct {
 	// whatever a client shows, it may ask for an identity there and nothing else. It is
 	// not for NATS and Leaf. Default: who comes in has to prove who it is.
 	Account string
+	// Role, if it is set, is what everybody may do in Account who comes in, instead of
+	// asking for an identity. It is a standing finding.
+	Role string
 	// Plaintext turns TLS off. Without an Account it is refused on an address that is not
 	// loopback. It is a standing finding.
 	Plaintext bool
@@ -285,10 +288,16 @@ func (o *Options) validateListeners(v *problems, mode Mode) {
 			validateLeafs(v, field, l)
 		}
 		if l.Protocol == Gateway() {
-			validateGateways(v, field, l, o.Listeners, mode)
+			validateGateways(v, field, l, mode)
+		}
+		if l.Role != "" && l.Account == "" {
+			v.add(field+".account", "is not set, and role is of an account", "set it to the account in which everybody is who comes in, or remove role")
 		}
 		if l.Account != "" {
 			v.check(field+".account", identity.CheckAccountName(l.Account))
+			if _, ok := l.Protocol.(watched); ok {
+				v.add(field+".account", "strangers may not watch a node", "remove account")
+			}
 			if l.Protocol == NATS() || l.Protocol == Leaf() || l.Protocol == Gateway() {
 				v.add(field+".account", "the clients of this protocol are in an account of their own", "remove account, and have a listener of its own for strangers")
 			}
@@ -312,22 +321,13 @@ func validateLeafs(v *problems, field string, l Listener) {
 	}
 }
 
-// oneRegion is a Protocol that keeps what is its own in accounts by subjects that are
-// the same in every region, and so cannot be spoken in several.
-type oneRegion interface{ OneRegion() }
-
 // validateGateways keeps to what links of regions can be.
-func validateGateways(v *problems, field string, l Listener, all []Listener, mode Mode) {
+func validateGateways(v *problems, field string, l Listener, mode Mode) {
 	if l.Name != gatewayListenerName {
 		v.add(field, "a listener of protocol gateway has another name", "call it "+gatewayListenerName)
 	}
 	if l.Plaintext {
 		v.add(field+".plaintext", "the links of regions have TLS", "remove plaintext")
-	}
-	for _, other := range all {
-		if _, ok := other.Protocol.(oneRegion); ok {
-			v.add("listeners."+other.Name, "what it keeps for clients is not kept apart in several regions", "remove it, or the listener "+l.Name)
-		}
 	}
 	if mode != Mesh {
 		v.add(field, "a server in "+string(mode)+" mode has no regions", "set mode to mesh, or remove the listener")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/region"
 )
 
 // A passage is the engine's event of a client that is in its account now, or that is
@@ -83,7 +84,7 @@ func (s *Server) passagesMissed(self identity.Principal) nats.ErrHandler {
 			// Its error is that the subscription has ended.
 			n, _ := sub.Dropped()
 			s.events.Miss(n - missed)
-			s.fleet.crowd.doubt()
+			s.fleet.crowd.Doubt()
 			missed = n
 		}
 	}
@@ -97,7 +98,7 @@ func (s *Server) passed(ctx context.Context, msg *nats.Msg) {
 		return
 	}
 	// When a node dies all of its clients come to others.
-	elsewhere := arrived && s.fleet.crowd.limits.Load()
+	elsewhere := arrived && s.fleet.crowd.Limited()
 	if !elsewhere && !bytes.Contains(msg.Data, []byte(s.broker.ID())) {
 		return
 	}
@@ -111,7 +112,7 @@ func (s *Server) passed(ctx context.Context, msg *nats.Msg) {
 	case arrived:
 		s.came(ctx, p, ours)
 	case ours:
-		s.fleet.crowd.leave(p.Client.ID)
+		s.fleet.crowd.Leave(p.Client.ID)
 		s.departed(p)
 	}
 }
@@ -160,6 +161,9 @@ func (p passage) event(kind admin.EventKind, account, name string) admin.Event {
 // came looks at who came in, at this node if it is ours.
 func (s *Server) came(ctx context.Context, p passage, ours bool) {
 	account, ok := s.fleet.accountName(p.Client.Account)
+	if ours && ok && p.name() != region.RelayName {
+		s.regions.relays.Came(account)
+	}
 	if p.session() || !ok || account == identity.CalloutName {
 		return
 	}
@@ -177,11 +181,11 @@ func (s *Server) came(ctx context.Context, p passage, ours bool) {
 		s.siteArrived(p, account)
 		return
 	}
-	if !s.fleet.crowd.limits.Load() || s.fleet.quota(account, p.name()) == 0 {
+	if !s.fleet.crowd.Limited() || s.fleet.quota(account, p.name()) == 0 {
 		return // the most do, and to find a reserved account takes a while
 	}
 	if ours {
-		s.fleet.crowd.enter(account, p.name(), p.Client.ID)
+		s.fleet.crowd.Enter(account, p.name(), p.Client.ID)
 	}
 	if a, ok := s.fleet.account(account); ok {
 		s.arrived(ctx, a, p.name())

@@ -60,6 +60,7 @@ func (p lines) talk(ctx context.Context, conn net.Conn, login fleetbus.Login) {
 	}
 	c := lineClient{conn: conn}
 	session, err := login(ctx, c.credentials(in.Text()))
+	_ = conn.SetWriteDeadline(time.Now().Add(p.patience)) // a login waits for others
 	if err == nil {
 		err = session.Open()
 	}

@@ -2,8 +2,6 @@ package fleetbus
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/grant"
 )
 
 // provisionerLife is how long a provisioner is one before it has to ask again.
@@ -28,7 +27,7 @@ var errNotIsolated = errors.New("what is exchanged with other accounts would be 
 func (s *Server) strangers(l Listener) Login {
 	return func(_ context.Context, c identity.Credentials) (*Session, error) {
 		c.Listener = l.Name
-		p, err := identity.Stranger(l.Account, c.Username, c.Remote, time.Now())
+		p, err := s.stranger(l, c)
 		if err == nil {
 			err = s.isolated(l.Account)
 		}
@@ -44,6 +43,14 @@ func (s *Server) strangers(l Listener) Login {
 		session.tellConnect()
 		return session, nil
 	}
+}
+
+// stranger is who comes in by a listener that has an account.
+func (s *Server) stranger(l Listener, c identity.Credentials) (identity.Principal, error) {
+	if l.Role == "" {
+		return identity.Stranger(l.Account, c.Username, c.Remote, time.Now())
+	}
+	return s.fleet.directory.Anyone(l.Account, l.Role, c, time.Now())
 }
 
 // isolated says why strangers may not come into an account; nil if they may.
@@ -74,11 +81,13 @@ func (s *Session) Raw() (conn net.Conn, token string, sign func(nonce []byte) ([
 	}
 	s.mu.Lock()
 	s.raw = conn
+	s.server.meter.Opened(s.Principal.Account)
 	over := s.over
 	s.mu.Unlock()
 	s.server.fleet.resting.wake(s)
 	if over {
 		conn.Close()
+		s.server.meter.Closed(s.Principal.Account)
 		return nil, "", nil, net.ErrClosed
 	}
 	return conn, token, key.Sign, nil
@@ -94,7 +103,7 @@ func (s *Server) openProvisioner(_ context.Context, r admin.ProvisionerRequest) 
 	if account.Guest() {
 		return nil, admin.Errorf(admin.Invalid, "run it at the hub", "account %q is a guest here: its provisioners are the hub's", r.Account)
 	}
-	csr, err := parseCSR(r.CSR)
+	csr, err := grant.ParseCSR(r.CSR)
 	if err != nil {
 		return nil, err
 	}
@@ -114,19 +123,6 @@ func (s *Server) openProvisioner(_ context.Context, r admin.ProvisionerRequest) 
 	reply.Chain = string(chain)
 	reply.JWT, err = s.fleet.authority.ProvisionerJWT(account, p, r.Key, now)
 	return reply, err
-}
-
-// parseCSR reads a certificate request in PEM.
-func parseCSR(text string) (*x509.CertificateRequest, error) {
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return nil, admin.Errorf(admin.Invalid, "", "the certificate request is not PEM")
-	}
-	csr, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		return nil, admin.Errorf(admin.Invalid, "", "the certificate request cannot be read: %v", err)
-	}
-	return csr, nil
 }
 
 // provisionMachine gives a machine its identity: a new user, or the one that has that
@@ -162,14 +158,14 @@ func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest)
 		if err := mine(); err != nil {
 			return nil, err
 		}
-		user, err = g.user(s.fleet.directory)
+		user, err = g.User(s.fleet.directory)
 		return user, err
 	})
 	if err != nil {
 		return nil, err
 	}
 	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
-	if err := g.issue(&reply); err != nil {
+	if err := g.Issue(&reply); err != nil {
 		return nil, err
 	}
 	// A node that does not know the machine yet would turn it away.

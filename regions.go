@@ -19,15 +19,15 @@ import (
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
+	"github.com/fleetbus/fleetbus/internal/audit"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/region"
+	"github.com/fleetbus/fleetbus/internal/source"
 )
 
 // gatewayListenerName is the listener that other regions are linked by.
 const gatewayListenerName = "gateway"
-
-// relaysCheck is how often a node looks for accounts that have streams on it.
-const relaysCheck = 2 * time.Second
 
 // What nodes of one region ask another, besides what package region asks.
 const (
@@ -40,6 +40,7 @@ const (
 type regions struct {
 	exchange *region.Exchange
 	conn     *nats.Conn // in the account of the regions
+	relays   *region.Relays
 }
 
 // regionName is the name of this node's region, which is its cluster's.
@@ -85,6 +86,30 @@ func (s *Server) otherRegions() []identity.Region {
 	return slices.DeleteFunc(s.fleet.directory.Regions(), func(r identity.Region) bool { return r.Name == s.regionName() })
 }
 
+// Regions tells a Protocol of the region that its node is in, so that what it keeps for
+// itself is kept apart from what the others keep: here is the name, empty if the server
+// is of no mesh, first that it is the one which the fleet began with, and others the
+// names of the others, which come and go.
+func (s *Session) Regions() (here string, first bool, others []string) {
+	if s.server == nil || s.server.opts.Mode != Mesh || s.server.site != nil {
+		return "", true, nil
+	}
+	for _, r := range s.server.otherRegions() {
+		others = append(others, r.Name)
+	}
+	return s.server.regionName(), s.server.fleet.authority.Region() == "", others
+}
+
+// HeardElsewhere reports whether somebody in another region hears a subject of the
+// session's account, so that a Protocol asks only who may answer.
+func (s *Session) HeardElsewhere(subject string) bool {
+	if s.server == nil || s.server.opts.gateway() == nil {
+		return false
+	}
+	a, ok := s.server.fleet.account(s.Principal.Account)
+	return ok && s.server.broker.HeardAcross(a.Public, subject)
+}
+
 // gatewayAddrs are where other regions are linked to the nodes of this one.
 func (s *Server) gatewayAddrs() []string {
 	return s.nodeAddrs(func(n identity.Node) string { return n.GatewayAddr })
@@ -109,7 +134,7 @@ func (s *Server) joinRegions(ctx context.Context) (*Session, error) {
 	}
 	s.regions.conn = session.Conn
 	s.regions.exchange = region.New(region.Options{
-		Name: s.regionName(), Directory: s.fleet.directory, Leads: s.broker.IsLeader, Addrs: s.gatewayAddrs,
+		Name: s.regionName(), Directory: s.fleet.directory, Leads: s.broker.IsLeader, Addrs: s.gatewayAddrs, Boxes: s.fleet.keys.Boxes,
 		Take: s.takeChanges, Learn: s.learnRegions, Logger: s.log,
 	})
 	busy := make(chan struct{}, requestsAtOnce)
@@ -146,6 +171,11 @@ func (s *Server) joinRegions(ctx context.Context) (*Session, error) {
 
 // takeChanges makes what another region has hold here.
 func (s *Server) takeChanges(ctx context.Context, from string, changes []identity.Change) error {
+	// A user's new credentials are good by the key that signed them.
+	order := func(c identity.Change) int {
+		return map[bool]int{true: 0, false: 1}[strings.HasPrefix(c.Subject, identity.KeyNoun+".")]
+	}
+	changes = slices.SortedStableFunc(slices.Values(changes), func(a, b identity.Change) int { return order(a) - order(b) })
 	for _, c := range changes {
 		if _, err := s.takeChange(ctx, from, c); err != nil {
 			return err
@@ -316,6 +346,8 @@ func askRegion[Out any](ctx context.Context, s *Server, name, what string, in an
 type homeRequest struct {
 	Name string          `json:"name"`
 	Body json.RawMessage `json:"body"`
+	// By is who made it, in the other region.
+	By string `json:"by,omitempty"`
 }
 
 // homeHandlers are the requests that change what is not a user: they are answered in
@@ -330,6 +362,7 @@ func (s *Server) homeHandlers() map[string]handler {
 		"import.rm":   on(s.removeImport),
 		"role.add":    on(s.addRole),
 		"role.rm":     on(s.removeRole),
+		"key.rotate":  on(s.rotateKey),
 	}
 }
 
@@ -342,16 +375,16 @@ func (s *Server) isHome() bool {
 // atHome has a request answered in the home region.
 func (s *Server) atHome(name string, h handler) handler {
 	return func(ctx context.Context, msg *nats.Msg) (any, error) {
-		if s.isHome() {
+		if s.isHome() || name == "key.rotate" && s.ownKey(msg.Data) {
 			return h(ctx, msg)
 		}
 		home := s.fleet.directory.HomeRegion()
-		out, err := askRegion[json.RawMessage](ctx, s, home, adminAcross, homeRequest{name, msg.Data}, requestTimeout)
+		out, err := askRegion[json.RawMessage](ctx, s, home, adminAcross, homeRequest{name, msg.Data, s.audit.Requester(msg)}, requestTimeout)
 		var refused *admin.Error
 		if err != nil && !errors.As(err, &refused) {
 			s.log.Warn("the home region does not answer", "region", home, "error", err)
 			return nil, admin.Errorf(admin.Unavailable, "try again when it is linked: fleetbus gateway ls; if it is lost for good: fleetbus gateway rm "+home,
-				"region %s is away, where accounts, roles and what crosses between accounts are changed", home)
+				"region %s is away, where accounts, roles, keys and what crosses between accounts are changed", home)
 		}
 		return out, err
 	}
@@ -369,7 +402,8 @@ func (s *Server) adminAcross(ctx context.Context, msg *nats.Msg) (any, error) {
 	case !s.isHome():
 		return nil, admin.Errorf(admin.Conflict, "try again", "region %s is not the home region", s.regionName())
 	}
-	return h(ctx, &nats.Msg{Subject: admin.Prefix + r.Name, Data: r.Body})
+	passed := &nats.Msg{Subject: admin.Prefix + r.Name, Data: r.Body, Header: nats.Header{audit.ByHeader: {r.By}}}
+	return s.audit.Auditing(h)(ctx, passed)
 }
 
 // clearAccount removes what this region has of an account for itself.
@@ -393,82 +427,55 @@ func (s *Server) clearAccount(ctx context.Context, a identity.Account) error {
 		if src.Account != a.Name {
 			continue
 		}
-		if _, err := s.fleet.change(ctx, sourceSubject(src.Account, src.Name), func() (any, error) { return nil, nil }); err != nil {
+		if _, err := s.fleet.change(ctx, source.Subject(src.Account, src.Name), func() (any, error) { return nil, nil }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keepRelays answers what other regions ask of the streams of this one, until ctx is
-// done: an engine takes such requests from its own clients alone. A node does so for the
-// accounts that have streams on it.
-func (s *Server) keepRelays(ctx context.Context) {
-	open := map[string]*Session{}
-	defer func() {
-		for _, session := range open {
-			session.Close()
-		}
-	}()
-	tick := time.NewTicker(relaysCheck)
-	defer tick.Stop()
-	for {
-		wanted := map[string]bool{}
-		if len(s.otherRegions()) > 0 {
+// newRelays are what other regions ask this one's streams by.
+func (s *Server) newRelays() *region.Relays {
+	return region.NewRelays(region.RelayOptions{
+		Region: s.regionName(), Logger: s.log,
+		Many: func() bool { return len(s.otherRegions()) > 0 },
+		Streams: func() (accounts []string) {
 			for _, st := range s.broker.Streams() {
 				if a, ok := s.fleet.directory.AccountByPublic(st.Account); ok {
-					wanted[a.Name] = true
+					accounts = append(accounts, a.Name)
 				}
 			}
-		}
-		for name, session := range open {
-			if !wanted[name] || session.IsClosed() {
-				session.Close()
-				delete(open, name)
-			}
-		}
-		for name := range wanted {
-			if open[name] != nil {
-				continue
-			}
-			session, err := s.relay(name)
+			return accounts
+		},
+		Clients: func() (accounts []string) {
+			clients, err := s.broker.Connections("")
 			if err != nil {
-				s.log.Warn("other regions cannot ask for the streams of an account", "account", name, "error", err)
-				continue
+				s.log.Warn("clients cannot be listed", "error", err)
 			}
-			open[name] = session
-			s.log.Info("other regions can ask for the streams of an account", "account", name)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// relay hands on, in an account, what is asked of the streams of this region.
-func (s *Server) relay(account string) (*Session, error) {
-	const api = "$JS.API."
-	here := "$JS." + s.regionName() + ".API."
-	session, err := s.open(identity.Principal{
-		Account: account, Name: "relay", Kind: identity.KindService,
-		Permissions: identity.Permissions{Publish: identity.Rule{Allow: []string{api + ">"}}, Subscribe: identity.Rule{Allow: []string{here + ">"}}},
+			for _, c := range clients {
+				if name, ok := s.fleet.accountName(c.Account); ok {
+					accounts = append(accounts, name)
+				}
+			}
+			return accounts
+		},
+		Known: func(account string) bool { _, ok := s.fleet.directory.Account(account); return ok },
+		Alone: func(account string) bool {
+			a, ok := s.fleet.directory.Account(account)
+			return !ok || s.broker.LocalConnections(a.Public) <= 1
+		},
+		Heard: func(account, subject string) bool {
+			a, ok := s.fleet.directory.Account(account)
+			return ok && s.broker.HeardAcross(a.Public, subject)
+		},
+		Open: func(p identity.Principal) (*nats.Conn, func(), error) {
+			session, err := s.open(p)
+			if err != nil {
+				return nil, nil, err
+			}
+			return session.Conn, session.Close, nil
+		},
 	})
-	if err != nil {
-		return nil, err
-	}
-	_, err = session.QueueSubscribe(here+">", "relay", func(msg *nats.Msg) {
-		asked := &nats.Msg{Subject: api + strings.TrimPrefix(msg.Subject, here), Reply: msg.Reply, Header: msg.Header, Data: msg.Data}
-		if err := session.PublishMsg(asked); err != nil {
-			s.log.Debug("a request of another region was not handed on", "account", account, "error", err)
-		}
-	})
-	if err := errors.Join(err, session.Flush()); err != nil {
-		session.Close()
-		return nil, err
-	}
-	return session, nil
 }
 
 // statusAcross tells another region of this one.
@@ -483,7 +490,7 @@ func (s *Server) statusAcross(ctx context.Context, _ struct{}) (any, error) {
 // askNodes has the nodes of this region tell of themselves.
 func (s *Server) askNodes(ctx context.Context) ([]admin.NodeInfo, error) {
 	expect := s.fleet.up()
-	nodes, err := scatter(ctx, s.conn, nodeInfoSubject, struct{}{}, infoTimeout, func(n admin.NodeInfo) bool {
+	nodes, err := ask.All(ctx, s.conn, nodeInfoSubject, struct{}{}, infoTimeout, func(n admin.NodeInfo) bool {
 		delete(expect, n.Name)
 		return len(expect) == 0
 	})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
@@ -99,10 +100,13 @@ func startRegions(t *testing.T) (eu, us *fleetbustest.Server, l *line) {
 }
 
 // addRegion starts one more region of one node, which others reach by a wire.
-func addRegion(t *testing.T, s *fleetbustest.Server, name string, w *wire) *fleetbustest.Server {
+func addRegion(t *testing.T, s *fleetbustest.Server, name string, w *wire, edit ...func(*fleetbus.Options)) *fleetbustest.Server {
 	t.Helper()
 	o := fleetbustest.Options(t, name+"-1")
 	withGateway(&o, w)
+	for _, e := range edit {
+		e(&o)
+	}
 	if err := joinRegion(t, s, o, regionToken(t, s, name), w.ln.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +153,117 @@ func TestRegions(t *testing.T) {
 	passes(t, inEU, inUS, "orders.new")
 	passes(t, inUS, inEU, "orders.done")
 	passes(t, dial(t, eu, bob), dial(t, us, bob), "orders.more")
+}
+
+// TestCopyAcross copies streams of another region that were made this moment, in accounts
+// that had none before, by clients that come and go: neither what the copy asks for there
+// nor the answer must be lost, for it would ask again after most of a minute.
+func TestCopyAcross(t *testing.T) {
+	const rounds = 20
+	eu, us, _ := startRegions(t)
+	creds := make([]string, rounds)
+	ctx := limited(t, 2*time.Minute)
+	at := func(s *fleetbustest.Server, i int, act func(jetstream.JetStream) error) {
+		t.Helper()
+		nc, err := s.Connect(creds[i], nats.NoReconnect())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := act(js); err != nil {
+			t.Fatalf("account %d at %s: %v", i, s.Options.Name, err)
+		}
+	}
+	for i := range creds {
+		creds[i] = us.Creds(fmt.Sprint("acme", i), "alice")
+		at(us, i, func(js jetstream.JetStream) error {
+			_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
+			return err
+		})
+		at(us, i, func(js jetstream.JetStream) error {
+			_, err := js.Publish(ctx, "orders.new", []byte("one"))
+			return err
+		})
+		at(eu, i, func(js jetstream.JetStream) error {
+			_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "COPY", Sources: []*jetstream.StreamSource{
+				{Name: "ORDERS", External: &jetstream.ExternalStream{APIPrefix: "$JS.us.API"}},
+			}})
+			return err
+		})
+	}
+	// It would ask again after this.
+	limit := limited(t, 25*time.Second)
+	for i := range creds {
+		at(eu, i, func(js jetstream.JetStream) error {
+			s, err := js.Stream(ctx, "COPY")
+			if err != nil {
+				return err
+			}
+			m, err := s.GetMsg(ctx, 1)
+			for ; errors.Is(err, jetstream.ErrMsgNotFound) && limit.Err() == nil; m, err = s.GetMsg(ctx, 1) {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if err == nil && string(m.Data) != "one" {
+				err = fmt.Errorf("the copy has %q", m.Data)
+			}
+			return err
+		})
+	}
+}
+
+// TestStreamsFromAfar uses a stream of another region in every way that a client has.
+func TestStreamsFromAfar(t *testing.T) {
+	eu, us, _ := startRegions(t)
+	creds := us.Creds("acme", "alice")
+	js, err := jetstream.NewWithDomain(dial(t, eu, creds), "us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := limited(t, 2*time.Minute)
+	fleetbustest.Eventually(t, "the account is known there", func() error {
+		_, err := us.Admin().User(ctx, "acme/alice")
+		return err
+	})
+	dial(t, us, creds).Close()
+	var s jetstream.Stream
+	fleetbustest.Eventually(t, "somebody answers, where one of the account was", func() (err error) {
+		s, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}, AllowDirect: true})
+		return err
+	})
+	for i := range 3 {
+		if _, err := js.Publish(ctx, fmt.Sprint("orders.", i), []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, err := s.GetLastMsgForSubject(ctx, "orders.1"); err != nil || m.Sequence != 2 {
+		t.Errorf("the second message: %+v, %v", m, err)
+	}
+	c, err := s.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		m, err := c.Next(jetstream.FetchMaxWait(20 * time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Subject() != fmt.Sprint("orders.", i) || len(m.Data()) != 1 {
+			t.Errorf("message %d: %s %q", i, m.Subject(), m.Data())
+		}
+		if err := m.DoubleAck(ctx); err != nil {
+			t.Errorf("acknowledging message %d: %v", i, err)
+		}
+	}
+	if err := s.Purge(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := js.DeleteStream(ctx, "ORDERS"); err != nil {
+		t.Error(err)
+	}
 }
 
 // denied waits until a connection is closed, and a new one refused, at every one of
@@ -442,7 +557,7 @@ func TestStrangersAtTheGateway(t *testing.T) {
 // TestDenialAcross denies users who have a connection to every node of a cluster, to
 // another region, and to a site, and tells how long it takes until the last is closed.
 func TestDenialAcross(t *testing.T) {
-	const users = 50
+	const users = 16
 	w, leaf := newWire(t), newWire(t)
 	eu := fleetbustest.StartCluster(t, 3, func(o *fleetbus.Options) {
 		o.Cluster.Name = "eu"

@@ -54,34 +54,18 @@ func (s *Server) renewKey(ctx context.Context, in, key string) (any, error) {
 		if !ok || u.Denied || !holds(u) {
 			return nil, admin.Errorf(admin.Denied, "", "user %q may not be renewed", name)
 		}
-		if g.fresh(u, key) {
+		if g.Fresh(u, key) {
 			return nil, errSame
 		}
-		return g.user(s.fleet.directory)
+		return g.User(s.fleet.directory)
 	})
 	if err != nil {
 		return nil, err
 	}
 	reply := admin.UserReply{
-		Spread: admin.Spread{Nodes: []admin.Applied{}, Missing: []string{}, Changed: seq > 0, Took: time.Since(g.now)},
-		User:   identity.User{Account: account.Name, Name: user.Name, Role: g.role.Name},
+		Spread: admin.Spread{Nodes: []admin.Applied{}, Missing: []string{}, Changed: seq > 0, Took: time.Since(g.Now)},
+		User:   identity.User{Account: account.Name, Name: user.Name, Role: g.Role.Name},
 		CA:     string(s.certs.CAPEM()), Servers: s.clientAddrs(),
 	}
-	return reply, g.issue(&reply)
-}
-
-// fresh reports whether the recorded life of a key has most of it left, and what it has
-// was signed by the newest key of the role, and takes that life: a client that asks
-// again and again writes nothing to the ledger.
-func (g *grant) fresh(u identity.User, key string) bool {
-	i := slices.IndexFunc(u.Keys, func(k identity.UserKey) bool { return k.Public == key })
-	end := u.Keys[i].Expires
-	if u.Keys[i].Signer != g.signer {
-		return false
-	}
-	fresh := end.IsZero() || !g.expires.IsZero() && end.Sub(g.now) > g.expires.Sub(g.now)*2/3
-	if fresh {
-		g.expires = end
-	}
-	return fresh
+	return reply, g.Issue(&reply)
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
+	"github.com/fleetbus/fleetbus/internal/audit"
 )
 
 const (
@@ -49,46 +51,55 @@ func onToken[In any](do func(ctx context.Context, token string, in In) (any, err
 }
 
 // handlers are all requests, by name: those of package admin.
-func (s *Server) handlers() map[string]handler {
+func (s *Server) handlers(ctx context.Context) map[string]handler {
 	all := map[string]handler{
-		"status":       on(s.getStatus),
-		"account.ls":   on(s.listAccounts),
-		"account.info": on(s.getAccount),
-		"export.ls":    on(s.listExports),
-		"import.ls":    on(s.listImports),
-		"adapter.add":  on(s.addAdapter),
-		"adapter.ls":   on(s.listAdapters),
-		"adapter.rm":   on(s.removeAdapter),
-		"user.add":     on(s.addUser),
-		"user.ls":      on(s.listUsers),
-		"user.info":    on(s.getUser),
-		"user.rm":      on(s.removeUser),
-		"user.deny":    on(s.denyUser),
-		"user.allow":   on(s.allowUser),
-		"role.ls":      on(s.listRoles),
-		"token.add":    on(s.addToken),
-		"token.ls":     on(s.listTokens),
-		"token.rm":     on(s.revokeToken),
-		"source.setup": on(s.sourceSetup),
-		"source.add":   on(s.addSource),
-		"source.ls":    on(s.listSources),
-		"source.rm":    on(s.removeSource),
-		"leaf.ls":      on(s.listSites),
-		"gateway.ls":   on(s.listRegions),
-		"gateway.rm":   on(s.removeRegion),
+		"status":           on(s.getStatus),
+		"doctor.ls":        on(s.examine),
+		"link.ls":          on(s.listLinks),
+		"account.ls":       on(s.listAccounts),
+		"connection.ls":    on(s.listConnections),
+		"connection.close": on(s.endConnection),
+		"stream.ls":        on(s.listStreams),
+		"account.info":     on(s.getAccount),
+		"export.ls":        on(s.listExports),
+		"import.ls":        on(s.listImports),
+		"adapter.add":      on(s.addAdapter),
+		"adapter.ls":       on(s.listAdapters),
+		"adapter.rm":       on(s.removeAdapter),
+		"user.add":         on(s.addUser),
+		"user.ls":          on(s.listUsers),
+		"user.info":        on(s.getUser),
+		"user.rm":          on(s.removeUser),
+		"user.deny":        on(s.denyUser),
+		"user.allow":       on(s.allowUser),
+		"role.ls":          on(s.listRoles),
+		"token.add":        on(s.addToken),
+		"token.ls":         on(s.listTokens),
+		"token.rm":         on(s.revokeToken),
+		"source.setup":     on(s.sourceSetup),
+		"source.add":       on(s.addSource),
+		"source.ls":        on(s.listSources),
+		"source.rm":        on(s.removeSource),
+		"leaf.ls":          on(s.listSites),
+		"gateway.ls":       on(s.listRegions),
+		"gateway.rm":       on(s.removeRegion),
 
 		"provision.open":    on(s.openProvisioner),
 		"provision.machine": on(s.provisionMachine),
 		"provision.tell":    on(s.tellProvision),
 
-		"node.rm":    on(s.removeNode),
-		"node.renew": on(s.renewNodes),
+		"node.rm":      on(s.removeNode),
+		"node.renew":   on(s.renewNodes),
+		"node.profile": on(s.profileNode),
 
-		"key.ls":     on(s.listKeys),
-		"key.rotate": on(s.rotateKey),
+		"key.ls": on(s.listKeys),
 	}
 	for name, h := range s.homeHandlers() {
 		all[name] = s.atHome(name, h)
+	}
+	all["backup.begin"] = on(s.newBackups(ctx).Begin)
+	for name, h := range s.audit.Handlers() {
+		all[name] = h
 	}
 	return all
 }
@@ -127,32 +138,56 @@ func (s *Server) serveRequests(ctx context.Context) error {
 		}
 		return nil
 	}
-	for name, h := range s.handlers() {
-		if err := subscribe(admin.Prefix+name, "admin", people, s.answer(h)); err != nil {
+	request := func(name, queue string, busy chan struct{}, answer func(context.Context, *nats.Msg) error) (err error) {
+		for _, subject := range audit.BothWays(admin.Prefix + name) {
+			err = errors.Join(err, subscribe(subject, queue, busy, answer))
+		}
+		return err
+	}
+	all := s.handlers(ctx)
+	for name, h := range all {
+		if err := request(name, "admin", people, s.answer(h)); err != nil {
 			return err
 		}
 	}
+	all["top"], all["console.login"] = on(s.getTop), on(s.addLoginLink)
 	err := errors.Join(
+		request(admin.AtPrefix+s.fleet.node+".>", "", people, s.answer(func(ctx context.Context, msg *nats.Msg) (any, error) {
+			_, name := admin.ParseSubject(msg.Subject)
+			if h, ok := all[name]; ok {
+				return h(ctx, msg)
+			}
+			return nil, admin.Errorf(admin.Invalid, "ask the fleet, and not one node", "there is no request %q to one node", name)
+		})),
+		subscribe(nodeAuditSubject, "", nodes, s.answerAudit),
 		// A node's answer to a denial may not wait behind other requests.
 		s.subscribeSync(ctx),
 		s.serveCerts(ctx),
 		subscribe(nodeInfoSubject, "", nodes, s.answerNodeInfo),
 		subscribe(nodeRenewSubject, "", nodes, s.answerNodeRenew),
+		subscribe(nodeProfileSubject, "", nodes, s.answerProfile),
+		subscribe(nodeExamineSubject, "", nodes, s.answerExamine),
 		subscribe(topSubject, "", measurements, s.answerTop),
-		subscribe(admin.Prefix+"top", "admin", tops, s.answer(on(s.getTop))),
+		request("top", "admin", tops, s.answer(on(s.getTop))),
 		subscribe(nodeConnectionsSubject, "", nodes, s.answerConnections),
 		subscribe(nodeAdaptersSubject, "", nodes, s.answerAdapters),
+		subscribe(nodeClientsSubject, "", nodes, s.answerClients),
+		subscribe(nodeCloseSubject, "", nodes, s.answerClose),
+		subscribe(nodeStreamsSubject, "", nodes, s.answerStreams),
 		subscribe(nodeCrowdSubject, "", nodes, s.answerCrowd),
 		subscribe(nodeCountSubject, "", nodes, s.answerCount),
 		subscribe(nodeLookSubject, "", people, s.answerLook),
-		subscribe(admin.Prefix+"node.leave", "", people, s.answerLeave),
-		subscribe(admin.Prefix+"rescue", "admin", people, s.answerRescue),
+		request("node.leave", "", people, s.answerLeave),
+		request("rescue", "admin", people, s.answerRescue),
 		subscribe(enroll.PreflightSubject+".*", "", people, s.answerPreflight),
 		subscribe(enroll.NodeSubject+".*", "enroll", people, s.answer(onToken(s.enrollNode))),
 		subscribe(enroll.LeafSubject+".*", "enroll", people, s.answer(onToken(s.enrollLeaf))),
 		subscribe(enroll.RegionSubject+".*", "enroll", people, s.answer(onToken(s.enrollRegion))),
 		subscribe(enroll.UserSubject+".*", "enroll", people, s.answer(onToken(s.enrollUser))),
 	)
+	if p, _ := s.page(); p != nil {
+		err = errors.Join(err, request("console.login", "admin", people, s.answer(on(s.addLoginLink))))
+	}
 	// What follows believes what the engine says of who asks.
 	conn = s.exact
 	err = errors.Join(err,
@@ -182,23 +217,24 @@ func (s *Server) subscribeSync(ctx context.Context) error {
 // answer puts what a handler returns into an admin.Reply.
 func (s *Server) answer(h handler) func(context.Context, *nats.Msg) error {
 	return func(ctx context.Context, msg *nats.Msg) error {
-		out, err := h(ctx, msg)
+		out, err := s.audit.Auditing(h)(ctx, msg)
 		var reply admin.Reply
 		if err == nil {
 			reply.Data, err = json.Marshal(out)
 		}
 		if err != nil && !errors.As(err, &reply.Error) {
+			_, what := admin.ParseSubject(msg.Subject)
 			reply.Error = admin.Errorf(admin.Failed, "look at the log of node "+s.fleet.node, "%s could not be done: node %s says why in its log",
-				strings.TrimPrefix(msg.Subject, admin.Prefix), s.fleet.node)
+				what, s.fleet.node)
 			if errors.Is(err, context.DeadlineExceeded) {
 				reply.Error = admin.Errorf(admin.Unavailable, "fleetbus status", "the fleet did not agree in time")
 				if s.disk.Held() {
 					reply.Error.Text += ", and the disk of node " + s.fleet.node + " is short"
 				}
 			}
-			return errors.Join(err, respond(msg, reply))
+			return errors.Join(err, ask.Answer(msg, reply))
 		}
-		return respond(msg, reply)
+		return ask.Answer(msg, reply)
 	}
 }
 
@@ -206,6 +242,7 @@ func (s *Server) answer(h handler) func(context.Context, *nats.Msg) error {
 const (
 	nodeInfoSubject        = "node.info"
 	nodeRenewSubject       = "node.renew"
+	nodeProfileSubject     = "node.profile"
 	nodeConnectionsSubject = "node.connections"
 )
 
@@ -240,7 +277,7 @@ func (s *Server) answerPreflight(ctx context.Context, msg *nats.Msg) error {
 		})
 	}
 	dials.Wait()
-	return respond(msg, reply)
+	return ask.Answer(msg, reply)
 }
 
 // maxPreflightDials bounds what a token's holder can make a node dial.

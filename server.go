@@ -16,15 +16,21 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/adapter"
 	"github.com/fleetbus/fleetbus/internal/admission"
+	"github.com/fleetbus/fleetbus/internal/audit"
+	"github.com/fleetbus/fleetbus/internal/backup"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/disk"
 	"github.com/fleetbus/fleetbus/internal/events"
 	"github.com/fleetbus/fleetbus/internal/home"
 	"github.com/fleetbus/fleetbus/internal/links"
 	"github.com/fleetbus/fleetbus/internal/listener"
+	"github.com/fleetbus/fleetbus/internal/loginlink"
+	"github.com/fleetbus/fleetbus/internal/meter"
 	"github.com/fleetbus/fleetbus/internal/nodetls"
 	"github.com/fleetbus/fleetbus/internal/portowner"
+	"github.com/fleetbus/fleetbus/internal/profiler"
 )
 
 const (
@@ -49,23 +55,26 @@ type Server struct {
 	certs  *nodetls.Certificates
 	// conn is in the fleet account, as this node; exact, too: see ConnectExact.
 	conn, exact *nats.Conn
-	adapters    adapters
+	adapters    *adapter.Adapters
 	started     time.Time
 	failures    failures
 	managers    managers
 	site        *site // nil if this node is none
 	regions     regions
 	links       links.Links
+	loginLinks  loginlink.Links
 	events      *events.Queue
+	audit       audit.Desk
 	disk        disk.Guard
+	meter       meter.Meter
+	life        meter.Life
+	profiler    profiler.Profiler
 
 	mu      sync.Mutex
 	running bool
 	addrs   map[string]net.Addr
 	// gates are opened when the node has caught up.
 	gates []*admission.Gate
-	// stale says that the node serves from its snapshot.
-	stale bool
 	// fail ends the server with an error.
 	fail context.CancelCauseFunc
 	// group holds the goroutines that answer requests.
@@ -165,6 +174,7 @@ func (s *Server) startClient(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	nc.Close()
+	s.life.Serve(nil)
 	close(s.ready)
 	s.startServices(ctx, undo)
 	return nil
@@ -183,7 +193,12 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	s.events = events.New(s.home.Node.Node.Name)
+	s.events.Seen = s.meter.Event
+	s.regions.relays = s.newRelays()
 	if s.fleet, err = newFleet(s.home, authority, s.events, s.log); err != nil {
+		return err
+	}
+	if err := s.openAudit(); err != nil {
 		return err
 	}
 	s.certs, err = nodetls.New(nodetls.Options{
@@ -196,9 +211,14 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	}
 	s.fleet.across, s.fleet.gone = s.spreadAcross, s.certs.CloseGateways
 	s.fleet.keys.renew = s.renewShown
+	if err := s.openWatched(ctx, undo); err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { s.life.Reach(meter.Draining) })
 	if err := s.startBroker(ctx, undo); err != nil {
 		return err
 	}
+	s.life.Reach(meter.Joining)
 	s.disk.Dir, s.disk.Reserve, s.disk.Engine, s.disk.Logger = s.home.Dir, s.opts.Store.Reserve, s.broker, s.log
 	undo.background(ctx, func(ctx context.Context) {
 		if err := s.disk.Keep(ctx); err != nil {
@@ -206,6 +226,10 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		}
 	})
 	undo.background(ctx, s.certs.Keep)
+	s.adapters = s.newAdapters()
+	if err := backup.Finish(ctx, s.home, authority.Hash(), s.inAccountAs, s.log); err != nil {
+		return err
+	}
 	if err := s.join(ctx, undo); err != nil {
 		return err
 	}
@@ -216,13 +240,14 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	s.started = time.Now()
+	s.life.Serve(s.broker)
 	close(s.ready)
 	s.startServices(ctx, undo)
 	undo.background(ctx, s.runSources)
 	undo.background(ctx, s.runManagers)
-	undo.background(ctx, s.runAdapters)
+	undo.background(ctx, s.adapters.Keep)
 	undo.background(ctx, func(ctx context.Context) {
-		if err := s.links.Keep(ctx, s.conn, s.fleet.node); err != nil {
+		if err := s.links.Keep(ctx, s.conn, s.fleet.node, s.otherNodes); err != nil {
 			s.log.Error("links cannot be watched", "error", err)
 		}
 	})
@@ -236,7 +261,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	}
 	if s.opts.Mode == Mesh {
 		undo.background(ctx, s.keepRegions)
-		undo.background(ctx, s.keepRelays)
+		undo.background(ctx, s.regions.relays.Keep)
 	}
 	s.log.Info("node is ready", "node", s.fleet.node, "fleet", authority.Fleet(), "listeners", s.listening())
 	return nil
@@ -327,6 +352,7 @@ func (s *Server) startBroker(ctx context.Context, undo *cleanup) error {
 	if err != nil {
 		return err
 	}
+	s.fleet.audit.Within(o.MaxFile)
 	start, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("no answer in %v", startTimeout))
 	defer cancel()
 	if s.broker, err = broker.Start(start, o); err != nil {
@@ -492,6 +518,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 			s.fail(fmt.Errorf("following the ledger: %w", err))
 		}
 	})
+	undo.background(ctx, func(ctx context.Context) { s.fleet.audit.Keep(ctx, session.Conn, replicas) })
 	callout, err := s.serveCallout(ctx)
 	if err != nil {
 		return err
@@ -504,14 +531,12 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-timeout.C:
-		s.stale = true
+		s.life.Stale.Store(true)
 		s.log.Warn("the quorum is away: serving from the snapshot", "sequence", s.fleet.directory.Seq())
 		undo.background(ctx, func(ctx context.Context) {
 			select {
 			case <-s.fleet.follower.CaughtUp():
-				s.mu.Lock()
-				s.stale = false
-				s.mu.Unlock()
+				s.life.Stale.Store(false)
 				s.log.Info("caught up with the fleet", "sequence", s.fleet.directory.Seq())
 			case <-ctx.Done():
 			}
@@ -529,7 +554,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 	if err := s.ensureAccounts(first); err != nil {
 		return err
 	}
-	if !s.stale {
+	if !s.life.Stale.Load() {
 		if err := s.ensureAdmin(first); err != nil {
 			s.log.Warn("there is no local admin yet", "error", err)
 		}
@@ -566,6 +591,9 @@ func (s *Server) openListeners(ctx context.Context, undo *cleanup) error {
 		if _, ok := l.Protocol.(natsProtocol); ok {
 			s.bound(l.Name, s.broker.Addr())
 			continue
+		}
+		if _, ok := l.Protocol.(watched); ok {
+			continue // it is open
 		}
 		if l.Protocol == Leaf() {
 			s.bound(l.Name, s.broker.LeafAddr())
@@ -611,7 +639,11 @@ func (s *Server) openListener(ctx context.Context, l Listener) (*listener.Listen
 		Name: l.Name, Addr: l.Addr, Handshakes: s.opts.Limits.Handshakes, Timeout: s.opts.Limits.HandshakeTimeout, Refused: s.tellStranger, Logger: s.log,
 	}
 	if !l.Plaintext {
-		o.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.gate().Admit)
+		var protocols []string
+		if p, ok := l.Protocol.(interface{ ALPN() []string }); ok {
+			protocols = p.ALPN()
+		}
+		o.TLS = s.certs.ForListener(l.ClientCertificate == CertificateRequired, s.gate().Admit, protocols...)
 	}
 	w, err := listener.Listen(ctx, o)
 	if err == nil && !l.Plaintext {

@@ -153,6 +153,7 @@ func (s *Session) end(reason string) bool {
 	}
 	if raw != nil {
 		raw.Close()
+		s.server.meter.Closed(s.Principal.Account)
 	}
 	if told {
 		s.tellDisconnect(reason, nc)

@@ -22,6 +22,7 @@ import (
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/home"
 	"github.com/fleetbus/fleetbus/internal/nodetls"
@@ -200,7 +201,7 @@ func (s *Server) serveHub(ctx context.Context) (*Session, error) {
 			}
 		})
 	})
-	_, err2 := session.Subscribe(siteWho(t.name), func(msg *nats.Msg) { _ = respond(msg, s.here()) })
+	_, err2 := session.Subscribe(siteWho(t.name), func(msg *nats.Msg) { _ = ask.Answer(msg, s.here()) })
 	if err := errors.Join(err1, err2, session.Flush()); err != nil {
 		session.Close()
 		return nil, err
@@ -439,12 +440,8 @@ func pendingSite(h *home.Home, name string) (sitePending, *identity.Authority, e
 	if p.Authority, err = authority.Marshal(); err != nil {
 		return p, nil, err
 	}
-	key, err := nkeys.CreateUser()
-	if err != nil {
-		return p, nil, fmt.Errorf("making the link's key: %w", err)
-	}
-	if p.Link, err = key.Seed(); err != nil {
-		return p, nil, fmt.Errorf("making the link's key: %w", err)
+	if _, p.Link, err = identity.NewUserKey(); err != nil {
+		return p, nil, err
 	}
 	return p, authority, home.WriteJSON(h.Path(sitePendingName), p)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
 )
 
@@ -468,7 +469,7 @@ func tellSite(ctx context.Context, nc *nats.Conn, link *siteLink, news siteTerms
 // was there before.
 func (s *Server) findTwice(ctx context.Context, nc *nats.Conn, link *siteLink) error {
 	other := ""
-	_, err := scatter(ctx, nc, siteWho(link.name), struct{}{}, siteTwiceWait, func(here siteHere) bool {
+	_, err := ask.All(ctx, nc, siteWho(link.name), struct{}{}, siteTwiceWait, func(here siteHere) bool {
 		if here.Engine != link.Server {
 			other = here.Engine
 		}
@@ -652,7 +653,7 @@ func (s *Server) enrollLeaf(ctx context.Context, tokenID string, r enroll.LeafRe
 	if err != nil {
 		return nil, err
 	}
-	g.kind = identity.KindLeaf
+	g.Kind = identity.KindLeaf
 	if _, err := s.spend(ctx, tokenID, kinds, who); err != nil {
 		return nil, err
 	}
@@ -660,19 +661,19 @@ func (s *Server) enrollLeaf(ctx context.Context, tokenID string, r enroll.LeafRe
 		if err := s.siteTaken(account.Name, token.Name, r.Key); err != nil {
 			return nil, err
 		}
-		u, err := g.user(s.fleet.directory)
+		u, err := g.User(s.fleet.directory)
 		u.Site = site
 		return u, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	reply.Operator, reply.CA, reply.Expires = s.fleet.authority.Operator(), string(s.fleet.authority.ClientsPEM()), g.expires
+	reply.Operator, reply.CA, reply.Expires = s.fleet.authority.Operator(), string(s.fleet.authority.ClientsPEM()), g.Expires
 	f := s.fleet
 	reply.Account.Terms, err = f.authority.SiteTerms(account, *site, f.directory.Roles(), f.directory.Revocations(account.Name), f.directory.Issued(account))
 	if err != nil {
 		return nil, err
 	}
-	reply.JWT, err = f.authority.LeafJWT(account, g.role, token.Name, r.Key, *site, g.expires)
+	reply.JWT, err = f.authority.LeafJWT(account, g.Role, token.Name, r.Key, *site, g.Expires)
 	return reply, err
 }

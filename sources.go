@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -18,6 +17,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/source"
 	"github.com/fleetbus/fleetbus/lease"
 )
 
@@ -25,24 +25,6 @@ import (
 // it and may hold a password: it must be in no error. It connects nothing. An
 // *admin.Error reaches whoever adds the source with its fix.
 type OpenSource func(s admin.Source, dsn string, log *slog.Logger) (change.Source, error)
-
-const (
-	// sourcesCheck is how often a node looks for sources to begin or to end.
-	sourcesCheck = time.Second
-	// sourceTries is how often a node tries to run a source before it lets another
-	// one try.
-	sourceTries = 3
-)
-
-// sourceNote is what the node that runs a source tells of it in its lease.
-type sourceNote struct {
-	Error     string          `json:"error,omitempty"`
-	Progress  change.Progress `json:"progress"`
-	Announced uint64          `json:"announced"`
-	Refused   uint64          `json:"refused"`
-}
-
-func sourceSubject(account, name string) string { return "source." + account + "." + name }
 
 // sources are those that the fleet keeps, by account.name.
 func (f *fleet) sources() map[string]admin.Source {
@@ -62,194 +44,37 @@ func (f *fleet) sources() map[string]admin.Source {
 // runSources runs the sources of the fleet, each if no other node does, until ctx
 // is done.
 func (s *Server) runSources(ctx context.Context) {
-	leases, err := s.openLeases(ctx)
-	if err != nil {
-		return
-	}
-	type run struct {
-		source admin.Source
-		cancel context.CancelFunc
-	}
-	running := map[string]run{}
-	var all sync.WaitGroup
-	defer all.Wait()
-	tick := time.NewTicker(sourcesCheck)
-	defer tick.Stop()
-	for {
-		wanted := s.fleet.sources()
-		for full, r := range running {
-			if now, ok := wanted[full]; !ok || !sameSource(now, r.source) {
-				r.cancel()
-				delete(running, full)
+	source.Run(ctx, source.Host{
+		Node: s.fleet.node, Conn: s.conn, Wanted: s.fleet.sources, Open: s.openSource, Logger: s.log,
+		Connect: func(account string) (*nats.Conn, func(), error) {
+			session, err := s.open(s.nodePrincipal(account), func(o *nats.Options) error {
+				o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
+				return nil
+			})
+			if err != nil {
+				return nil, nil, err
 			}
-		}
-		for full, src := range wanted {
-			if _, ok := running[full]; ok || src.Node != "" && src.Node != s.fleet.node {
-				continue
-			}
-			run, cancel := context.WithCancel(ctx)
-			defer cancel()
-			running[full] = struct {
-				source admin.Source
-				cancel context.CancelFunc
-			}{src, cancel}
-			all.Go(func() { s.runSource(run, leases, src) })
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+			return session.Conn, session.Close, nil
+		},
+		Failed: func(name string, err error) { s.failures.set("source "+name, err) },
+	})
 }
 
-func sameSource(a, b admin.Source) bool {
-	tables := slices.Equal(a.Tables, b.Tables)
-	a.Tables, b.Tables = nil, nil
-	x, _ := json.Marshal(a)
-	y, _ := json.Marshal(b)
-	return tables && string(x) == string(y)
-}
-
-// openLeases tries until there is a quorum, or ctx is done.
-func (s *Server) openLeases(ctx context.Context) (*lease.Leases, error) {
-	js, err := jetstream.New(s.conn)
-	if err != nil {
-		return nil, err
-	}
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		leases, err := lease.Open(ctx, js, lease.Options{})
-		if err == nil {
-			return leases, nil
-		}
-		s.log.Debug("leases cannot be opened yet", "error", err)
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(wait):
-		}
-	}
-}
-
-// runSource runs a source whenever this node has its lease.
-func (s *Server) runSource(ctx context.Context, leases *lease.Leases, src admin.Source) {
-	full := src.Account + "/" + src.Name
-	defer s.failures.set("source "+full, nil)
-	for ctx.Err() == nil {
-		r := &sourceRun{Server: s, source: src}
-		err := leases.Hold(ctx, sourceSubject(src.Account, src.Name), s.fleet.node, r.note, r.run)
-		if ctx.Err() != nil {
-			return
-		}
-		s.log.Warn("source is given up for a while", "source", full, "error", err)
-		// Another node may be able to.
-		select {
-		case <-ctx.Done():
-		case <-time.After(2 * serviceBackoffMax / 5):
-		}
-	}
-}
-
-// sourceRun is one time that this node has the lease of a source.
-type sourceRun struct {
-	*Server
-	source admin.Source
-
-	mu        sync.Mutex
-	publisher *change.Publisher
-	err       error
-}
-
-func (r *sourceRun) note() any {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var n sourceNote
-	if r.err != nil {
-		n.Error = r.err.Error()
-	}
-	if r.publisher != nil {
-		stats := r.publisher.Stats()
-		n.Progress, n.Announced, n.Refused = r.publisher.Progress(), stats.Announced, stats.Refused
-	}
-	return n
-}
-
-func (r *sourceRun) set(p *change.Publisher, err error) {
-	r.mu.Lock()
-	r.err = err
-	if p != nil {
-		r.publisher = p
-	}
-	r.mu.Unlock()
-	r.failures.set("source "+r.source.Account+"/"+r.source.Name, err)
-}
-
-// run runs the source until ctx is done, or it has failed a few times in a row.
-func (r *sourceRun) run(ctx context.Context) error {
-	r.log.Info("source begins", "source", r.source.Account+"/"+r.source.Name, "node", r.fleet.node)
-	for failed := 0; ; {
-		began := time.Now()
-		err := r.once(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(began) > serviceBackoffMax {
-			failed = 0
-		}
-		failed++
-		r.set(nil, err)
-		r.log.Error("source failed", "source", r.source.Account+"/"+r.source.Name, "error", err)
-		if failed == sourceTries {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Second << failed):
-		}
-	}
-}
-
-func (r *sourceRun) once(ctx context.Context) error {
-	open, ok := r.opts.SourceTypes[r.source.Type]
+// openSource makes the source of a record, whose secret it opens.
+func (s *Server) openSource(src admin.Source) (change.Source, error) {
+	open, ok := s.opts.SourceTypes[src.Type]
 	if !ok {
-		return fmt.Errorf("opening the source: this node knows no type %q", r.source.Type)
+		return nil, fmt.Errorf("opening the source: this node knows no type %q", src.Type)
 	}
 	dsn := ""
-	if r.source.Secret != "" {
-		secret, err := r.fleet.authority.OpenSecret(r.source.Secret)
+	if src.Secret != "" {
+		secret, err := s.fleet.authority.OpenSecret(src.Secret)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		dsn = string(secret)
 	}
-	source, err := open(r.source, dsn, r.log)
-	if err != nil {
-		return err
-	}
-	session, err := r.open(r.nodePrincipal(r.source.Account), func(o *nats.Options) error {
-		o.AllowReconnect, o.MaxReconnect, o.ReconnectWait = true, -1, 50*time.Millisecond
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	defer session.Close()
-	p, err := change.NewPublisher(ctx, session.Conn, r.source.Name, change.PublisherOptions{
-		Name: r.fleet.node, Opaque: r.source.Opaque, Widen: true, Logger: r.log,
-	})
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	r.set(p, nil)
-	if err := source.Run(ctx, p); err != nil {
-		return err
-	}
-	if ctx.Err() == nil {
-		return errServiceEnded
-	}
-	return nil
+	return open(src, dsn, s.log)
 }
 
 func (s *Server) sourceSetup(context.Context, struct{}) (any, error) {
@@ -282,7 +107,7 @@ func (s *Server) addSource(ctx context.Context, r admin.Source) (any, error) {
 		}
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
 	}
-	seq, err := s.fleet.change(ctx, sourceSubject(r.Account, r.Name), func() (any, error) { return r, nil })
+	seq, err := s.fleet.change(ctx, source.Subject(r.Account, r.Name), func() (any, error) { return r, nil })
 	if err != nil {
 		return nil, err
 	}
@@ -310,12 +135,12 @@ func (s *Server) listSources(ctx context.Context, r admin.Name) (any, error) {
 		}
 		info := admin.SourceInfo{Source: src, State: admin.SourceWaiting}
 		info.Secret = ""
-		held, err := leases.Look(ctx, sourceSubject(src.Account, src.Name))
+		held, err := leases.Look(ctx, source.Subject(src.Account, src.Name))
 		if err != nil && !errors.Is(err, lease.ErrFree) {
 			return nil, err
 		}
 		if err == nil {
-			var note sourceNote
+			var note source.Note
 			if err := json.Unmarshal(held.Note, &note); err != nil {
 				return nil, fmt.Errorf("reading the lease of source %q: %w", full, err)
 			}
@@ -348,7 +173,7 @@ func (s *Server) knownSources(ctx context.Context) []admin.SourceInfo {
 func (s *Server) removeSource(ctx context.Context, r admin.Name) (any, error) {
 	began := time.Now()
 	account, name, _ := strings.Cut(r.Name, "/")
-	subject := sourceSubject(account, name)
+	subject := source.Subject(account, name)
 	if _, ok := s.fleet.sources()[account+"."+name]; !ok {
 		return nil, admin.Errorf(admin.NotFound, "fleetbus change source ls", "there is no source %q", r.Name)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/rates"
 )
@@ -49,7 +50,7 @@ func (s *Server) getTop(ctx context.Context, r admin.TopRequest) (any, error) {
 	top := admin.Top{Rates: []admin.Rate{}, Missing: []string{}, Errors: []string{}}
 	expect := s.fleet.up()
 	sums := rates.Rates{}
-	_, err := scatter(ctx, s.conn, topSubject, r, r.Interval+infoTimeout, func(reply topReply) bool {
+	_, err := ask.All(ctx, s.conn, topSubject, r, r.Interval+infoTimeout, func(reply topReply) bool {
 		delete(expect, reply.Node)
 		top.Others.Add(reply.Others)
 		for _, rate := range reply.Rates {
@@ -58,7 +59,7 @@ func (s *Server) getTop(ctx context.Context, r admin.TopRequest) (any, error) {
 		if reply.Error != "" {
 			top.Errors = append(top.Errors, reply.Node+": "+reply.Error)
 		}
-		return len(expect) == 0
+		return s.answered(expect)
 	})
 	for name := range expect {
 		top.Missing = append(top.Missing, name)
@@ -82,7 +83,7 @@ func (s *Server) answerTop(ctx context.Context, msg *nats.Msg) error {
 		reply.Error = err.Error()
 	}
 	reply.Rates, reply.Others = found.Busiest()
-	return respond(msg, reply)
+	return ask.Answer(msg, reply)
 }
 
 // measure looks at this node's meters twice.

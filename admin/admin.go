@@ -65,21 +65,63 @@ type Reply struct {
 
 // Client makes requests over one connection. It is safe for concurrent use. The
 // zero value is of no use: call New.
-type Client struct{ nc *nats.Conn }
+type Client struct {
+	nc *nats.Conn
+	at string // begins the names of requests to one node
+}
 
 // New returns a Client over nc, which stays the caller's.
 func New(nc *nats.Conn) *Client { return &Client{nc: nc} }
+
+// AtPrefix, the name of a node and a dot begin the names of requests that this node alone
+// answers, behind Prefix or ByPrefix.
+const AtPrefix = "at."
+
+// Here is a client whose requests are answered by the node that the connection is to, and
+// not by whichever is next: what a node says of the others is as it sees them, and one that
+// is cut off keeps nobody waiting. An older node leaves them to the next.
+func (c *Client) Here() *Client {
+	node, _, _ := strings.Cut(c.nc.ConnectedServerName(), ".")
+	if node == "" {
+		return c
+	}
+	return &Client{nc: c.nc, at: AtPrefix + node + "."}
+}
 
 // call makes the request named name and decodes its result into Out. Every
 // method below is one call: its error is an *Error, or wraps
 // context.DeadlineExceeded or nats.ErrNoResponders when nobody answered.
 func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, error) {
-	return ask[Out](ctx, c.nc, Prefix+name, in)
+	subject := RequestSubject(c.nc, c.at+name)
+	out, err := ask[Out](ctx, c.nc, subject, in)
+	if subject != Prefix+name && errors.Is(err, nats.ErrNoResponders) { // nodes of an older version
+		return ask[Out](ctx, c.nc, Prefix+name, in)
+	}
+	return out, err
+}
+
+// ParseSubject is the name of a request, and who makes it; who is empty if the engine
+// does not vouch for it.
+func ParseSubject(subject string) (who, name string) {
+	if rest, ok := strings.CutPrefix(subject, ByPrefix); ok {
+		if who, name, ok := strings.Cut(rest, "."); ok {
+			return who, withoutNode(name)
+		}
+	}
+	return "", withoutNode(strings.TrimPrefix(subject, Prefix))
+}
+
+// withoutNode is the name of a request without the node that it is for.
+func withoutNode(name string) string {
+	if rest, ok := strings.CutPrefix(name, AtPrefix); ok {
+		_, name, _ = strings.Cut(rest, ".")
+	}
+	return name
 }
 
 func ask[Out any](ctx context.Context, nc *nats.Conn, subject string, in any) (Out, error) {
 	var out Out
-	name := strings.TrimPrefix(subject, Prefix)
+	_, name := ParseSubject(subject)
 	body, err := json.Marshal(in)
 	if err != nil {
 		return out, fmt.Errorf("encoding request %q: %w", name, err)
@@ -144,6 +186,8 @@ type AccountInfo struct {
 	Connections int    `json:"connections"`
 	Streams     int    `json:"streams"`
 	Bytes       uint64 `json:"bytes"`
+	// Certificates says that there are managers of its certificates.
+	Certificates bool `json:"certificates,omitempty"`
 	// Exports and Imports are what crosses its border, or is to.
 	Exports []ExportInfo `json:"exports"`
 	Imports []ImportInfo `json:"imports"`
@@ -219,7 +263,7 @@ type UserReply struct {
 // UserInfo is a user and its live connections.
 type UserInfo struct {
 	identity.User
-	// Connections are those that began first, 1000 at most, and More counts the others.
+	// Connections are those that began first, 200 at most, and More counts the others.
 	Connections []Connection `json:"connections"`
 	More        int          `json:"more_connections,omitempty"`
 }
@@ -394,6 +438,36 @@ type Link struct {
 	Answered bool `json:"answered"`
 	// RoundTrip is how long a message took there and back, the last time.
 	RoundTrip time.Duration `json:"round_trip_ns"`
+	// Skew is the other's clock less the node's own, as good as half of RoundTrip.
+	Skew time.Duration `json:"skew_ns,omitempty"`
+	// Bytes that the connection between the two has carried, both ways.
+	Bytes uint64 `json:"bytes,omitempty"`
+}
+
+// A LinkView is how a node of the cluster sees its links to the others. Whom it does not
+// name it hears, and is answered by.
+type LinkView struct {
+	Node string `json:"node"`
+	// Unheard are the nodes that it has not heard for seconds, Unanswered those that do
+	// not answer it.
+	Unheard    []string `json:"unheard,omitempty"`
+	Unanswered []string `json:"unanswered,omitempty"`
+	// Age is how old the view is, and Told says that another node told of it.
+	Age  time.Duration `json:"age_ns,omitempty"`
+	Told bool          `json:"told,omitempty"`
+}
+
+// LinkViews are the views of a cluster's nodes, as the node that answered knows them.
+type LinkViews struct {
+	Node string `json:"node"`
+	// Views has the node's own first. Of whom nobody heard for seconds, there is none.
+	Views []LinkView `json:"views"`
+}
+
+// LinkViews tells how the nodes see their links. The node that answers asks no other, so
+// that it is known at once.
+func (c *Client) LinkViews(ctx context.Context) (LinkViews, error) {
+	return call[LinkViews](ctx, c, "link.ls", struct{}{})
 }
 
 // A Remote is a link of a node to a server that is no node of its cluster.
@@ -406,6 +480,8 @@ type Remote struct {
 	Account string `json:"account,omitempty"`
 	// RoundTrip is how long the engine's last ping took; 0 if there was none yet.
 	RoundTrip time.Duration `json:"round_trip_ns"`
+	// Bytes that the connection has carried, both ways.
+	Bytes uint64 `json:"bytes,omitempty"`
 }
 
 // How a node stands on the bus.
@@ -505,4 +581,23 @@ type Renewed struct {
 	Node     string    `json:"node"`
 	NotAfter time.Time `json:"not_after"`
 	Error    string    `json:"error,omitempty"`
+}
+
+// A LoginLink lets its user into the console of one node, once.
+type LoginLink struct {
+	Node string `json:"node"`
+	// URL holds the secret, behind a # so that no log of a web server has it.
+	URL     string    `json:"url"`
+	Expires time.Time `json:"expires"`
+}
+
+// LoginLink makes a login link for a user, account/name, on a node that has a console:
+// the one that the connection is to, if it has one.
+func (c *Client) LoginLink(ctx context.Context, user string) (LoginLink, error) {
+	link, err := call[LoginLink](ctx, c.Here(), "console.login", Name{user})
+	var refused *Error
+	if errors.As(err, &refused) && refused.Code == Unavailable { // it has none
+		return call[LoginLink](ctx, c, "console.login", Name{user})
+	}
+	return link, err
 }

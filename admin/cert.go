@@ -10,7 +10,10 @@ import (
 
 // CertSubject is where requests about certificates are made, which a node hands to
 // the managers of the account.
-const CertSubject = Prefix + "cert"
+const (
+	CertSubject = Prefix + certName
+	certName    = "cert"
+)
 
 // CertKeyVerb is the verb of a request for the key of the managers.
 const CertKeyVerb = "key"
@@ -51,7 +54,7 @@ func (c *Client) CertManagerKey(ctx context.Context, account string) (string, er
 	if err != nil {
 		return "", err
 	}
-	key, err := ask[CertKey](ctx, c.nc, CertSubject, CertRequest{Account: account, Verb: CertKeyVerb, Data: data})
+	key, err := ask[CertKey](ctx, c.nc, RequestSubject(c.nc, certName), CertRequest{Account: account, Verb: CertKeyVerb, Data: data})
 	if err != nil {
 		return "", err
 	}

@@ -87,7 +87,7 @@ func (s *Store) answer() {
 				} else {
 					var err error
 					if a.tls, err = alpnCertificate(c.Name, c.KeyAuth); err != nil {
-						s.log.Error("challenge cannot be answered", "group", g.name, "id", c.ID, "err", err)
+						s.log.Error("challenge cannot be answered", "group", g.name, "id", c.ID, "error", err)
 						continue
 					}
 				}
@@ -262,6 +262,6 @@ func (s *Store) wouldAnswer(token string) bool {
 
 func (s *Store) say(msg *nats.Msg) {
 	if err := msg.Respond([]byte(s.o.Key.Name)); err != nil {
-		s.log.Warn("a manager was not answered", "err", err)
+		s.log.Warn("a manager was not answered", "error", err)
 	}
 }

@@ -158,7 +158,7 @@ func (s *Store) deliver(ctx context.Context, fails map[certKey]failing, look boo
 	if len(keys) == 0 {
 		if look && s.emptied {
 			if err := s.o.Program.Install(ctx, nil); err != nil && ctx.Err() == nil {
-				s.log.Warn("certificates are not removed", "err", err)
+				s.log.Warn("certificates are not removed", "error", err)
 			}
 		}
 		return
@@ -283,7 +283,7 @@ func (s *Store) observe(ctx context.Context, key certKey, holders map[string][]*
 			return // it changed meanwhile, and is looked at again
 		}
 		if seen.Error != "" && seen.Error != now.seen.Error && c.refused == nil {
-			s.log.Error("certificate is not served", "group", key.group, "id", key.id, "err", seen.Error)
+			s.log.Error("certificate is not served", "group", key.group, "id", key.id, "error", seen.Error)
 		}
 		now.seen, now.misses = seen, wrong != nil
 		s.mu.Unlock()

@@ -61,7 +61,7 @@ func (c *complaints) tell(now time.Time, what, target, call string, err error) {
 		return
 	}
 	c.last[this] = now
-	c.log.Warn(what, "target", target, "request", call, "err", err)
+	c.log.Warn(what, "target", target, "request", call, "error", err)
 }
 
 // A Relay has the targets of an account read the ledgers. The engine writes what it

@@ -48,7 +48,7 @@ func (s *Store) keepReported(ctx context.Context, js jetstream.JetStream) {
 			failures = 0
 			continue
 		} else if failures == 0 && ctx.Err() == nil {
-			s.log.Warn("what is served could not be reported", "err", err)
+			s.log.Warn("what is served could not be reported", "error", err)
 		}
 		_ = pause(ctx, failures, reportPause) // ctx is asked above
 		failures++

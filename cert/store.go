@@ -279,11 +279,11 @@ func (g *group) run(ctx context.Context, l *ledger.Ledger) error {
 		if errors.Is(err, nats.ErrConnectionClosed) {
 			return err
 		}
-		g.store.log.Error("certificates are not followed", "group", g.name, "err", err)
+		g.store.log.Error("certificates are not followed", "group", g.name, "error", err)
 		if errors.Is(err, ledger.ErrBehind) {
 			// The ledger was restored from an older copy, or made anew.
 			if err := g.rewind(); err != nil {
-				g.store.log.Error("certificates are not followed", "group", g.name, "err", err)
+				g.store.log.Error("certificates are not followed", "group", g.name, "error", err)
 			}
 		}
 		if pause(ctx, n, longestPause) != nil {
@@ -462,7 +462,7 @@ func (s *Store) install() {
 				g, served := s.groups[keys[i].group], before[i]
 				if served == nil && olds[i].id != "" {
 					if served, errs[i] = g.restore(olds[i], now); errs[i] != nil {
-						s.log.Warn("certificate is not served any more", "group", g.name, "id", keys[i].id, "err", errs[i])
+						s.log.Warn("certificate is not served any more", "group", g.name, "id", keys[i].id, "error", errs[i])
 					}
 				}
 				after[i], errs[i] = g.evaluate(keys[i].id, served, now)
@@ -484,7 +484,7 @@ func (s *Store) commit(keys []certKey, after []*installed, errs []error) {
 		}
 		news := text(err) != text(c.refused)
 		if event := (unbelieved{}); err != nil && news && !errors.As(err, &event) { // that was logged when it came
-			s.log.Error("certificate refused", "group", key.group, "id", key.id, "err", err)
+			s.log.Error("certificate refused", "group", key.group, "id", key.id, "error", err)
 		}
 		moved := c.served != next && (c.served == nil || next == nil || c.served.tls != next.tls)
 		if moved || news {

@@ -143,7 +143,7 @@ func asked(m *nats.Msg) bool { return m.Reply != "" && !strings.HasPrefix(m.Repl
 func (s *session) answer(ctx context.Context, m *nats.Msg, do func(context.Context, func(string)) (any, error)) {
 	respond := func(r reply) {
 		if err := s.key.Answer(m, r); err != nil && ctx.Err() == nil {
-			s.m.log.Warn("request not answered", "subject", m.Subject, "err", err)
+			s.m.log.Warn("request not answered", "subject", m.Subject, "error", err)
 		}
 	}
 	began := s.begin(ctx, "request "+cert.NewID(), s.asked, func(ctx context.Context) {

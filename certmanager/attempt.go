@@ -122,12 +122,12 @@ func (s *session) work(ctx context.Context, r *cert.Record, reason cert.Reason, 
 		log.Info("certificate obtained", "issuer", issuer, "reason", reason, "took", time.Since(began).Round(time.Millisecond))
 		return nil
 	case errors.Is(err, errLost):
-		log.Warn("work on a certificate given up", "err", err)
+		log.Warn("work on a certificate given up", "error", err)
 		return err
 	case ctx.Err() != nil:
 		return errors.Join(err, a.release(ctx))
 	}
-	log.Warn("certificate not obtained", "issuer", issuer, "err", err)
+	log.Warn("certificate not obtained", "issuer", issuer, "error", err)
 	return errors.Join(err, a.fail(ctx, issuer, err))
 }
 

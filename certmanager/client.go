@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 
@@ -131,7 +132,7 @@ func call[Out any](ctx context.Context, c *Client, name string, in any) (Out, er
 	}
 	subject := cert.APISubject(name)
 	if c.account != "" {
-		subject = admin.CertSubject
+		subject = admin.RequestSubject(c.nc, strings.TrimPrefix(admin.CertSubject, admin.Prefix))
 		if body, err = json.Marshal(admin.CertRequest{Account: c.account, Verb: name, Data: body}); err != nil {
 			return out, fmt.Errorf("encoding request %q: %w", name, err)
 		}

@@ -348,7 +348,7 @@ func (s *session) askRenewal(ctx context.Context, seen *cert.Record) {
 		return
 	}
 	if err != nil {
-		s.m.log.Debug("authority not asked of a renewal", "certificate", seen.ID, "err", err)
+		s.m.log.Debug("authority not asked of a renewal", "certificate", seen.ID, "error", err)
 		return
 	}
 	if answer.Again.IsZero() {

@@ -1,81 +1,71 @@
 package certmanager
 
 import (
-	"fmt"
+	"context"
 	"strings"
+
+	"github.com/fleetbus/fleetbus/metrics"
 )
 
-// Metrics are the status in the text format of Prometheus and OpenMetrics, for a file
-// that a collector reads: when certificates end, who serves them, what fails.
+// Samples are the status as package metrics has it: when certificates end, who serves
+// them, what fails.
+func (s Status) Samples() (all []metrics.Sample) {
+	for _, c := range s.Certificates {
+		name := ""
+		if len(c.Names) > 0 {
+			name = c.Names[0]
+		}
+		add := func(family string, value int64, more ...string) {
+			all = append(all, metrics.Of(family, float64(value), append([]string{c.ID, c.Group, name}, more...)...))
+		}
+		if !c.NotAfter.IsZero() {
+			add("fleetbus_certificate_not_after_timestamp_seconds", c.NotAfter.Unix())
+		}
+		if !c.Renews.IsZero() {
+			add("fleetbus_certificate_renews_timestamp_seconds", c.Renews.Unix())
+		}
+		attempts := 0
+		if c.Failure != nil {
+			attempts = c.Failure.Attempts
+		}
+		add("fleetbus_certificate_failed_attempts", int64(attempts))
+		add("fleetbus_certificate_targets", int64(c.Current), "current")
+		add("fleetbus_certificate_targets", int64(c.Pending), "pending")
+		add("fleetbus_certificate_targets", int64(c.Failed), "failed")
+		add("fleetbus_certificate_targets", int64(c.Away), "away")
+	}
+	codes := map[string]int{}
+	for _, f := range s.Findings {
+		codes[f.Code]++
+	}
+	for code, n := range codes {
+		all = append(all, metrics.Of("fleetbus_certificate_findings", float64(n), code))
+	}
+	return all
+}
+
+// Metrics are the samples in the text format of Prometheus and OpenMetrics, for a file
+// that a collector reads.
 func (s Status) Metrics() string {
 	var b strings.Builder
-	gauge := func(name, help string, write func(sample func(value int64, labels ...string))) {
-		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name)
-		write(func(value int64, labels ...string) {
-			var pairs []string
-			for i := 0; i+1 < len(labels); i += 2 {
-				pairs = append(pairs, labels[i]+"=\""+escapeLabel(labels[i+1])+"\"")
-			}
-			fmt.Fprintf(&b, "%s{%s} %d\n", name, strings.Join(pairs, ","), value)
-		})
-	}
-	each := func(write func(c CertificateStatus, labels []string)) {
-		for _, c := range s.Certificates {
-			name := ""
-			if len(c.Names) > 0 {
-				name = c.Names[0]
-			}
-			write(c, []string{"id", c.ID, "group", c.Group, "name", name})
-		}
-	}
-	gauge("fleetbus_certificate_not_after_timestamp_seconds", "When the latest generation of a certificate ends.", func(sample func(int64, ...string)) {
-		each(func(c CertificateStatus, labels []string) {
-			if !c.NotAfter.IsZero() {
-				sample(c.NotAfter.Unix(), labels...)
-			}
-		})
-	})
-	gauge("fleetbus_certificate_renews_timestamp_seconds", "When a certificate is to be renewed, or tried again.", func(sample func(int64, ...string)) {
-		each(func(c CertificateStatus, labels []string) {
-			if !c.Renews.IsZero() {
-				sample(c.Renews.Unix(), labels...)
-			}
-		})
-	})
-	gauge("fleetbus_certificate_failed_attempts", "Attempts to obtain a certificate that failed in a row.", func(sample func(int64, ...string)) {
-		each(func(c CertificateStatus, labels []string) {
-			attempts := int64(0)
-			if c.Failure != nil {
-				attempts = int64(c.Failure.Attempts)
-			}
-			sample(attempts, labels...)
-		})
-	})
-	gauge("fleetbus_certificate_targets", "Targets of a certificate, by what they were seen serving.", func(sample func(int64, ...string)) {
-		each(func(c CertificateStatus, labels []string) {
-			for _, state := range []struct {
-				name  string
-				count int
-			}{{"current", c.Current}, {"pending", c.Pending}, {"failed", c.Failed}, {"away", c.Away}} {
-				sample(int64(state.count), append(labels, "state", state.name)...)
-			}
-		})
-	})
-	gauge("fleetbus_certificate_findings", "What is wrong, by its code.", func(sample func(int64, ...string)) {
-		counts, order := map[string]int64{}, []string{}
-		for _, f := range s.Findings {
-			if counts[f.Code]++; counts[f.Code] == 1 {
-				order = append(order, f.Code)
-			}
-		}
-		for _, code := range order {
-			sample(counts[code], "code", code)
-		}
-	})
+	// A Builder takes everything, and the families are in the table.
+	_ = metrics.Write(&b, s.Samples())
 	return b.String()
 }
 
-// escapeLabel is a label's value as the text format has it.
-func escapeLabel(value string) string {
-	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(value)
+// mostMeasured is how many certificates a node's metrics tell of.
+const mostMeasured = 2000
+
+// Metrics implements metrics.Source: the status, while the Manager runs.
+func (m *Manager) Metrics(ctx context.Context) []metrics.Sample {
+	s := m.session()
+	if s == nil {
+		return nil
+	}
+	status, err := s.status(ctx, StatusRequest{}, nil)
+	if err != nil {
+		return nil // its findings say why
+	}
+	status.Certificates = status.Certificates[:min(len(status.Certificates), mostMeasured)]
+	return status.Samples()
 }

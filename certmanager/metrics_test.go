@@ -29,14 +29,14 @@ fleetbus_certificate_failed_attempts{id="a",group="web",name="a.example.org"} 0
 fleetbus_certificate_failed_attempts{id="b\"",group="web",name=""} 4
 # HELP fleetbus_certificate_targets Targets of a certificate, by what they were seen serving.
 # TYPE fleetbus_certificate_targets gauge
-fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="current"} 2
-fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="pending"} 0
-fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="failed"} 1
 fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="away"} 0
-fleetbus_certificate_targets{id="b\"",group="web",name="",state="current"} 0
-fleetbus_certificate_targets{id="b\"",group="web",name="",state="pending"} 0
-fleetbus_certificate_targets{id="b\"",group="web",name="",state="failed"} 0
+fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="current"} 2
+fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="failed"} 1
+fleetbus_certificate_targets{id="a",group="web",name="a.example.org",state="pending"} 0
 fleetbus_certificate_targets{id="b\"",group="web",name="",state="away"} 0
+fleetbus_certificate_targets{id="b\"",group="web",name="",state="current"} 0
+fleetbus_certificate_targets{id="b\"",group="web",name="",state="failed"} 0
+fleetbus_certificate_targets{id="b\"",group="web",name="",state="pending"} 0
 # HELP fleetbus_certificate_findings What is wrong, by its code.
 # TYPE fleetbus_certificate_findings gauge
 fleetbus_certificate_findings{code="CERT-X"} 2

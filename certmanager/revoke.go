@@ -70,7 +70,7 @@ func (s *session) revoke(ctx context.Context, r *cert.Record) {
 		s.setTrouble(what, err)
 		if err != nil {
 			s.setAgain(what, s.now().Add(revokeAgain))
-			s.m.log.Warn("certificate not revoked", "certificate", r.ID, "generation", v.Generation, "err", err)
+			s.m.log.Warn("certificate not revoked", "certificate", r.ID, "generation", v.Generation, "error", err)
 			return
 		}
 		s.m.log.Info("certificate revoked", "certificate", r.ID, "generation", v.Generation, "reason", v.Reason)

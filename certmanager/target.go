@@ -175,7 +175,7 @@ func (s *session) advance(ctx context.Context, seen *cert.Record, v verdict) err
 	delete(s.waves, r.ID)
 	s.mu.Unlock()
 	if v.Failed != "" {
-		s.m.log.Error("certificate taken back", "certificate", r.ID, "name", r.Policy.Names[0], "generation", r.Withdrawn, "err", v.Failed)
+		s.m.log.Error("certificate taken back", "certificate", r.ID, "name", r.Policy.Names[0], "generation", r.Withdrawn, "error", v.Failed)
 		s.tell(r.ID, "failed: it was taken back: "+v.Failed)
 		return nil
 	}

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -73,6 +72,13 @@ func StartCluster(t testing.TB, n int, edit ...func(*fleetbus.Options)) []*Serve
 	for i, o := range options {
 		servers[i] = launch(t, o, founded)
 	}
+	// One after the other, each would wait for those that are gone to take over what it
+	// leads.
+	t.Cleanup(func() {
+		for _, s := range servers {
+			s.cancel()
+		}
+	})
 	for _, s := range servers {
 		s.WaitReady()
 	}
@@ -89,6 +95,8 @@ func Options(t testing.TB, name string) fleetbus.Options {
 		Cluster:   fleetbus.Cluster{Addr: loopback.Addr(t)},
 		Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 256 << 20, Reserve: 1 << 20},
 		Grace:     time.Second,
+		// Verifying a password takes seconds on a machine that runs many tests at once.
+		Limits: fleetbus.Limits{HandshakeTimeout: 15 * time.Second},
 	}
 }
 
@@ -223,19 +231,11 @@ func (s *Server) MoreCreds(account, name string) string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), startTimeout)
 	defer cancel()
-	key, err := nkeys.CreateUser()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	public, err := key.PublicKey()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	reply, err := s.Admin().AddUser(ctx, admin.UserRequest{Name: account + "/" + name, Key: public})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	seed, err := key.Seed()
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ const (
 	systemID  = "system"
 	fleetID   = "fleet"
 	calloutID = "callout"
+	// accountIDDigits are those of any other's, at random.
+	accountIDDigits = 16
 )
 
 // nodeSegment takes the place of the account in the names of nodes, in

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"slices"
@@ -15,6 +16,7 @@ const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAA
 // Authenticate returns who presented c to a listener of that fleet at that time,
 // and what it may do. In this order:
 //
+//   - a login link, for whom the node that made it vouches
 //   - a verified client certificate that names a user of the fleet, or whose key
 //     is registered for one. A username beside it must be the same user's.
 //   - a bearer token. A username beside it must be the same user's.
@@ -30,6 +32,13 @@ const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAA
 // Authenticate may take as long as a few passwords take to verify, because two
 // are verified at once and the others wait.
 func (d *Directory) Authenticate(c Credentials, fleet string, now time.Time) (Principal, error) {
+	if c.Link != "" {
+		account, name, err := SplitName(c.Vouched)
+		if err != nil {
+			return Principal{}, refuse("the login link is not of this node, was used, or has expired")
+		}
+		return d.principal(c, account, name, now)
+	}
 	if leaf := verifiedLeaf(c); leaf != nil {
 		account, name, found, err := d.certificateUser(leaf, fleet)
 		if err != nil {
@@ -156,15 +165,7 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 	isAccount = isAccount || account == FleetName || account == SystemName
 	role, isRole := d.state.role(user.Role)
 	d.mu.RUnlock()
-	p := Principal{
-		Account:   account,
-		Name:      name,
-		Kind:      user.Kind,
-		Role:      role.Name,
-		Limits:    role.Limits,
-		Listeners: role.Listeners,
-		Networks:  role.Networks,
-	}
+	p := Principal{Account: account, Name: name}
 	switch {
 	case !isUser:
 		return Principal{}, refuse("there is no user %q", p)
@@ -174,25 +175,39 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 		return Principal{}, refuse("user %q is denied since %s", p, user.DeniedAt.UTC().Format(time.RFC3339))
 	case !isRole:
 		return Principal{}, refuse("user %q has role %s, which does not exist", p, quote(user.Role))
-	case !role.AllowedIn(account):
-		return Principal{}, refuse("user %q has role %q, which cannot be had in its account", p, role.Name)
-	case len(role.Listeners) > 0 && !slices.Contains(role.Listeners, c.Listener):
-		return Principal{}, refuse("user %q came in by listener %s, which role %q does not allow", p, quote(c.Listener), role.Name)
-	case len(role.Networks) > 0 && !networksContain(role.Networks, c.Remote):
-		return Principal{}, refuse("user %q came from %s, which role %q does not allow", p, quote(c.Remote), role.Name)
 	}
-	until, open, err := role.Hours.Open(now)
+	return role.principal(c, user.Kind, account, name, user.Life(role), now)
+}
+
+// principal is who has the role in an account and comes in with c now, for that long.
+// life 0 has no end.
+func (r Role) principal(c Credentials, kind Kind, account, name string, life time.Duration, now time.Time) (Principal, error) {
+	p := Principal{
+		Account:   account,
+		Name:      name,
+		Kind:      cmp.Or(kind, KindUser),
+		Role:      r.Name,
+		Limits:    r.Limits,
+		Listeners: r.Listeners,
+		Networks:  r.Networks,
+	}
+	switch {
+	case !r.AllowedIn(account):
+		return Principal{}, refuse("user %q has role %q, which cannot be had in its account", p, r.Name)
+	case len(r.Listeners) > 0 && !slices.Contains(r.Listeners, c.Listener):
+		return Principal{}, refuse("user %q came in by listener %s, which role %q does not allow", p, quote(c.Listener), r.Name)
+	case len(r.Networks) > 0 && !networksContain(r.Networks, c.Remote):
+		return Principal{}, refuse("user %q came from %s, which role %q does not allow", p, quote(c.Remote), r.Name)
+	}
+	until, open, err := r.Hours.Open(now)
 	switch {
 	case err != nil:
 		return Principal{}, refuse("user %q has a role with hours: %w", p, err)
 	case !open:
-		return Principal{}, refuse("user %q came outside of the hours of role %q", p, role.Name)
+		return Principal{}, refuse("user %q came outside of the hours of role %q", p, r.Name)
 	}
-	if p.Kind == "" {
-		p.Kind = KindUser
-	}
-	p.Permissions = role.In(account).Expand(account, name)
-	if life := user.Life(role); life > 0 {
+	p.Permissions = r.In(account).Expand(account, name)
+	if life > 0 {
 		p.Expires = now.Add(life)
 	}
 	if !until.IsZero() && (p.Expires.IsZero() || until.Before(p.Expires)) {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/x509"
@@ -29,6 +30,7 @@ type Authority struct {
 	fleet    string
 	region   string        // "" in the first
 	operator string        // JWT
+	root     string        // JWT of the first region's operator, "" in the first
 	signing  nkeys.KeyPair // the operator's online signing key
 	master   []byte
 	mesh     *issuer
@@ -100,11 +102,23 @@ func NewAuthority(fleet string, now time.Time) (*Authority, Offline, error) {
 func (a *Authority) Fleet() string { return a.fleet }
 
 // Operator is the JWT of the fleet's operator, which its sites trust. It is public.
+// Each region has one of its own, with the same signing keys.
 func (a *Authority) Operator() string {
+	if g := a.KeyNewest(KeyOperator, ""); g.ID != "" {
+		if own, err := a.inRegion(g.Public); err == nil {
+			return own
+		}
+	}
+	return a.operator
+}
+
+// RootOperator is the operator of the first region, whose identity is kept offline:
+// what NewOperatorKey takes.
+func (a *Authority) RootOperator() string {
 	if g := a.KeyNewest(KeyOperator, ""); g.ID != "" {
 		return g.Public
 	}
-	return a.operator
+	return cmp.Or(a.root, a.operator)
 }
 
 // String says whose authority it is.
@@ -126,6 +140,7 @@ type authorityRecord struct {
 	Fleet       string       `json:"fleet"`
 	Region      string       `json:"region,omitempty"`
 	Operator    string       `json:"operator"`
+	Root        string       `json:"root,omitempty"`
 	SigningSeed string       `json:"signing_seed"`
 	Master      []byte       `json:"master"`
 	Mesh        issuerRecord `json:"mesh"`
@@ -144,7 +159,7 @@ func (a *Authority) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("encoding the %s: %w", a, err)
 	}
 	return json.MarshalIndent(authorityRecord{
-		Fleet: a.fleet, Region: a.region, Operator: a.operator, SigningSeed: string(seed), Master: a.master, Mesh: mesh, Clients: clients,
+		Fleet: a.fleet, Region: a.region, Operator: a.operator, Root: a.root, SigningSeed: string(seed), Master: a.master, Mesh: mesh, Clients: clients,
 		Keys: a.keys.stored(),
 	}, "", "  ")
 }
@@ -165,7 +180,7 @@ func (a *Authority) Unmarshal(data []byte) error {
 			return fmt.Errorf("decoding an authority: %w", err)
 		}
 	}
-	next := &Authority{fleet: r.Fleet, region: r.Region, operator: r.Operator, master: r.Master}
+	next := &Authority{fleet: r.Fleet, region: r.Region, operator: r.Operator, root: r.Root, master: r.Master}
 	if len(next.master) != masterSize {
 		return fmt.Errorf("decoding the %s: its master secret has %d bytes, not %d", next, len(next.master), masterSize)
 	}
@@ -254,6 +269,19 @@ func newKeyPair(pair nkeys.KeyPair, err error) (keyPair, error) {
 	return keyPair{KeyPair: pair, public: public}, err
 }
 
+// NewUserKey makes the key of a user: its public half, which is shown, and its seed,
+// which is kept as a creds file is.
+func NewUserKey() (public string, seed []byte, err error) {
+	pair, err := newKeyPair(nkeys.CreateUser())
+	if err == nil {
+		seed, err = pair.Seed()
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("making the key of a user: %w", err)
+	}
+	return pair.public, seed, nil
+}
+
 // derive returns the key of that label. Labels are paths whose segments are
 // names and IDs, so that no two keys can share one.
 func (a *Authority) derive(prefix nkeys.PrefixByte, label string) (keyPair, error) {
@@ -278,6 +306,10 @@ func (a *Authority) secret(label string) ([]byte, error) {
 func (a *Authority) CertSecret(account Account) ([]byte, error) {
 	return a.secret("account/" + account.ID + "/certs")
 }
+
+// TicketKey is the key by which a node of that name knows who was let in before it was
+// started anew.
+func (a *Authority) TicketKey(node string) ([]byte, error) { return a.secret("ticket/" + node) }
 
 func (a *Authority) accountKey(id string) (keyPair, error) {
 	return a.derive(nkeys.PrefixByteAccount, "account/"+id)

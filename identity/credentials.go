@@ -24,6 +24,12 @@ type Credentials struct {
 	Bearer string `json:"-"`
 	// Token is an enrollment token.
 	Token string `json:"-"`
+	// Link is the secret of a login link, which is good once. The node that made it
+	// knows whose it is.
+	Link string `json:"-"`
+	// Vouched is account/name of whose Link is. A server sets it, whatever a Protocol
+	// says; empty: there is no such link.
+	Vouched string `json:"-"`
 	// Listener is the name of the listener that the client came in by.
 	Listener string `json:"listener,omitempty"`
 	// Remote is the client's address, with or without port.
@@ -47,6 +53,9 @@ func (c Credentials) String() string {
 	}
 	if c.Token != "" {
 		kinds = append(kinds, "token")
+	}
+	if c.Link != "" {
+		kinds = append(kinds, "login link")
 	}
 	if kinds == nil {
 		kinds = []string{"nothing"}

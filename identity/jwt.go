@@ -24,7 +24,7 @@ func (a *Authority) NewAccount(name string, limits Limits, now time.Time) (Accou
 	if err := limits.Validate(); err != nil {
 		return Account{}, fmt.Errorf("making account %q: %w", name, err)
 	}
-	return a.newAccount(name, randomHex(16), limits, now)
+	return a.newAccount(name, randomHex(accountIDDigits), limits, now)
 }
 
 // SystemAccount makes the record of the engine's own account.

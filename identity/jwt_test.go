@@ -107,7 +107,7 @@ func TestAccountJWTOfTheFleet(t *testing.T) {
 	if c := sign(system); c.Limits.IsJSEnabled() || len(c.SigningKeys) != 2 || c.HasExternalAuthorization() || c.Name != "SYS" {
 		t.Errorf("the system account is %s", c)
 	}
-	if c := sign(fleet); !c.Limits.IsJSEnabled() || len(c.SigningKeys) != 3 || c.HasExternalAuthorization() || c.Name != "FLEET" {
+	if c := sign(fleet); !c.Limits.IsJSEnabled() || len(c.SigningKeys) != 5 || c.HasExternalAuthorization() || c.Name != "FLEET" {
 		t.Errorf("the fleet account is %s", c)
 	} else if !c.Limits.JetStreamLimits.IsUnlimited() || !c.Limits.NatsLimits.IsUnlimited() {
 		t.Errorf("the fleet account has limits: %+v", c.Limits)

@@ -316,7 +316,7 @@ func (a *Authority) NextOperator(operator string, seed []byte, boxes map[string]
 	if _, err := operatorKey(operator, seed); err != nil {
 		return KeyRecord{}, fmt.Errorf("taking the operator's new key: %w", err)
 	}
-	if err := Succeeds(operator, a.Operator()); err != nil {
+	if err := Succeeds(operator, a.RootOperator()); err != nil {
 		return KeyRecord{}, err
 	}
 	g := KeyGeneration{ID: randomHex(8), Made: now, Before: now, Public: operator, secret: seed}
@@ -330,6 +330,16 @@ func (a *Authority) nextRecord(name string, g KeyGeneration, boxes map[string]st
 		i := slices.IndexFunc(scope, func(g KeyGeneration) bool { return g.ID == one.ID })
 		return !good(ends(scope)[i+1], now)
 	})
+	return sealRecord(name, kept, boxes)
+}
+
+// Resealed is the record of a key as it is known here, sealed to these boxes; see
+// NextKey.
+func (a *Authority) Resealed(name string, boxes map[string]string) (KeyRecord, error) {
+	return sealRecord(name, a.keys.of(name), boxes)
+}
+
+func sealRecord(name string, kept []KeyGeneration, boxes map[string]string) (KeyRecord, error) {
 	secrets := sealedKeys{}
 	for _, g := range kept {
 		secrets[g.ID] = g.secret
@@ -484,8 +494,9 @@ func (a *Authority) operatorNow() (string, nkeys.KeyPair, error) {
 	if g.ID == "" {
 		return a.operator, a.signing, nil
 	}
-	key, err := operatorKey(g.Public, g.secret)
-	return g.Public, key, err
+	key, err1 := operatorKey(g.Public, g.secret)
+	own, err2 := a.inRegion(g.Public)
+	return own, key, errors.Join(err1, err2)
 }
 
 // NewOperatorKey makes a signing key for the operator whose JWT that is, by its

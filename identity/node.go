@@ -31,6 +31,10 @@ type Node struct {
 	// Box is the public curve nkey that the fleet's new secrets are sealed to. Empty:
 	// the node has not said yet.
 	Box string `json:"box,omitempty"`
+	// Audit is the public nkey that the node's journal of the audit is signed by, and
+	// AuditBefore are those that it, or others of its name, had before.
+	Audit       string   `json:"audit,omitempty"`
+	AuditBefore []string `json:"audit_before,omitempty"`
 	// Joined is when the node became a member.
 	Joined time.Time `json:"joined,omitzero"`
 	// Removed is true once the node is no member any more, RemovedAt since when.

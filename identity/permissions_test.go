@@ -146,7 +146,8 @@ func TestBuiltinRoles(t *testing.T) {
 		if !r.Builtin || r.Expires != life {
 			t.Errorf("role %q is not as built in: %+v", r.Name, r)
 		}
-		if inFleet := r.Name == RoleAdmin || r.Name == RoleProvisioner; r.AllowedIn(FleetName) != inFleet || r.AllowedIn("acme") == inFleet ||
+		fleetAlone := r.Name == RoleAdmin || r.Name == RoleProvisioner
+		if r.AllowedIn(FleetName) != (fleetAlone || r.Name == RoleAuditor || r.Name == RoleMetrics) || r.AllowedIn("acme") == fleetAlone ||
 			r.AllowedIn(SystemName) != (r.Name == RoleAuditor) || r.AllowedIn(CalloutName) {
 			t.Errorf("role %q is allowed in the wrong accounts", r.Name)
 		}

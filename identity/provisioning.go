@@ -24,8 +24,8 @@ const (
 	// RoleProvisioner may ask for the identities of machines, and nothing else. It is
 	// a role of the fleet's account alone.
 	RoleProvisioner = "provisioner"
-	// ProvisionRequests are what such a user asks of the fleet.
-	ProvisionRequests = "admin.provision."
+	// ProvisionRequests are what such a user asks of the fleet, under its own name.
+	ProvisionRequests = adminBy + "provision."
 	// ProvisionHello begins the subject at which strangers find provisioners. Its last
 	// word is where the stranger is: see Whereabouts.
 	ProvisionHello = "provision.hello."

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,9 @@ type Region struct {
 	Machine string `json:"machine,omitempty"`
 	// Addrs are host:port of its gateways.
 	Addrs []string `json:"addrs,omitempty"`
+	// Boxes are the Box of each of its nodes, by Authority.SealName. An empty one has
+	// not been said yet.
+	Boxes map[string]string `json:"boxes,omitempty"`
 	// Joined is when it became a region of the fleet.
 	Joined time.Time `json:"joined,omitzero"`
 	// Removed is true once it is none any more, RemovedAt since when.
@@ -85,7 +89,7 @@ func (a *Authority) InRegion(name string) (*Authority, error) {
 		return nil, fmt.Errorf("making the authority of region %q: %w", name, err)
 	}
 	next := *a
-	next.region = name
+	next.region, next.root = name, a.RootOperator()
 	root, err1 := a.derive(nkeys.PrefixByteOperator, "operator/"+name)
 	system, err2 := next.accountKey(next.own(systemID))
 	if err := errors.Join(err1, err2); err != nil {
@@ -103,6 +107,37 @@ func (a *Authority) InRegion(name string) (*Authority, error) {
 		return nil, fmt.Errorf("making the authority of region %q: %w", name, err)
 	}
 	return &next, nil
+}
+
+// SealName is what a record of a key calls a node of this region, by its
+// Node.Server: nodes of two regions may have one name.
+func (a *Authority) SealName(server string) string {
+	if a.region == "" {
+		return server
+	}
+	return a.region + "/" + server
+}
+
+// inRegion is the first region's operator as this region has it: with its signing keys,
+// vouched for by the identity that the sites of this region know.
+func (a *Authority) inRegion(operator string) (string, error) {
+	if a.region == "" {
+		return operator, nil
+	}
+	first, err := jwt.DecodeOperatorClaims(operator)
+	if err != nil {
+		return "", fmt.Errorf("decoding the operator: %w", err)
+	}
+	own, err := jwt.DecodeOperatorClaims(a.operator)
+	if err != nil {
+		return "", fmt.Errorf("decoding the operator of region %q: %w", a.region, err)
+	}
+	root, err := a.derive(nkeys.PrefixByteOperator, "operator/"+a.region)
+	if err != nil {
+		return "", err
+	}
+	own.SigningKeys = slices.Clone(first.SigningKeys)
+	return encode(own, root, time.Unix(first.IssuedAt, 0))
 }
 
 // Region is the name of the region whose authority it is. Empty: the first one.
@@ -154,7 +189,8 @@ func RegionFromCertificate(cert *x509.Certificate, fleet string) (region, node s
 }
 
 // Regional reports whether each region has records of that noun and, for users, of
-// that account for itself. The others are the fleet's.
+// that account for itself, and of keys those of the accounts that it has for itself. The
+// others are the fleet's.
 func Regional(subject string) bool {
 	noun, name, _ := strings.Cut(subject, ".")
 	switch noun {
@@ -163,8 +199,18 @@ func Regional(subject string) bool {
 	case "user":
 		account, _, _ := strings.Cut(name, ".")
 		return isSpecialAccount(account)
+	case KeyNoun:
+		id, ok := strings.CutPrefix(name, "account.")
+		return ok && !isRandomID(id)
 	}
 	return true
+}
+
+// isRandomID tells the ID of an account that somebody made from those of the accounts
+// that each region has for itself, which are words.
+func isRandomID(id string) bool {
+	raw, err := hex.DecodeString(id)
+	return err == nil && len(raw) == accountIDDigits/2
 }
 
 // regional is a role where nodes have gateways: the engine's API has the name of the

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
 )
 
 // someUser is what one of two regions may know of a user: what is of one revision and
@@ -281,5 +283,78 @@ func TestGatewayCertificate(t *testing.T) {
 	}
 	if region, _, ok := RegionFromCertificate(parsePEM(t, mesh)[0], "corp"); ok {
 		t.Errorf("a node's is taken for that of region %q", region)
+	}
+}
+
+// TestRegionalKeys has regions share the records of keys, but for those of the accounts
+// that each has for itself.
+func TestRegionalKeys(t *testing.T) {
+	for subject, want := range map[string]bool{
+		"key.authority": false, "key.routes": false, "key.operator": false, "key.account.39c39ef575431a81": false,
+		"key.account.fleet": true, "key.account.fleet-us": true, "key.account.system": true, "key.account.fleet-00000000": true,
+	} {
+		if got := Regional(subject); got != want {
+			t.Errorf("Regional(%q) is %t", subject, got)
+		}
+	}
+}
+
+// TestOperatorOfRegion changes the operator's key in two regions: sites of each take it
+// from the identity that they know.
+func TestOperatorOfRegion(t *testing.T) {
+	now := time.Now()
+	first, offline, err := NewAuthority("fleet", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	us, err := first.InRegion("us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := us.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	us = new(Authority)
+	if err := us.Unmarshal(data); err != nil {
+		t.Fatal(err)
+	}
+	if us.RootOperator() != first.Operator() || us.Operator() == first.Operator() {
+		t.Fatal("a region does not know the operator of the first, or has it for its own")
+	}
+	for range 2 { // the second time in the region alone
+		before, beforeUS := first.Operator(), us.Operator()
+		operator, seed, err := NewOperatorKey(us.RootOperator(), offline, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		box, err := newKeyPair(nkeys.CreateCurveKeys())
+		if err != nil {
+			t.Fatal(err)
+		}
+		record, err := us.NextOperator(operator, seed, map[string]string{"n1": box.public, us.SealName("n1"): box.public}, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, a := range map[string]*Authority{"n1": first, us.SealName("n1"): us} {
+			if err := a.Learn(KeyOperator, record, name, box); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(Succeeds(first.Operator(), before), Succeeds(us.Operator(), beforeUS)); err != nil {
+			t.Error(err)
+		}
+		text, key, err := us.operatorNow()
+		if err != nil || text != us.Operator() {
+			t.Fatal("the operator that signs is another than the one that is told", err)
+		}
+		signing, err := key.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := operatorKey(us.Operator(), signing); err != nil {
+			t.Error(err)
+		}
+		now = now.Add(time.Minute)
 	}
 }

@@ -65,7 +65,7 @@ func BuiltinRoles() []Role {
 	audited.Allow = append(audited.Allow, AccountEvents+"*")
 	return []Role{
 		{Name: RoleAdmin, Builtin: true, Expires: day, Permissions: Permissions{
-			Publish:   Rule{Allow: []string{"admin.>"}},
+			Publish:   Rule{Allow: []string{adminBy + ">"}},
 			Subscribe: Rule{Allow: []string{inbox, EventsPrefix + ">"}},
 		}},
 		{Name: RoleAuditor, Builtin: true, Expires: day, Permissions: Permissions{
@@ -100,6 +100,9 @@ func BuiltinRoles() []Role {
 		}},
 	}
 }
+
+// adminBy begins the requests of an administrator, whose name the engine vouches for.
+const adminBy = "admin.by." + nameTemplate + "."
 
 // machineSays are the subjects that only the machine of that name may publish to.
 func machineSays(name string) string { return "machine." + name + ".out.>" }

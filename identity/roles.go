@@ -2,7 +2,8 @@ package identity
 
 import "time"
 
-// RoleMetrics may ask how much its account uses, and how its streams stand.
+// RoleMetrics may ask how much its account uses, and how its streams stand. In the fleet's
+// own account it may read the metrics of nodes, and nothing else.
 const RoleMetrics = "metrics"
 
 func metricsRole() Role {
@@ -23,14 +24,24 @@ func systemEvents() Permissions {
 	}}}
 }
 
+// auditOfFleet is what an auditor may do in the fleet's account, where everything else
+// is of the nodes: read the audit.
+func auditOfFleet() Permissions {
+	return Permissions{
+		Publish:   Rule{Allow: []string{adminBy + "audit.ls", adminBy + "audit.blocks", adminBy + "audit.state"}},
+		Subscribe: Rule{Allow: []string{Inbox(nameTemplate) + ".>"}},
+	}
+}
+
 // AllowedIn reports whether the role can be had in the account of that name. The
-// fleet's own account holds the ledger and has administrators and provisioners alone,
+// fleet's own account holds the ledger and has administrators, provisioners and those who
+// watch nodes alone,
 // the engine's has auditors, who hear its events and nothing else, and nobody stays in
-// the callout's, nor is in that of the regions.
+// the callout's, nor is in that of the regions. Auditors of the fleet read its audit.
 func (r Role) AllowedIn(account string) bool {
 	switch account {
 	case FleetName:
-		return r.Name == RoleAdmin || r.Name == RoleProvisioner
+		return r.Name == RoleAdmin || r.Name == RoleProvisioner || r.Name == RoleMetrics || r.Name == RoleAuditor
 	case SystemName:
 		return r.Name == RoleAuditor
 	case CalloutName, RegionsName:
@@ -41,8 +52,14 @@ func (r Role) AllowedIn(account string) bool {
 
 // In is what the role allows in the account of that name.
 func (r Role) In(account string) Permissions {
-	if account == SystemName {
+	switch {
+	case account == SystemName:
 		return systemEvents()
+	case account == FleetName && r.Name == RoleAuditor:
+		return auditOfFleet()
+	case account == FleetName && r.Name == RoleMetrics:
+		// What nodes tell over HTTP; the account's own streams are nobody's to look at.
+		return Permissions{Publish: Rule{Deny: []string{">"}}, Subscribe: r.Permissions.Subscribe}
 	}
 	return r.Permissions
 }

@@ -101,6 +101,15 @@ func (u User) Life(r Role) time.Duration {
 	return r.Expires
 }
 
+// Publics are its public keys.
+func (u User) Publics() []string {
+	keys := make([]string, len(u.Keys))
+	for i, k := range u.Keys {
+		keys[i] = k.Public
+	}
+	return keys
+}
+
 func (u User) clone() User {
 	u.Keys = slices.Clone(u.Keys)
 	u.Certificates = slices.Clone(u.Certificates)

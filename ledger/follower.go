@@ -162,9 +162,9 @@ func (f *Follower) load() error {
 		return err
 	}
 	aside := fmt.Sprintf("%s.corrupt-%d", f.options.Snapshot, time.Now().Unix())
-	f.log.Error("snapshot set aside", "path", f.options.Snapshot, "aside", aside, "err", err)
+	f.log.Error("snapshot set aside", "path", f.options.Snapshot, "aside", aside, "error", err)
 	if err := os.Rename(f.options.Snapshot, aside); err != nil {
-		f.log.Error("snapshot could not be set aside", "path", f.options.Snapshot, "err", err)
+		f.log.Error("snapshot could not be set aside", "path", f.options.Snapshot, "error", err)
 	}
 	return nil
 }
@@ -198,7 +198,7 @@ func (f *Follower) Run(ctx context.Context, l *Ledger) error {
 			n = 0
 		}
 		if n == 0 { // the first of a row of failures speaks for all
-			f.log.Warn("ledger interrupted", "stream", l.name, "err", err)
+			f.log.Warn("ledger interrupted", "stream", l.name, "error", err)
 		}
 		if pause(ctx, n) != nil {
 			return nil
@@ -371,7 +371,7 @@ func (f *Follower) catchUp(seq uint64) {
 // apply folds one event into the state and tells everybody.
 func (f *Follower) apply(e Event) {
 	if err := f.state.Apply(e.Seq, e.Subject, e.Data); err != nil {
-		f.log.Error("ledger event not applied", "seq", e.Seq, "subject", e.Subject, "err", err)
+		f.log.Error("ledger event not applied", "sequence", e.Seq, "subject", e.Subject, "error", err)
 	}
 	if f.options.OnEvent != nil {
 		f.options.OnEvent(e)
@@ -410,7 +410,7 @@ func (f *Follower) save() {
 		err = writeSnapshot(f.options.Snapshot, f.position(), f.ledger, payload)
 	}
 	if err != nil {
-		f.log.Error("snapshot not written", "path", f.options.Snapshot, "err", err)
+		f.log.Error("snapshot not written", "path", f.options.Snapshot, "error", err)
 		f.due = time.Now().Add(saveAgain)
 		return
 	}

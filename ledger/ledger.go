@@ -104,6 +104,11 @@ type Options struct {
 	// is longer.
 	Attempt time.Duration
 
+	// MaxAge and MaxBytes bound what a new stream keeps: older events, or the oldest, are
+	// gone then. Default: they are kept forever. A Follower needs all; who sets a bound
+	// reads otherwise.
+	MaxAge   time.Duration
+	MaxBytes int64
 	// Metadata is the new stream's, besides the ledger's id.
 	Metadata map[string]string
 }
@@ -151,6 +156,10 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Ledger, erro
 		Metadata:   map[string]string{idKey: rand.Text()},
 	}
 	maps.Copy(config.Metadata, o.Metadata)
+	config.MaxAge, config.Duplicates = o.MaxAge, cmp.Or(min(o.MaxAge, config.Duplicates), config.Duplicates)
+	if o.MaxBytes > 0 {
+		config.MaxBytes = o.MaxBytes
+	}
 	if o.History > 0 {
 		config.MaxMsgsPerSubject = int64(o.History)
 	}

@@ -31,13 +31,6 @@ const (
 	sessionsStream = "MQTT5_SESSIONS"
 	retainedStream = "MQTT5_RETAINED"
 
-	house           = identity.Private + "MQTT."
-	messagePrefix   = house + "msg."
-	markPrefix      = house + "mark."
-	sessionPrefix   = house + "ses."
-	retainedPrefix  = house + "ret."
-	takePrefix      = house + "take."
-	alivePrefix     = house + "alive."
 	requestTimeout  = 5 * time.Second
 	openTimeout     = 30 * time.Second
 	sessionsBytes   = 256 << 20
@@ -78,10 +71,12 @@ func digest(parts ...string) string {
 type account struct {
 	p    *Protocol
 	name string
+	at   places
 	conn *fleetbus.Session
 	js   jetstream.JetStream
 
 	messages, retained, registry bounded
+	keptBefore                   uint64 // the last that was retained when it was opened
 
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -94,14 +89,15 @@ type account struct {
 		local map[string]*session // by key
 	}
 
-	live   live
-	asking asking
-	keep   keeper
-	index  register
-	last   atomic.Uint64 // the stored message that the sessions here were offered last
-	heard  follower      // the same, for who waits for it
-	grown  atomic.Int64  // bytes since it was cleaned
-	takes  chan *nats.Msg
+	live     live
+	asking   asking
+	keep     keeper
+	index    register
+	forwards forwards
+	last     atomic.Uint64 // the stored message that the sessions here were offered last
+	heard    follower      // the same, for who waits for it
+	grown    atomic.Int64  // bytes since it was cleaned
+	takes    chan *nats.Msg
 
 	cleaning  sync.Mutex // held, also for what follows
 	removed   uint64     // nothing stored is left up to here
@@ -127,6 +123,8 @@ func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*accoun
 		conn.Close()
 		return nil, err
 	}
+	region, first, _ := conn.Regions()
+	a.at = placesOf(region, first)
 	a.ctx, a.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := a.open(ctx); err != nil {
 		a.close()
@@ -137,7 +135,7 @@ func openAccount(ctx context.Context, p *Protocol, s *fleetbus.Session) (*accoun
 
 func (a *account) close() {
 	a.stop()
-	_ = a.conn.Publish(alivePrefix+a.p.run(), []byte(gone))
+	_ = a.conn.Publish(a.at.alive+a.p.run(), []byte(gone))
 	a.conn.Close()
 	a.live.conn.Close()
 	a.running.Wait()
@@ -161,16 +159,16 @@ func (a *account) open(ctx context.Context) (err error) {
 		b.Stream, err = a.stream(ctx, c)
 	}
 	open(&a.messages, a.p.maxStored(), jetstream.StreamConfig{
-		Name: messagesStream, Subjects: []string{messagePrefix + ">", markPrefix + "*"}, Discard: jetstream.DiscardNew,
+		Name: messagesStream, Subjects: []string{a.at.message + ">", a.at.mark + "*"}, Discard: jetstream.DiscardNew,
 		MaxAge: maxExpiry, Duplicates: 5 * time.Minute,
 	})
 	open(&a.registry, sessionsBytes, jetstream.StreamConfig{
-		Name: sessionsStream, Subjects: []string{sessionPrefix + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+		Name: sessionsStream, Subjects: []string{a.at.session + "*"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
 		Duplicates: time.Minute,
 	})
 	// No session's. [MQTT311-3.1.2-7]
 	open(&a.retained, a.p.maxRetained(), jetstream.StreamConfig{
-		Name: retainedStream, Subjects: []string{retainedPrefix + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
+		Name: retainedStream, Subjects: []string{a.at.retained + ">"}, Discard: jetstream.DiscardNew, MaxMsgsPerSubject: 1, AllowMsgTTL: true,
 	})
 	if err != nil {
 		return err
@@ -180,19 +178,20 @@ func (a *account) open(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	a.keptBefore = a.retained.CachedInfo().State.LastSeq
 	a.feed.local = map[string]*session{}
 	a.index.init(func() { _ = a.beat() })
-	a.keep.init()
+	a.keep.init(a.at.retained, a.retainAgain)
 	a.live.init()
 	a.live.conn.SetClosedHandler(func(*nats.Conn) { a.fail() })
 	if a.live.conn.IsClosed() { // before there was a handler
 		return nats.ErrConnectionClosed
 	}
-	if _, err := a.conn.Subscribe(alivePrefix+"*", a.index.beat); err != nil {
+	if _, err := a.conn.Subscribe(a.at.alive+"*", a.index.beat); err != nil {
 		return err
 	}
 	a.takes = make(chan *nats.Msg, 1024)
-	if _, err := a.conn.ChanSubscribe(takePrefix+a.p.run(), a.takes); err != nil {
+	if _, err := a.conn.ChanSubscribe(a.at.take+a.p.run(), a.takes); err != nil {
 		return err
 	}
 	a.running.Go(a.give)
@@ -212,12 +211,15 @@ func (a *account) open(ctx context.Context) (err error) {
 		take   func(jetstream.Msg)
 	}{
 		{a.messages.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: a.last.Load() + 1}, a.hear},
-		{a.retained.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.keep.hear},
+		{a.retained.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.hearKept},
 		{a.registry.Stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}, a.index.hear},
 	} {
 		if err := a.follow(ctx, f.stream, f.config, f.take); err != nil {
 			return err
 		}
+	}
+	if err := a.openForwards(ctx); err != nil {
+		return err
 	}
 	a.running.Go(a.tick)
 	return nil
@@ -379,7 +381,7 @@ func (a *account) ask(ctx context.Context, key string) {
 	defer cancel()
 	var asked sync.WaitGroup
 	for _, run := range a.index.others(time.Now(), a.p.run()) {
-		asked.Go(func() { _, _ = a.conn.RequestWithContext(ctx, takePrefix+run, []byte(key)) })
+		asked.Go(func() { _, _ = a.conn.RequestWithContext(ctx, a.at.take+run, []byte(key)) })
 	}
 	asked.Wait()
 }
@@ -390,7 +392,7 @@ const headerServer = "Mqtt-Server"
 // beat tells the other nodes that this one is there, and what its sessions need
 // that have no record.
 func (a *account) beat() error {
-	msg := &nats.Msg{Subject: alivePrefix + a.p.run(), Data: strconv.AppendUint(nil, a.floor(), 10)}
+	msg := &nats.Msg{Subject: a.at.alive + a.p.run(), Data: strconv.AppendUint(nil, a.floor(), 10)}
 	if a.p.addr != "" {
 		msg.Header = nats.Header{headerServer: []string{a.p.addr}}
 	}
@@ -441,6 +443,7 @@ func (a *account) tick() {
 				b.writer.tick(now)
 			}
 			a.sweep(now)
+			a.keepForwards(now)
 			if now.Sub(weighed) >= weighEvery {
 				weighed = now
 				a.running.Go(a.weigh)
@@ -482,7 +485,7 @@ func (a *account) findGroups(ctx context.Context) {
 	unknown := 0 // a consumer without a leader has a name and tells nothing
 	names := a.messages.ConsumerNames(ctx)
 	for name := range names.Name() {
-		if strings.HasPrefix(name, sharePrefix) {
+		if strings.HasPrefix(name, a.at.share) {
 			unknown++
 		}
 	}
@@ -490,7 +493,7 @@ func (a *account) findGroups(ctx context.Context) {
 	if unknown > 0 {
 		consumers := a.messages.ListConsumers(ctx)
 		for c := range consumers.Info() {
-			if strings.HasPrefix(c.Name, sharePrefix) {
+			if strings.HasPrefix(c.Name, a.at.share) {
 				unknown--
 				groups.Allow = append(append(groups.Allow, c.Config.FilterSubjects...), c.Config.FilterSubject)
 			}
@@ -516,7 +519,7 @@ func (a *account) hear(msg jetstream.Msg) {
 	f := &a.feed
 	f.Lock()
 	defer f.Unlock()
-	if subject, ok := strings.CutPrefix(msg.Subject(), messagePrefix); ok {
+	if subject, ok := strings.CutPrefix(msg.Subject(), a.at.message); ok {
 		if ms := unpack(subject, seq, &nats.Msg{Data: msg.Data(), Header: msg.Headers()}); len(ms) > 0 {
 			told := map[*session]bool{}
 			f.tree.match(ms[0].topic, func(s *session) {
@@ -529,6 +532,15 @@ func (a *account) hear(msg jetstream.Msg) {
 	}
 	a.last.Store(seq)
 	a.heard.reach(seq)
+}
+
+// hearKept takes what is retained, by other regions, too: then it may be too much. What
+// was there when the account was opened is weighed as a whole.
+func (a *account) hearKept(msg jetstream.Msg) {
+	a.retained.written.Store(true)
+	if seq, more := a.keep.hear(msg); seq > a.keptBefore {
+		a.retained.grow(int64(more))
+	}
 }
 
 // local are the sessions on this node.

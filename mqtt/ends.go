@@ -98,7 +98,7 @@ func (a *account) knowKept(ctx context.Context, end uint64) error {
 		return nil
 	}
 	// The last ones may have been removed before they were heard.
-	msg, err := a.retained.GetLastMsgForSubject(ctx, retainedPrefix+">")
+	msg, err := a.retained.GetLastMsgForSubject(ctx, a.at.retained+">")
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 	case err != nil:

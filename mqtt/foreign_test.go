@@ -36,6 +36,10 @@ func cluster(t *testing.T, n int, edit ...func(*fleetbus.Options)) []*house {
 	}}, edit...)...) {
 		all = append(all, &house{s, s.TLS()})
 	}
+	cert := all[0].Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})
+	for _, h := range all {
+		h.config.Certificates = []tls.Certificate{cert}
+	}
 	return all
 }
 
@@ -84,7 +88,7 @@ func files(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
 func TestMQTTJS(t *testing.T) {
 	modules := jsModules(t)
 	nodes := cluster(t, 3)
-	cert, key := files(t, nodes[0].Certificate(admin.UserRequest{Name: "acme/device", Role: "client"}))
+	cert, key := files(t, nodes[0].config.Certificates[0])
 	password := nodes[0].Password(admin.UserRequest{Name: "acme/page", Role: "client"})
 	ca := nodes[0].Founded().CA
 	for _, way := range []struct {
@@ -196,8 +200,7 @@ func (c *goClient) publish(t *testing.T, p *paho.Publish) {
 // WebSocket with a password.
 func TestPahoGo(t *testing.T) {
 	nodes := cluster(t, 3)
-	byCert, byPassword := nodes[0].TLS(), nodes[0].TLS()
-	byCert.Certificates = []tls.Certificate{nodes[0].Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})}
+	byCert, byPassword := nodes[0].config, nodes[0].TLS()
 	password := nodes[0].Password(admin.UserRequest{Name: "acme/page", Role: "client"})
 	for scheme, config := range map[string]autopaho.ClientConfig{
 		"mqtts": {TlsCfg: byCert},

@@ -10,8 +10,8 @@ import (
 // holding is what a client of a group has and has not acknowledged. It is safe for
 // concurrent use.
 type holding struct {
-	messages jetstream.MessagesContext
-	done     chan struct{} // closed when no more come
+	consuming jetstream.ConsumeContext
+	done      <-chan struct{} // closed when no more come
 
 	mu    sync.Mutex
 	msgs  map[jetstream.Msg]struct{}
@@ -52,9 +52,10 @@ func (h *holding) beat() {
 	}
 }
 
-// end has no more come.
+// end has no more come. What has come already is held, too: it is to be given back, and
+// would otherwise wait for sharedWait.
 func (h *holding) end() {
-	h.messages.Stop()
+	h.consuming.Drain()
 	<-h.done
 }
 

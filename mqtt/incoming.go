@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -41,6 +42,10 @@ func (s *session) published(p *packet.Publish) error {
 		if err := s.speak(); err != nil {
 			return err
 		}
+	}
+	if s.p.Passed != nil && len(p.UserProperties) > 0 {
+		began := time.Now()
+		defer func() { s.came(p, to.topic, began, refusal != packet.Success) }()
 	}
 	switch {
 	case p.QoS == 0 && refusal != packet.Success:
@@ -320,7 +325,7 @@ func (s *session) accept(to address, p *packet.Publish, refusal packet.Code) (ke
 // keep12 stores m. id tells the stream that it has it already; without one, those
 // who hear at QoS 0 have heard it.
 func (s *session) keep12(to address, m *packet.Message, reply *answer, id string) {
-	msg := encode(messagePrefix+to.subject, s.mark(true), m)
+	msg := encode(s.a.at.message+to.subject, s.mark(true), m)
 	if id != "" {
 		msg.Header.Set(jetstream.MsgIDHeader, id)
 	}

@@ -2,7 +2,6 @@ package mqtt_test
 
 import (
 	"bytes"
-	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -10,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
@@ -20,10 +18,6 @@ import (
 func TestLive(t *testing.T) {
 	nodes := cluster(t, 2)
 	h := nodes[0]
-	cert := h.Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})
-	for _, h := range nodes {
-		h.config.Certificates = []tls.Certificate{cert}
-	}
 	listen := func(h *house, id string, qos packet.QoS) *peer {
 		c, _ := h.connect(t, &packet.Connect{ClientID: id, CleanStart: true})
 		c.subscribe(qos, "run/+")

@@ -137,6 +137,8 @@ func (m *message) read(reply string, header nats.Header) {
 	}
 	m.client = get(headerClient)
 	_ = get(headerPack)
+	_ = get(headerRegion)
+	_ = get(headerStored)
 	p := mapping.Read(header, own)
 	m.expires, m.format, m.content, m.corr, m.user = p.Expires, p.Format, p.Content, p.Correlation, p.User
 	if p.Response != "" {

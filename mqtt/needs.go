@@ -131,7 +131,7 @@ func (a *account) first() bool {
 // whose record came later needs only what came later.
 func (a *account) needs(ctx context.Context) ([]need, error) {
 	// What was acknowledged before this is stored is before it in the stream.
-	mark := &nats.Msg{Subject: sessionPrefix + a.p.run(), Header: nats.Header{jetstream.MsgTTLHeader: []string{removed.String()}}}
+	mark := &nats.Msg{Subject: a.at.session + a.p.run(), Header: nats.Header{jetstream.MsgTTLHeader: []string{removed.String()}}}
 	seq, err := a.storeNow(&a.registry, mark)
 	if err != nil {
 		return nil, fmt.Errorf("marking the sessions: %w", err)
@@ -139,12 +139,12 @@ func (a *account) needs(ctx context.Context) ([]need, error) {
 	if err := a.index.heard.wait(ctx, seq); err != nil {
 		return nil, fmt.Errorf("hearing of the sessions: %w", err)
 	}
-	needs := a.index.needs()
+	needs := append(a.index.needs(), a.unforwarded(time.Now())...)
 	// A consumer without a leader has a name and tells nothing.
 	groups := map[string]bool{}
 	names := a.messages.ConsumerNames(ctx)
 	for name := range names.Name() {
-		if strings.HasPrefix(name, sharePrefix) {
+		if strings.HasPrefix(name, a.at.share) {
 			groups[name] = true
 		}
 	}
@@ -190,17 +190,17 @@ func (a *account) sift(ctx context.Context, floor, most uint64, needs []need) er
 	if int64(info.State.Bytes) < a.messages.most/2 || most <= floor {
 		return nil
 	}
-	if info, err = a.messages.Info(ctx, jetstream.WithSubjectFilter(messagePrefix+">")); err != nil {
+	if info, err = a.messages.Info(ctx, jetstream.WithSubjectFilter(a.at.message+">")); err != nil {
 		return err
 	}
 	w := newWants(needs)
 	root := &twig{}
 	for subject, count := range info.State.Subjects {
-		rest := strings.TrimPrefix(subject, messagePrefix)
+		rest := strings.TrimPrefix(subject, a.at.message)
 		root.add(rest, w.place(rest, most, count), count)
 	}
 	p := &plan{floor: floor, most: most}
-	p.add(root, strings.TrimSuffix(messagePrefix, "."), nil)
+	p.add(root, strings.TrimSuffix(a.at.message, "."), nil)
 	// A mark is its session's, which is here.
 	marks := most
 	for _, n := range needs {
@@ -209,7 +209,7 @@ func (a *account) sift(ctx context.Context, floor, most uint64, needs []need) er
 		}
 	}
 	before := info.State.Msgs
-	for _, one := range append(p.best(), purge{filter: markPrefix + "*", upTo: marks}) {
+	for _, one := range append(p.best(), purge{filter: a.at.mark + "*", upTo: marks}) {
 		if err := a.messages.Purge(ctx, jetstream.WithPurgeSubject(one.filter), jetstream.WithPurgeSequence(one.upTo+1)); err != nil {
 			return err
 		}

@@ -36,6 +36,9 @@ type Options struct {
 	// on one node: faster, and lost with it. It is that of the streams, which are
 	// made when the first client of an account comes.
 	LazySync bool
+	// Passed is told of messages with a trace context, and returns at once. Default:
+	// nobody is, which costs nothing.
+	Passed func(Passage)
 }
 
 // Validate returns every problem of o, each a *fleetbus.OptionError.

@@ -193,6 +193,9 @@ func (s *session) send(m *message, p *packet.Publish) bool {
 	if m.response != "" {
 		s.owe(m.response)
 	}
+	if s.p.Passed != nil && len(m.user) > 0 {
+		s.went(m, p.QoS)
+	}
 	if m.wires != nil && s.aliasMax == 0 && s.out.max == 0 && p.QoS == 0 && len(p.SubscriptionIDs) == 0 {
 		return s.out.sendWire(m.batch, m.wires.of(m, s.v, p))
 	}
@@ -372,9 +375,9 @@ func (s *session) goOn() {
 func (s *session) stored(f *flight) (m message, err error) {
 	ctx, cancel := context.WithTimeout(s.a.ctx, requestTimeout)
 	defer cancel()
-	stream, prefix := &s.a.messages, messagePrefix
+	stream, prefix := &s.a.messages, s.a.at.message
 	if f.Retained {
-		stream, prefix = &s.a.retained, retainedPrefix
+		stream, prefix = &s.a.retained, s.a.at.retained
 	}
 	msg, err := stream.GetMsg(ctx, f.Seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -446,7 +449,7 @@ func (s *session) caughtUp(next uint64) {
 // returns what follows, or where to go on after an error.
 func (s *session) readStream(seq uint64) (next uint64, err error) {
 	a := s.a
-	mark := markPrefix + s.key
+	mark := s.a.at.mark + s.key
 	end, err := a.storeNow(&a.messages, &nats.Msg{Subject: mark})
 	if err != nil {
 		return seq, err
@@ -456,7 +459,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	for filter, sub := range s.rec.Subs {
 		if sub.QoS > 0 && sub.Group == "" {
 			for _, subject := range mapping.Subjects(filter) {
-				subjects = append(subjects, messagePrefix+subject)
+				subjects = append(subjects, s.a.at.message+subject)
 			}
 		}
 	}
@@ -468,7 +471,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 	config := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq, FilterSubjects: subjects}
 	consumer, err := a.messages.OrderedConsumer(ctx, config)
 	if refused(err, filtersOverlap) {
-		config.FilterSubjects = []string{house + ">"}
+		config.FilterSubjects = []string{a.at.house + ">"}
 		consumer, err = a.messages.OrderedConsumer(ctx, config)
 	}
 	if err != nil {
@@ -497,7 +500,7 @@ func (s *session) readStream(seq uint64) (next uint64, err error) {
 			}
 			return end + 1, nil
 		}
-		subject, ok := strings.CutPrefix(msg.Subject(), messagePrefix)
+		subject, ok := strings.CutPrefix(msg.Subject(), s.a.at.message)
 		if !ok {
 			continue
 		}

@@ -38,17 +38,17 @@ func packable(p *packet.Publish) bool {
 // given a pack as a whole: who has half of it and leaves has another one get all of it.
 func (a *account) packs(subject string) bool {
 	groups := a.groups.Load()
-	return groups != nil && (len(groups.Allow) == 0 || !groups.Allows(messagePrefix+subject))
+	return groups != nil && (len(groups.Allow) == 0 || !groups.Allows(a.at.message+subject))
 }
 
-// message is k as it is stored.
-func (k *pack) message(client string) *nats.Msg {
+// message is k as it is stored, by what begins its subject.
+func (k *pack) message(prefix, client string) *nats.Msg {
 	m := packet.Message{Payload: k.data, QoS: 1}
 	if len(k.answers) == 1 {
 		_, n := binary.Uvarint(k.data)
 		m.Payload = k.data[n:]
 	}
-	msg := encode(messagePrefix+k.subject, client, &m)
+	msg := encode(prefix+k.subject, client, &m)
 	if len(k.answers) > 1 {
 		msg.Header.Set(headerPack, strconv.Itoa(len(k.answers)))
 	}
@@ -83,7 +83,7 @@ func (s *session) storePack() {
 	if len(k.answers) == 0 {
 		return
 	}
-	msg, answers := k.message(s.key), k.answers
+	msg, answers := k.message(s.a.at.message, s.key), k.answers
 	k.last, k.data, k.answers = len(k.data), nil, nil
 	k.under++
 	s.a.storeMore(&s.a.messages, msg, s, func(_ uint64, _ bool, err error) {

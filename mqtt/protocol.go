@@ -58,10 +58,6 @@ const (
 	readBuffer, readBurst = 2 << 10, 20 << 10
 )
 
-// OneRegion says that sessions and retained messages have the same subjects in every
-// region of a fleet, so that regions would mix up what they keep.
-func (p *Protocol) OneRegion() {}
-
 func (p *Protocol) log() *slog.Logger {
 	if p.Logger == nil {
 		return slog.New(slog.DiscardHandler)

@@ -1,11 +1,9 @@
 package mqtt_test
 
 import (
-	"crypto/tls"
 	"testing"
 	"time"
 
-	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
@@ -14,10 +12,6 @@ import (
 // none, or it does not take so long an answer.
 func TestRedirect(t *testing.T) {
 	nodes := cluster(t, 2)
-	cert := nodes[0].Certificate(admin.UserRequest{Name: "acme/device", Role: "client"})
-	for _, h := range nodes {
-		h.config.Certificates = []tls.Certificate{cert}
-	}
 	connect := func(node int, c packet.Connect) *peer {
 		c.CleanStart = true
 		p, _ := nodes[node].connect(t, &c)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -142,10 +143,14 @@ type register struct {
 	// abandoned are the sessions that have ended on this node, which could not be
 	// stored. Their records may say that their clients are here.
 	abandoned map[string]bool
+	// forwards are the records of what is forwarded to other regions, and anew says that
+	// there is another one.
+	forwards map[string]forwarding
+	anew     bool
 }
 
 func (x *register) init(back func()) {
-	x.entries, x.beats, x.abandoned, x.back = map[string]entry{}, map[string]beat{}, map[string]bool{}, back
+	x.entries, x.beats, x.abandoned, x.back, x.forwards = map[string]entry{}, map[string]beat{}, map[string]bool{}, back, map[string]forwarding{}
 }
 
 // abandon has the record of key looked at.
@@ -188,7 +193,7 @@ type entry struct {
 }
 
 func (x *register) beat(msg *nats.Msg) {
-	run := strings.TrimPrefix(msg.Subject, alivePrefix)
+	run := last(msg.Subject)
 	x.mu.Lock()
 	_, known := x.beats[run]
 	if floor, err := strconv.ParseUint(string(msg.Data), 10, 64); err == nil {
@@ -240,7 +245,11 @@ func (x *register) hear(msg jetstream.Msg) {
 		return
 	}
 	defer x.heard.reach(meta.Sequence.Stream)
-	key := strings.TrimPrefix(msg.Subject(), sessionPrefix)
+	key := last(msg.Subject())
+	if strings.HasPrefix(key, forwardPrefix) {
+		x.hearForward(key, msg.Data())
+		return
+	}
 	var r record
 	if json.Unmarshal(msg.Data(), &r) != nil {
 		return
@@ -264,6 +273,37 @@ func (x *register) hear(msg jetstream.Msg) {
 		}
 	}
 	x.entries[key] = e
+}
+
+func (x *register) hearForward(name string, data []byte) {
+	var f forwarding
+	if json.Unmarshal(data, &f) != nil {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if f.Gone {
+		delete(x.forwards, name)
+		return
+	}
+	x.anew = x.anew || x.forwards[name].Born != f.Born
+	x.forwards[name] = f
+}
+
+// forwardsAnew reports whether there was another record since it was asked last.
+func (x *register) forwardsAnew() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	anew := x.anew
+	x.anew = false
+	return anew
+}
+
+// forwarded are the records of what is forwarded to other regions, by name.
+func (x *register) forwarded() map[string]forwarding {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return maps.Clone(x.forwards)
 }
 
 // filters are those of the stored messages that the session may still ask for.
@@ -345,7 +385,7 @@ func (x *register) due(now time.Time, run string) (keys []string) {
 func (a *account) load(ctx context.Context, key string) (r record, revision uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	msg, err := a.registry.GetLastMsgForSubject(ctx, sessionPrefix+key)
+	msg, err := a.registry.GetLastMsgForSubject(ctx, a.at.session+key)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return record{Gone: true}, 0, nil
 	}
@@ -365,7 +405,7 @@ func (a *account) save(key string, r *record, revision uint64, done func(revisio
 		done(0, fmt.Errorf("writing an MQTT session: %w", err))
 		return
 	}
-	msg := &nats.Msg{Subject: sessionPrefix + key, Data: data, Header: nats.Header{
+	msg := &nats.Msg{Subject: a.at.session + key, Data: data, Header: nats.Header{
 		jetstream.ExpectedLastSubjSeqHeader: []string{strconv.FormatUint(revision, 10)},
 		jetstream.MsgIDHeader:               []string{rand.Text()}, // it may be written twice
 	}}
@@ -473,10 +513,10 @@ func (a *account) announce(w *will, client string) error {
 	m, subject := w.message(), mapping.Subject(w.Topic)
 	var err error
 	if m.QoS > 0 {
-		err = a.storeWill(&a.messages, encode(messagePrefix+subject, client, m), w)
+		err = a.storeWill(&a.messages, encode(a.at.message+subject, client, m), w)
 	}
 	if m.Retain && err == nil { // [MQTT-3.1.2-14] [MQTT-3.1.2-15]
-		err = a.storeWill(&a.retained, keepsake(subject, client, m), w)
+		err = a.storeWill(&a.retained, a.keepsake(subject, client, m, a.keep.stamp(w.Topic)), w)
 	}
 	return err
 }

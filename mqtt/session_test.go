@@ -496,11 +496,11 @@ func TestStrangers(t *testing.T) {
 // TestSlowReader has a client that does not read while much is stored for it: it
 // gets all of it when it does, and nobody waits for it.
 func TestSlowReader(t *testing.T) {
-	h := start(t)
+	h := start(t, func(o *fleetbus.Options) { protocol(o).Pending = 1 << 20 })
 	slow, _ := h.connect(t, &packet.Connect{ClientID: "slow", CleanStart: true})
 	slow.subscribe(1, "big/#")
 	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
-	const many, size = 300, 100_000
+	const many, size = 400, 30_000
 	payload := strings.Repeat("x", size)
 	for i := range uint16(many) {
 		pub.send(publish("big/x", payload, 1, i+1))
@@ -685,6 +685,41 @@ func TestReconnects(t *testing.T) {
 		m := next[*packet.Publish](sub)
 		got[string(m.Payload)]++
 		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+	}
+}
+
+// TestShareIsGivenBack has clients of a group leave while it is being given messages:
+// another one gets all of them at once, those that were on their way, too.
+func TestShareIsGivenBack(t *testing.T) {
+	h := start(t)
+	stays, _ := h.connect(t, &packet.Connect{ClientID: "stays", CleanStart: true})
+	stays.subscribe(1, "$share/g/work/#")
+	pub, _ := h.connect(t, &packet.Connect{ClientID: "pub", CleanStart: true})
+	const rounds, many = 20, 40
+	for round := range rounds {
+		leaves, _ := h.connect(t, &packet.Connect{ClientID: fmt.Sprint("leaves", round), CleanStart: true})
+		leaves.subscribe(1, "$share/g/work/#")
+		var all []packet.Packet
+		for i := range uint16(many) {
+			all = append(all, publish("work/x", fmt.Sprint(round, " ", i), 1, i+1))
+		}
+		pub.send(all...)
+		next[*packet.Publish](leaves)
+		leaves.gone()
+		began, got := time.Now(), map[string]bool{}
+		for len(got) < many {
+			m := next[*packet.Publish](stays)
+			if strings.HasPrefix(string(m.Payload), fmt.Sprint(round, " ")) { // others may come again
+				got[string(m.Payload)] = true
+			}
+			stays.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+		}
+		if took := time.Since(began); took > 20*time.Second {
+			t.Fatalf("round %d took %v", round, took)
+		}
+		for range many {
+			next[*packet.Ack](pub)
+		}
 	}
 }
 

@@ -592,6 +592,7 @@ func qos1Out(s *scene) {
 	elapse(1200 * time.Millisecond)
 	sub.well() // nothing is sent again while it is connected
 	sub.gone()
+	s.h.awaitAway(s.T, s.id+"sub") // until then "4" may be sent to it
 	s.put(pub, "a", "4", 1)
 	sub, _ = s.lasting("sub")
 	for _, payload := range []string{"1", "2", "3", "4"} {

@@ -16,9 +16,10 @@ import (
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// subscribe takes a SUBSCRIBE.
+// subscribe takes a SUBSCRIBE. Where much is retained that this node has not read yet, it
+// takes as long as opening an account.
 func (s *session) subscribe(p *packet.Subscribe) error {
-	ctx, cancel := context.WithTimeout(s.ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
 	defer cancel()
 	suback := &packet.Suback{ID: p.ID} // [MQTT-3.8.4-1] [MQTT-3.8.4-2]
 	type wanted struct {
@@ -79,25 +80,26 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 	stored := make(chan struct{})
 	s.persist(func() {
 		s.out.send(suback)
+		for _, w := range kept {
+			s.sendRetained(w.found, w.sub)
+		}
 		close(stored)
 	})
 	s.mu.Unlock()
 	select {
 	case <-stored:
-	case <-ctx.Done():
-		return fmt.Errorf("storing subscriptions: %w", ctx.Err())
+		s.drained()
+	case <-s.ctx.Done():
+	case <-time.After(requestTimeout):
+		s.log("the subscriptions of an MQTT client were not stored in time")
+		s.kick(packet.ServerBusy, "its subscriptions could not be stored")
 	}
-	for _, w := range kept {
-		s.sendRetained(w.found, w.sub)
-	}
-	s.drained()
 	return nil
 }
 
-// sendRetained sends those of the retained messages that a subscription takes.
+// sendRetained sends those of the retained messages that a subscription takes, before
+// anything that is published later; mu is held.
 func (s *session) sendRetained(found []message, sub subscription) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, m := range found {
 		if reserved(m.topic) || !s.login.Principal.Permissions.Subscribe.Allows(mapping.Subject(m.topic)) || sub.Local && m.client == s.key {
 			continue
@@ -277,7 +279,6 @@ func (s *session) unsubscribe(p *packet.Unsubscribe) {
 }
 
 const (
-	sharePrefix = "share_" // of the names of the groups' consumers
 	// groupKey and filterKey are where such a consumer says of which group it is.
 	groupKey, filterKey = "mqtt-group", "mqtt-filter"
 	// sharedWait is how long a message of QoS 1 stays with a client of a group that
@@ -291,10 +292,10 @@ const (
 func (s *session) share(ctx context.Context, key, filter, group string) (*holding, error) {
 	subjects := mapping.Subjects(filter)
 	for i := range subjects {
-		subjects[i] = messagePrefix + subjects[i]
+		subjects[i] = s.a.at.message + subjects[i]
 	}
 	consumer, err := s.a.messages.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: sharePrefix + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
+		Durable: s.a.at.share + digest(group, filter), FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: sharedWait, MaxAckPending: 10_000, InactiveThreshold: maxExpiry,
 		Metadata: map[string]string{groupKey: group, filterKey: filter},
 	})
@@ -303,26 +304,21 @@ func (s *session) share(ctx context.Context, key, filter, group string) (*holdin
 	}
 	s.a.groups.Store(nil)
 	s.a.messages.written.Store(true) // it is looked again
-	h := &holding{msgs: map[jetstream.Msg]struct{}{}, done: make(chan struct{})}
-	if h.messages, err = consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat)); err != nil {
+	h := &holding{msgs: map[jetstream.Msg]struct{}{}}
+	// The library's iterator would drop what comes while as many wait as it asks for, and
+	// what is dropped waits for sharedWait.
+	h.consuming, err = consumer.Consume(func(msg jetstream.Msg) { s.takeShared(key, msg, h) },
+		jetstream.PullMaxMessagesWithBytesLimit(sharedAhead, s.p.window()), jetstream.PullHeartbeat(heartbeat),
+		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+			if errors.Is(err, jetstream.ErrConsumerDeleted) {
+				s.kick(packet.ServerBusy, "its shared subscription is gone")
+			}
+			// Others are of a node that died: another one is asked.
+		}))
+	if err != nil {
 		return nil, fmt.Errorf("sharing a subscription: %w", err)
 	}
-	go func() {
-		defer close(h.done)
-		for {
-			msg, err := h.messages.Next()
-			switch {
-			case errors.Is(err, jetstream.ErrMsgIteratorClosed):
-				return
-			case errors.Is(err, jetstream.ErrConsumerDeleted):
-				s.kick(packet.ServerBusy, "its shared subscription is gone")
-				return
-			case err == nil:
-				s.takeShared(key, msg, h)
-			}
-			// Others are of a node that died: the next call asks another one.
-		}
-	}()
+	h.done = h.consuming.Closed()
 	go h.beat()
 	return h, nil
 }
@@ -333,7 +329,7 @@ func (s *session) takeShared(key string, msg jetstream.Msg, h *holding) {
 	if err != nil {
 		return
 	}
-	ms := unpack(strings.TrimPrefix(msg.Subject(), messagePrefix), meta.Sequence.Stream, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
+	ms := unpack(strings.TrimPrefix(msg.Subject(), s.a.at.message), meta.Sequence.Stream, &nats.Msg{Data: msg.Data(), Header: msg.Headers()})
 	if len(ms) == 0 {
 		_ = msg.Ack()
 		return

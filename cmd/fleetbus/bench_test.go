@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/bench"
 )
@@ -24,7 +25,7 @@ func TestBench(t *testing.T) {
 	creds := writeFile(t, filepath.Join(t.TempDir(), "client.creds"), f.creds(t, "acme", identity.RoleClient))
 	env := []string{"FLEETBUS_CREDS=" + creds}
 	code, stdout, stderr := f.run(t, "", env, "bench", "--messages", "3000", "--clients", "2", "--size", "100B", "--stream", "-o", "json")
-	if code != exitOK {
+	if code != command.ExitOK {
 		t.Fatalf("exit code %d, %s", code, stderr)
 	}
 	var got struct {
@@ -59,11 +60,11 @@ func TestBench(t *testing.T) {
 		{"bench all", `unexpected argument "all"`},
 		{"bench house --creds x", "unknown flag"},
 	} {
-		if code, _, stderr := f.run(t, "", env, strings.Fields(c.line)...); code != exitUsage || !strings.Contains(stderr, c.stderr) {
+		if code, _, stderr := f.run(t, "", env, strings.Fields(c.line)...); code != command.ExitUsage || !strings.Contains(stderr, c.stderr) {
 			t.Errorf("%s: exit code %d, %s", c.line, code, stderr)
 		}
 	}
-	if code, stdout, stderr = f.run(t, "", env, "bench", "--messages", "100"); code != exitOK || !strings.Contains(stdout, "conditions:") {
+	if code, stdout, stderr = f.run(t, "", env, "bench", "--messages", "100"); code != command.ExitOK || !strings.Contains(stdout, "conditions:") {
 		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 	}
 }
@@ -94,7 +95,7 @@ func testFigures(t *testing.T, verb string, figures, conditions int, flags ...st
 	a, stdout, stderr := testApp("", os.Environ()...)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	if code := a.run(ctx, append([]string{"bench", verb, "--quick", "-o", "json"}, flags...)); code != exitOK {
+	if code := run(ctx, a, append([]string{"bench", verb, "--quick", "-o", "json"}, flags...)); code != command.ExitOK {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
 	var got struct {

@@ -1,20 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/internal/config"
 )
 
-func newConfigCommand(a *app) *cobra.Command {
-	imports := noun("import", "Translate the configuration of another product",
+func newConfigCommand(a *command.App) *cobra.Command {
+	imports := command.Noun("import", "Translate the configuration of another product",
 		newConfigImport(a, "bindplane", "Translate the event bus of a BindPlane server's configuration", "config.yaml", config.ImportBindplane),
 		newConfigImport(a, "choria", "Translate the configuration of a Choria broker", "broker.conf", config.ImportChoria))
-	return noun("config", "The configuration of a server: a file, variables and flags",
+	return command.Noun("config", "The configuration of a server: a file, variables and flags",
 		newConfigCheck(a), newConfigShow(a), newConfigDefaults(a), newConfigSchema(a), imports)
 }
 
@@ -26,14 +28,14 @@ func configFlags(cmd *cobra.Command) *string {
 
 // loadConfig reads the configuration that a server started with the flags of cmd
 // would have. file is its name, empty if there is none.
-func (a *app) loadConfig(cmd *cobra.Command, explicit string) (c *config.Config, file string, err error) {
+func loadConfig(a *command.App, cmd *cobra.Command, explicit string) (c *config.Config, file string, err error) {
 	dir := cmd.Flags().Lookup("data-dir").Value.String()
 	if dir == "" {
 		// Without a home there is no file in it either.
-		dir, _ = a.dataDir()
+		dir, _ = a.DataDir()
 	}
-	file = config.FindFile(explicit, a.getenv("FLEETBUS_CONFIG"), dir)
-	c, err = config.Load(config.Sources{File: file, Env: a.env, Flags: cmd.Flags()})
+	file = config.FindFile(explicit, a.Getenv("FLEETBUS_CONFIG"), dir)
+	c, err = config.Load(config.Sources{File: file, Env: a.Env, Flags: cmd.Flags()})
 	return c, file, err
 }
 
@@ -52,16 +54,16 @@ type checkedProblem struct {
 	Fix   string `json:"fix,omitempty"`
 }
 
-func newConfigCheck(a *app) *cobra.Command {
+func newConfigCheck(a *command.App) *cobra.Command {
 	var explicit *string
 	cmd := &cobra.Command{
-		Use: "check [FILE]", Args: takes("[FILE]"), Annotations: reads(),
+		Use: "check [FILE]", Args: command.Takes("[FILE]"), Annotations: command.Reads(),
 		Short: "Report every problem of the configuration, each with its place",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				*explicit = args[0]
 			}
-			c, file, err := a.loadConfig(cmd, *explicit)
+			c, file, err := loadConfig(a, cmd, *explicit)
 			result := checked{File: file, OK: err == nil}
 			var problems *config.ProblemList
 			switch {
@@ -73,81 +75,73 @@ func newConfigCheck(a *app) *cobra.Command {
 				return err
 			default:
 				result.Warnings = c.Warnings()
-				a.warn(c)
+				warn(a, c)
 			}
 			// For people the error says it all.
-			if !result.OK && a.format == formatTable {
+			if !result.OK && a.Format == command.FormatTable {
 				return err
 			}
-			return errors.Join(a.show(report{value: result, text: func(p *page) {
-				p.line("ok: %s", or(file, "no file; the defaults"))
+			return errors.Join(a.Show(command.Report{Value: result, Text: func(p *command.Page) {
+				p.Line("ok: %s", cmp.Or(file, "no file; the defaults"))
 			}}), err)
 		},
 	}
 	explicit = configFlags(cmd)
-	return a.output(cmd)
+	return a.Output(cmd)
 }
 
 // warn tells of what was ignored.
-func (a *app) warn(c *config.Config) {
+func warn(a *command.App, c *config.Config) {
 	for _, w := range c.Warnings() {
-		a.hint("warning: %s", w)
+		a.Hint("warning: %s", w)
 	}
 }
 
-func newConfigShow(a *app) *cobra.Command {
+func newConfigShow(a *command.App) *cobra.Command {
 	var explicit *string
 	cmd := &cobra.Command{
-		Use: "show", Aliases: []string{"get", "info"}, Args: takes(), Annotations: reads(),
+		Use: "show", Aliases: []string{"get", "info"}, Args: command.Takes(), Annotations: command.Reads(),
 		Short: "Show the effective value of every key and where it comes from",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, _, err := a.loadConfig(cmd, *explicit)
+			c, _, err := loadConfig(a, cmd, *explicit)
 			if err != nil {
 				return err
 			}
-			a.warn(c)
-			return a.show(list(c.Show(),
-				column[config.Setting]{"KEY", func(s config.Setting) string { return s.Key }},
-				column[config.Setting]{"VALUE", func(s config.Setting) string { return s.Value }},
-				column[config.Setting]{"SOURCE", func(s config.Setting) string { return s.Source }},
+			warn(a, c)
+			return a.Show(command.List(c.Show(),
+				command.Col("KEY", func(s config.Setting) string { return s.Key }),
+				command.Col("VALUE", func(s config.Setting) string { return s.Value }),
+				command.Col("SOURCE", func(s config.Setting) string { return s.Source }),
 			))
 		},
 	}
 	explicit = configFlags(cmd)
-	return a.output(cmd)
+	return a.Output(cmd)
 }
 
-func newConfigDefaults(a *app) *cobra.Command {
+func newConfigDefaults(a *command.App) *cobra.Command {
 	var minimal bool
 	cmd := &cobra.Command{
-		Use: "defaults", Args: takes(), Annotations: prints(),
+		Use: "defaults", Args: command.Takes(), Annotations: command.Prints(),
 		Short: "Print a configuration file with every key, its default and what it does",
-		RunE:  func(*cobra.Command, []string) error { return a.print(config.Defaults(minimal)) },
+		RunE:  func(*cobra.Command, []string) error { return a.Print(config.Defaults(minimal)) },
 	}
 	cmd.Flags().BoolVar(&minimal, "minimal", false, "only the keys that a node of a cluster needs")
 	return cmd
 }
 
-func newConfigSchema(a *app) *cobra.Command {
+func newConfigSchema(a *command.App) *cobra.Command {
 	return &cobra.Command{
-		Use: "schema", Args: takes(), Annotations: prints(),
+		Use: "schema", Args: command.Takes(), Annotations: command.Prints(),
 		Short: "Print the JSON Schema of the configuration file, for editors",
-		RunE:  func(*cobra.Command, []string) error { return a.print(config.Schema()) },
+		RunE:  func(*cobra.Command, []string) error { return a.Print(config.Schema()) },
 	}
-}
-
-// print writes a document to stdout as it is.
-func (a *app) print(document []byte) error {
-	if _, err := a.stdout.Write(document); err != nil {
-		return fmt.Errorf("writing the output: %w", err)
-	}
-	return nil
 }
 
 // newConfigImport makes the command that translates the file of another product.
-func newConfigImport(a *app, product, short, example string, translate func([]byte) (ours []byte, notes []string, err error)) *cobra.Command {
+func newConfigImport(a *command.App, product, short, example string, translate func([]byte) (ours []byte, notes []string, err error)) *cobra.Command {
 	return &cobra.Command{
-		Use: product + " FILE|-", Args: takes("FILE|-"), Annotations: prints(),
+		Use: product + " FILE|-", Args: command.Takes("FILE|-"), Annotations: command.Prints(),
 		Short:   short,
 		Example: "  fleetbus config import " + product + " " + example + " > fleetbus.yaml",
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -155,7 +149,7 @@ func newConfigImport(a *app, product, short, example string, translate func([]by
 			var data []byte
 			var err error
 			if args[0] == "-" {
-				data, err = a.payload(args)
+				data, err = a.Payload(args)
 			} else {
 				data, err = os.ReadFile(args[0])
 			}
@@ -164,12 +158,12 @@ func newConfigImport(a *app, product, short, example string, translate func([]by
 			}
 			file, notes, err := translate(data)
 			for _, n := range notes {
-				a.hint("note: %s", n)
+				a.Hint("note: %s", n)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
 			}
-			return a.print(file)
+			return a.Print(file)
 		},
 	}
 }

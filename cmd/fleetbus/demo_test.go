@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/internal/demo"
 )
@@ -26,7 +27,7 @@ func TestDemo(t *testing.T) {
 	a, stdout, stderr := testApp("", os.Environ()...)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	if code := a.run(ctx, []string{"demo", "-o", "json"}); code != exitOK {
+	if code := run(ctx, a, []string{"demo", "-o", "json"}); code != command.ExitOK {
 		t.Errorf("exit code %d", code)
 	}
 	if stderr.Len() > 0 {
@@ -58,8 +59,8 @@ func TestDemoInterrupted(t *testing.T) {
 	a, stdout, stderr := testApp("", os.Environ()...)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	done := make(chan exitCode, 1)
-	go func() { done <- a.run(ctx, []string{"demo"}) }()
+	done := make(chan command.ExitCode, 1)
+	go func() { done <- run(ctx, a, []string{"demo"}) }()
 	// A log is there once its node has been started.
 	fleetbustest.Eventually(t, "a node starts", func() error {
 		if logs, err := filepath.Glob(filepath.Join(dir, "*", "n3.log")); err != nil || len(logs) == 0 {
@@ -70,7 +71,7 @@ func TestDemoInterrupted(t *testing.T) {
 	cancel()
 	select {
 	case code := <-done:
-		if code != exitInterrupted || stdout.Len() > 0 {
+		if code != command.ExitInterrupted || stdout.Len() > 0 {
 			t.Errorf("exit code %d, %s, %s", code, stdout, stderr)
 		}
 	case <-time.After(time.Minute):
@@ -91,19 +92,19 @@ func TestDemoTells(t *testing.T) {
 		name  string
 		steps []demo.StepResult
 		lines []string
-		code  exitCode
+		code  command.ExitCode
 	}{
-		{"all hold", []demo.StepResult{held, held}, []string{"  ok   a ", "  ok   a ", "2 of 2 held in "}, exitOK},
-		{"one does not", []demo.StepResult{held, broken}, []string{"  ok   a ", "  FAIL b ", "1 of 2 held in "}, exitFailed},
+		{"all hold", []demo.StepResult{held, held}, []string{"  ok   a ", "  ok   a ", "2 of 2 held in "}, command.ExitOK},
+		{"one does not", []demo.StepResult{held, broken}, []string{"  ok   a ", "  FAIL b ", "1 of 2 held in "}, command.ExitFailed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, stdout, _ := testApp("")
-			a.format = formatTable
+			a.Format = command.FormatTable
 			for _, s := range c.steps {
-				a.showStep(s)
+				showStep(a, s)
 			}
-			result := demo.Result{Held: c.code == exitOK, Took: 1, Steps: c.steps}
-			if err := a.show(report{value: result, text: conclude(result, false)}); err != nil {
+			result := demo.Result{Held: c.code == command.ExitOK, Took: 1, Steps: c.steps}
+			if err := a.Show(command.Report{Value: result, Text: conclude(result, false)}); err != nil {
 				t.Fatal(err)
 			}
 			lines := strings.Split(stdout.String(), "\n")
@@ -117,9 +118,9 @@ func TestDemoTells(t *testing.T) {
 					t.Errorf("line %q, not %q", lines[i], want)
 				}
 			}
-			code := exitOK
+			code := command.ExitOK
 			if err := brokenPromises(result); err != nil {
-				code = explain(t.Context(), err).code
+				code = command.Explain(t.Context(), err).Code
 			}
 			if code != c.code {
 				t.Errorf("exit code %d", code)
@@ -131,8 +132,8 @@ func TestDemoTells(t *testing.T) {
 // TestDemoShows checks that --keep without a fleet says where the logs are.
 func TestDemoShows(t *testing.T) {
 	a, stdout, stderr := testApp("")
-	a.format = formatJSON
-	a.showAccess(demo.Access{Dir: "/tmp/demo"})
+	a.Format = command.FormatJSON
+	showAccess(a, demo.Access{Dir: "/tmp/demo"})
 	if stdout.Len() > 0 || !bytes.Contains(stderr.Bytes(), []byte("/tmp/demo")) {
 		t.Errorf("stdout %q, stderr %q", stdout, stderr)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/internal/loopback"
 )
@@ -156,7 +157,7 @@ func TestKilledInit(t *testing.T) {
 		switch {
 		case code == 0:
 			cut++
-		case code == int(exitConflict) && strings.Contains(output, "fix: fleetbus serve --data-dir "+name):
+		case code == int(command.ExitConflict) && strings.Contains(output, "fix: fleetbus serve --data-dir "+name):
 			whole++
 		default:
 			t.Fatalf("init after init was killed: exit code %d\n%s", code, output)
@@ -196,7 +197,7 @@ func TestKilledJoin(t *testing.T) {
 			cut++
 		}
 		m.must(args...)
-		if _, err := os.Stat(filepath.Join(m.dir, name, sealName)); !m.holds(name) || err == nil {
+		if _, err := os.Stat(filepath.Join(m.dir, name, "join.nk")); !m.holds(name) || err == nil {
 			t.Fatalf("%s is not whole: %v", name, err)
 		}
 	}
@@ -225,10 +226,10 @@ func TestKilledJoin(t *testing.T) {
 	if _, err := client.Node(ctx, enroll.NodeRequest{Name: "cut", Version: fleetbus.Version(), Advertise: "127.0.0.1", Seal: public}); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(m.dir, "cut", sealName), seed)
+	writeFile(t, filepath.Join(m.dir, "cut", "join.nk"), seed)
 	m.must(args...)
 	code, output := m.run(join("other", token("user", "--for", "acme/bob"))...)
-	if code != int(exitDenied) {
+	if code != int(command.ExitDenied) {
 		t.Errorf("a token for a user makes a node: exit code %d\n%s", code, output)
 	}
 
@@ -301,13 +302,13 @@ func TestFullDisk(t *testing.T) {
 	}
 	mount("tiny", "8k")
 	code, output := m.run(m.node("tiny", "init")...)
-	if code != int(exitFailed) || !strings.Contains(output, "no space left on device") || !strings.Contains(output, "fix: free space there") || m.holds("tiny") {
+	if code != int(command.ExitFailed) || !strings.Contains(output, "no space left on device") || !strings.Contains(output, "fix: free space there") || m.holds("tiny") {
 		t.Errorf("init on a full disk: exit code %d\n%s", code, output)
 	}
 	mount("small", "32m")
 	m.must(m.node("small", "init")...)
 	code, output = m.run("serve", "--data-dir", "small")
-	if code != int(exitConfig) || !strings.Contains(output, "is full") || !strings.Contains(output, "fix: free space, or lower store.reserve") {
+	if code != int(command.ExitConfig) || !strings.Contains(output, "is full") || !strings.Contains(output, "fix: free space, or lower store.reserve") {
 		t.Errorf("serve on a full disk: exit code %d\n%s", code, output)
 	}
 	p := m.start("serve", "--data-dir", "small", "--store-reserve", "1MiB")
@@ -337,18 +338,18 @@ func TestUnwritable(t *testing.T) {
 	if err := errors.Join(os.WriteFile(own, data, 0o755), os.Chmod(dir, 0o555)); err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"init", "serve"} {
+	for _, verb := range []string{"init", "serve"} {
 		ctx, cancel := context.WithTimeout(t.Context(), allowance)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, own, command, "--data-dir", "n1", "--mode", "local")
+		cmd := exec.CommandContext(ctx, own, verb, "--data-dir", "n1", "--mode", "local")
 		cmd.Dir, cmd.Env = dir, []string{"HOME=" + dir}
 		if os.Getuid() == 0 {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		}
 		output, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != int(exitDenied) || !strings.Contains(string(output), "permission denied\nfix: run it as the owner of the data directory") {
-			t.Errorf("%s: %v\n%s", command, err, output)
+		if !errors.As(err, &exit) || exit.ExitCode() != int(command.ExitDenied) || !strings.Contains(string(output), "permission denied\nfix: run it as the owner of the data directory") {
+			t.Errorf("%s: %v\n%s", verb, err, output)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/broker"
 )
@@ -155,7 +156,7 @@ func (f *testFleet) userJWT(account, role, public string) (string, error) {
 
 // answer plays the administrative service.
 func (f *testFleet) answer(msg *nats.Msg) {
-	name := strings.TrimPrefix(msg.Subject, admin.Prefix)
+	_, name := admin.ParseSubject(msg.Subject)
 	f.mu.Lock()
 	f.requests[name] = msg.Data
 	answer, ok := f.answers[name]
@@ -199,12 +200,12 @@ func asked[T any](t *testing.T, f *testFleet, name string) (v T) {
 }
 
 // run runs one command line on the machine of the node.
-func (f *testFleet) run(t *testing.T, stdin string, env []string, args ...string) (code exitCode, stdout, stderr string) {
+func (f *testFleet) run(t *testing.T, stdin string, env []string, args ...string) (code command.ExitCode, stdout, stderr string) {
 	t.Helper()
 	a, out, errs := testApp(stdin, append(env, "FLEETBUS_DATA_DIR="+f.dir)...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	code = a.run(ctx, args)
+	code = run(ctx, a, args)
 	return code, out.String(), errs.String()
 }
 
@@ -250,29 +251,29 @@ func (p *pipe) wait(t *testing.T, text string) {
 type running struct {
 	stdout, stderr *pipe
 	cancel         context.CancelFunc
-	done           chan exitCode
+	done           chan command.ExitCode
 }
 
 // start begins a command line with the credentials of a user.
 func (f *testFleet) start(t *testing.T, creds string, args ...string) *running {
 	a, _, _ := testApp("", "FLEETBUS_DATA_DIR="+f.dir, "FLEETBUS_CREDS="+creds)
-	r := &running{stdout: newPipe(), stderr: newPipe(), done: make(chan exitCode, 1)}
-	a.stdout, a.stderr = r.stdout, r.stderr
+	r := &running{stdout: newPipe(), stderr: newPipe(), done: make(chan command.ExitCode, 1)}
+	a.Stdout, a.Stderr = r.stdout, r.stderr
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancel(t.Context())
 	t.Cleanup(r.cancel)
-	go func() { r.done <- a.run(ctx, args) }()
+	go func() { r.done <- run(ctx, a, args) }()
 	return r
 }
 
 // end waits until it has ended, and returns its exit code.
-func (r *running) end(t *testing.T) exitCode {
+func (r *running) end(t *testing.T) command.ExitCode {
 	t.Helper()
 	select {
 	case code := <-r.done:
 		return code
 	case <-time.After(30 * time.Second):
 		t.Fatalf("the command does not end; it wrote %q", r.stderr)
-		return exitFailed
+		return command.ExitFailed
 	}
 }

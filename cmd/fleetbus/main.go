@@ -1,3 +1,5 @@
+//go:build !manual
+
 // Command fleetbus is the secure message bus for a fleet of servers, and the
 // tool to administer it.
 package main
@@ -8,6 +10,8 @@ import (
 	"os/signal"
 	"syscall"
 	_ "time/tzdata" // a machine may have none, and roles have hours
+
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 )
 
 func main() {
@@ -18,8 +22,8 @@ func main() {
 		<-signals
 		cancel()
 		<-signals
-		os.Exit(int(exitInterrupted))
+		os.Exit(int(command.ExitInterrupted))
 	}()
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.Environ(), terminal: isTerminal}
-	os.Exit(int(a.run(ctx, os.Args[1:])))
+	a := &command.App{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Env: os.Environ(), Terminal: command.IsTerminal}
+	os.Exit(int(run(ctx, a, os.Args[1:])))
 }

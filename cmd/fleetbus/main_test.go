@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"io"
+	"log"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,11 +16,39 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"fleetbus": main})
+	testscript.Main(programs{m}, map[string]func(){"fleetbus": main})
+}
+
+// programs runs tests with the program in their PATH. testscript puts this test
+// binary there. One with the race detector takes ten times as long to begin, and tests
+// begin a thousand of them; what they do is done within a process by other tests. So
+// then they have the program as `make build` makes it.
+type programs struct{ *testing.M }
+
+func (m programs) Run() int {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return m.M.Run()
+	}
+	dir, err := os.MkdirTemp("", "program")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		log.Fatalf("building the program: %v\n%s", err, out)
+	}
+	if err := os.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH")); err != nil {
+		log.Fatal(err)
+	}
+	return m.M.Run()
 }
 
 // TestScripts runs testdata/script: what the command line does without a server.
@@ -53,11 +84,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // testApp is an app that is no terminal, with the variables of env.
-func testApp(stdin string, env ...string) (a *app, stdout, stderr *bytes.Buffer) {
+func testApp(stdin string, env ...string) (a *command.App, stdout, stderr *bytes.Buffer) {
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
-	a = &app{
-		stdin: strings.NewReader(stdin), stdout: stdout, stderr: stderr,
-		env: env, terminal: func(any) bool { return false },
+	a = &command.App{
+		Stdin: strings.NewReader(stdin), Stdout: stdout, Stderr: stderr,
+		Env: env, Terminal: func(any) bool { return false },
 	}
 	return a, stdout, stderr
 }
@@ -72,7 +103,7 @@ func leaves(cmd *cobra.Command, do func(*cobra.Command)) {
 		if c.HasSubCommands() {
 			leaves(c, do)
 		}
-		if c.Annotations[kind] != "" || !c.HasSubCommands() && c.Runnable() {
+		if c.Annotations[command.Kind] != "" || !c.HasSubCommands() && c.Runnable() {
 			do(c)
 		}
 	}
@@ -93,20 +124,20 @@ func TestTree(t *testing.T) {
 			t.Errorf("%s: its arguments are not checked", path)
 		}
 		flag := cmd.Flags().Lookup("output")
-		switch k := cmd.Annotations[kind]; k {
+		switch k := cmd.Annotations[command.Kind]; k {
 		case "reads", "writes":
 			if flag == nil {
 				t.Errorf("%s %s and has no --output", path, k)
 				return
 			}
-			for _, format := range []string{formatTable, formatJSON, formatYAML, formatJSONL} {
+			for _, format := range []string{command.FormatTable, command.FormatJSON, command.FormatYAML, command.FormatJSONL} {
 				if err := flag.Value.Set(format); err != nil {
 					t.Errorf("%s -o %s: %v", path, format, err)
 				}
 			}
 			a, _, stderr := testApp("")
 			args := append(strings.Fields(path)[1:], "-o", "xml")
-			if code := a.run(t.Context(), args); code != exitUsage || !strings.Contains(stderr.String(), "table, json, yaml") {
+			if code := run(t.Context(), a, args); code != command.ExitUsage || !strings.Contains(stderr.String(), "table, json, yaml") {
 				t.Errorf("%s -o xml: exit code %d, %s", path, code, stderr)
 			}
 		case "prints":
@@ -133,7 +164,7 @@ func TestWritesCanBeTried(t *testing.T) {
 			t.Fatal(err)
 		}
 		leaves(cmd, func(c *cobra.Command) {
-			if c.Annotations[kind] != "writes" {
+			if c.Annotations[command.Kind] != "writes" {
 				return
 			}
 			if c.Flags().Lookup("dry-run") == nil {
@@ -150,70 +181,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	a, _, stderr := testApp("", "FLEETBUS_SERVER=127.0.0.1:1", "FLEETBUS_CREDS=/dev/null", "FLEETBUS_DATA_DIR="+t.TempDir())
-	if code := a.run(ctx, []string{"status"}); code != exitInterrupted {
+	if code := run(ctx, a, []string{"status"}); code != command.ExitInterrupted {
 		t.Errorf("exit code %d, %s", code, stderr)
-	}
-}
-
-func TestConfirm(t *testing.T) {
-	for _, c := range []struct {
-		name, typed string
-		terminal    bool
-		g           guard
-		code        exitCode
-	}{
-		{"yes", "", false, guard{yes: true}, exitOK},
-		{"no terminal", "acme\n", false, guard{}, exitUsage},
-		{"typed", "acme\n", true, guard{}, exitOK},
-		{"typed something else", "acm\n", true, guard{}, exitFailed},
-		{"typed nothing", "", true, guard{}, exitFailed},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			a, _, _ := testApp(c.typed)
-			a.terminal = func(any) bool { return c.terminal }
-			code := exitOK
-			if err := a.confirm(t.Context(), c.g, "acme", "remove account acme"); err != nil {
-				code = explain(t.Context(), err).code
-			}
-			if code != c.code {
-				t.Errorf("exit code %d, not %d", code, c.code)
-			}
-		})
-	}
-}
-
-// TestConfirmInterrupted checks that a question does not outlive an interrupt.
-func TestConfirmInterrupted(t *testing.T) {
-	a, _, _ := testApp("")
-	stdin, silent := io.Pipe()
-	defer silent.Close()
-	a.stdin, a.terminal = stdin, func(any) bool { return true }
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if f := explain(ctx, a.confirm(ctx, guard{}, "acme", "remove account acme")); f.code != exitInterrupted {
-		t.Errorf("exit code %d", f.code)
-	}
-}
-
-// TestProgress waits for the line that a terminal shows after a second.
-func TestProgress(t *testing.T) {
-	r, w := io.Pipe()
-	a := &app{stderr: w, terminal: func(any) bool { return true }}
-	stop := a.progress("asking\x1b[2J")
-	buf := make([]byte, 256)
-	n, err := r.Read(buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := string(buf[:n]); got != "\rasking\\x1b[2J, 1 s " {
-		t.Errorf("progress line %q", got)
-	}
-	go func() {
-		stop()
-		w.Close()
-	}()
-	rest, err := io.ReadAll(r)
-	if err != nil || !strings.HasSuffix(string(rest), "\r\x1b[K") {
-		t.Errorf("after the end: %q, %v", rest, err)
 	}
 }

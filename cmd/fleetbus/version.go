@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 )
 
 // build says what this program was made of.
@@ -21,6 +24,9 @@ type build struct {
 	Engine string `json:"engine,omitempty"`
 }
 
+// version is what a package calls this program; the linker sets it.
+var version string
+
 // enginePath is the module of the engine.
 const enginePath = "github.com/nats-io/nats-server/v2"
 
@@ -30,7 +36,7 @@ func readBuild() build {
 	if !ok {
 		return b
 	}
-	b.Version = or(info.Main.Version, b.Version)
+	b.Version = cmp.Or(version, info.Main.Version, b.Version)
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
@@ -49,15 +55,15 @@ func readBuild() build {
 	return b
 }
 
-func newVersionCommand(a *app) *cobra.Command {
-	return a.output(&cobra.Command{
-		Use: "version", Args: takes(), Annotations: reads(),
+func newVersionCommand(a *command.App) *cobra.Command {
+	return a.Output(&cobra.Command{
+		Use: "version", Args: command.Takes(), Annotations: command.Reads(),
 		Short: "Show the version and what it was built of",
 		RunE: func(*cobra.Command, []string) error {
 			b := readBuild()
-			return a.show(report{value: b, text: func(p *page) {
-				p.line("fleetbus %s", b.Version)
-				fields(p, []field{{"revision", b.Revision}, {"built with", b.Go}, {"platform", b.Platform}, {"engine", b.Engine}})
+			return a.Show(command.Report{Value: b, Text: func(p *command.Page) {
+				p.Line("fleetbus %s", b.Version)
+				command.Fields(p, []command.Field{{"revision", b.Revision}, {"built with", b.Go}, {"platform", b.Platform}, {"engine", b.Engine}})
 			}})
 		},
 	})

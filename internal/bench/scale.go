@@ -564,7 +564,7 @@ type candidate struct {
 }
 
 func newCandidate() (c candidate, err error) {
-	public, seed, err := newUserKey()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
 		return c, err
 	}
@@ -575,7 +575,7 @@ func newCandidate() (c candidate, err error) {
 	if c.csr, err = identity.NewCSR(key); err != nil {
 		return c, err
 	}
-	c.public, c.member.Seed = public, []byte(seed)
+	c.public, c.member.Seed = public, seed
 	c.member.Key, err = x509.MarshalPKCS8PrivateKey(key)
 	return c, err
 }

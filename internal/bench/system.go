@@ -18,7 +18,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -282,7 +281,7 @@ func (s *system) open(ctx context.Context) error {
 
 // enlist makes a user of that name and role and returns its credentials.
 func (s *system) enlist(ctx context.Context, api *admin.Client, name, role string) (nats.Option, error) {
-	public, seed, err := newUserKey()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
 		return nil, err
 	}
@@ -292,19 +291,8 @@ func (s *system) enlist(ctx context.Context, api *admin.Client, name, role strin
 		return err
 	})
 	return func(o *nats.Options) error {
-		return errors.Join(nats.UserJWTAndSeed(reply.JWT, seed)(o), nats.CustomInboxPrefix(identity.Inbox(name))(o))
+		return errors.Join(nats.UserJWTAndSeed(reply.JWT, string(seed))(o), nats.CustomInboxPrefix(identity.Inbox(name))(o))
 	}, err
-}
-
-// newUserKey makes the key of a user.
-func newUserKey() (public, seed string, err error) {
-	key, err := nkeys.CreateUser()
-	if err != nil {
-		return "", "", fmt.Errorf("making a key: %w", err)
-	}
-	public, err1 := key.PublicKey()
-	text, err2 := key.Seed()
-	return public, string(text), errors.Join(err1, err2)
 }
 
 // startFleet runs n nodes of a new fleet, and connects to each.
@@ -465,7 +453,7 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 		fmt.Fprintf(&preload, "%s: %s\n", a.Public, token)
 	}
 	s.account = account
-	public, seed, err := newUserKey()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
 		return "", err
 	}
@@ -474,7 +462,7 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 	if err != nil {
 		return "", err
 	}
-	s.user = nats.UserJWTAndSeed(token, seed)
+	s.user = nats.UserJWTAndSeed(token, string(seed))
 	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n%s}\n", authority.EngineOperator(), system.Public, &preload), nil
 }
 

@@ -259,13 +259,25 @@ func (o *Options) server() (*server.Options, error) {
 		so.Cluster.Advertise = c.Advertise
 		so.Cluster.TLSConfig = c.TLS
 		so.Cluster.TLSTimeout = o.HandshakeTimeout.Seconds()
-		so.Cluster.ConnectBackoff = true
+		// A link that was cut is to be there again seconds after it can be: a connection on
+		// which nothing comes is given up before the system would try again on it, and
+		// the next one is tried each second, however long it takes.
+		so.Cluster.PingInterval, so.Cluster.MaxPingsOut = routePing, routePings
+		so.ReconnectErrorReports = routeReports
 		for _, r := range c.Routes {
 			so.Routes = append(so.Routes, &url.URL{Scheme: "nats-route", Host: r})
 		}
 	}
 	return so, nil
 }
+
+const (
+	// routePing is how often a node asks another on their connection whether it is there,
+	// and routePings how many of these may be without an answer.
+	routePing, routePings = 2 * time.Second, 2
+	// routeReports is each how many attempts to connect one is logged that fails.
+	routeReports = 30
+)
 
 func split(addr string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(addr)
@@ -307,12 +319,13 @@ func (b *Broker) accepting(ctx context.Context) error {
 // drainSlack is how much longer than Options.Grace a drain may take.
 const drainSlack = 4 * time.Second
 
-// Stop drains, if it is asked to, then stops the engine and waits for it.
+// Stop drains, if it is asked to and there is a member that takes over, then stops the
+// engine and waits for it.
 func (b *Broker) Stop(drain bool) {
 	b.stop()
 	b.running.Wait()
 	drained := make(chan struct{})
-	if drain && b.opts.Cluster != nil {
+	if drain && b.srv.NumRoutes() > 0 {
 		go func() {
 			defer close(drained)
 			b.srv.LameDuckShutdown()
@@ -368,8 +381,27 @@ const insideTimeout = 15 * time.Second
 // Connect opens a connection inside the process. It needs credentials as any
 // other does.
 func (b *Broker) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	return nats.Connect("", append([]nats.Option{nats.InProcessServer(b.inside), nats.Timeout(insideTimeout)}, opts...)...)
+	return b.connect(b.inside, opts)
 }
+
+// ConnectUrgent is Connect for who the engine waits for whatever it does: Revive too
+// hears it.
+func (b *Broker) ConnectUrgent(opts ...nats.Option) (*nats.Conn, error) {
+	return b.connect(urgent{b.inside}, opts)
+}
+
+func (b *Broker) connect(inside nats.InProcessConnProvider, opts []nats.Option) (*nats.Conn, error) {
+	opts = append([]nats.Option{nats.InProcessServer(inside), nats.Timeout(insideTimeout)}, opts...)
+	nc, err := nats.Connect("", opts...)
+	for tries := 1; err != nil && tries < 3 && strings.Contains(err.Error(), pingFirst); tries++ {
+		nc, err = nats.Connect("", opts...)
+	}
+	return nc, err
+}
+
+// pingFirst is in the client's error when the engine was so slow that it asks whether the
+// client is there before it has let it in. The client has no value for it.
+const pingFirst = "expected 'PONG', got 'PING'"
 
 // Dial returns a connection inside the process on which nothing was said yet. The
 // caller closes it.
@@ -392,6 +424,10 @@ type Connection struct {
 	Remote string
 	// Started is when it connected.
 	Started time.Time
+	// Pending waits for the client to read, in bytes, and RoundTrip is the engine's last
+	// measurement; 0 is none yet.
+	Pending   int
+	RoundTrip time.Duration
 	// InMsgs, OutMsgs, InBytes and OutBytes count from the server's side.
 	InMsgs, OutMsgs, InBytes, OutBytes int64
 }
@@ -407,15 +443,38 @@ func (b *Broker) Connections(public string) ([]Connection, error) {
 			return nil, fmt.Errorf("listing connections: %w", err)
 		}
 		for _, c := range z.Conns {
-			all = append(all, Connection{
-				ID: c.Cid, Account: c.Account, Name: userName(c), Session: isSession(c), Inside: c.Port == 0, Kind: c.Kind + "/" + c.Type,
-				Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
-				InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes,
-			})
+			all = append(all, connection(c))
 		}
 		if len(z.Conns) < page {
 			return all, nil
 		}
+	}
+}
+
+// ConnectionsOf lists a user's clients in the account with that public key, which it finds
+// as UserConnections does: the engine decodes the JWT of every client that it lists.
+func (b *Broker) ConnectionsOf(public, name string, keys []string) ([]Connection, error) {
+	ids, err := b.UserConnections(public, name, keys)
+	var all []Connection
+	for _, id := range ids {
+		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, CID: id})
+		if err != nil {
+			return all, fmt.Errorf("listing connections: %w", err)
+		}
+		for _, c := range z.Conns {
+			all = append(all, connection(c))
+		}
+	}
+	return all, err
+}
+
+// connection is a client as the engine lists it.
+func connection(c *server.ConnInfo) Connection {
+	rtt, _ := time.ParseDuration(c.RTT) // what is not known yet is no duration
+	return Connection{
+		ID: c.Cid, Account: c.Account, Name: userName(c), Session: isSession(c), Inside: c.Port == 0, Kind: c.Kind + "/" + c.Type,
+		Remote: net.JoinHostPort(c.IP, strconv.Itoa(c.Port)), Started: c.Start,
+		InMsgs: c.InMsgs, OutMsgs: c.OutMsgs, InBytes: c.InBytes, OutBytes: c.OutBytes, Pending: c.Pending, RoundTrip: rtt,
 	}
 }
 

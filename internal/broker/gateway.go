@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	_ "unsafe" // for go:linkname
 
 	"github.com/nats-io/nats-server/v2/server"
 )
@@ -84,6 +85,18 @@ func (b *Broker) Gateways() []string {
 	}
 	return names
 }
+
+// HeardAcross reports whether somebody of another cluster hears subject, in the account
+// with that public key, as far as this server has been told.
+func (b *Broker) HeardAcross(public, subject string) bool {
+	return hasGatewayInterest(b.srv, public, subject)
+}
+
+// hasGatewayInterest is what the engine itself asks before it sends something across.
+// Without it, or with another signature, this package does not link, or its tests fail.
+//
+//go:linkname hasGatewayInterest github.com/nats-io/nats-server/v2/server.(*Server).hasGatewayInterest
+func hasGatewayInterest(*server.Server, string, string) bool
 
 // errGatewayAlone says that a gateway is of a cluster.
 var errGatewayAlone = errors.New("a server without a cluster has no gateway")

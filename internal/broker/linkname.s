@@ -1,1 +1,1 @@
-// Lets pipe.go declare a function that another package has.
+// Lets pipe.go and gateway.go declare functions that another package has.

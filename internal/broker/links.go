@@ -32,6 +32,10 @@ type Link struct {
 	Remote string
 	// RoundTrip is the engine's last measurement; 0 is none yet.
 	RoundTrip time.Duration
+	// Pending is how many bytes wait to be sent.
+	Pending int64
+	// Bytes that it has carried, both ways.
+	Bytes uint64
 	// IDs of the connections, which no others had before.
 	IDs []uint64
 }
@@ -43,7 +47,7 @@ func (b *Broker) Links() []Link {
 
 func links(srv *server.Server) []Link {
 	var all []Link
-	add := func(kind, name, account, host string, port int, rtt string, id uint64) {
+	add := func(kind, name, account, host string, port int, rtt string, pending int, id uint64, in, out int64) {
 		i := slices.IndexFunc(all, func(l Link) bool { return l.Kind == kind && l.Name == name && l.Account == account })
 		if i < 0 {
 			i = len(all)
@@ -51,6 +55,8 @@ func links(srv *server.Server) []Link {
 		}
 		l := &all[i]
 		l.IDs = append(l.IDs, id)
+		l.Pending += int64(pending)
+		l.Bytes += uint64(in) + uint64(out)
 		// What is not known yet is no text of a duration, or 0.
 		if d, err := time.ParseDuration(rtt); err == nil && d > 0 && (l.RoundTrip == 0 || d < l.RoundTrip) {
 			l.RoundTrip = d
@@ -59,12 +65,12 @@ func links(srv *server.Server) []Link {
 	// The engine's functions fail for none of these options.
 	if z, err := srv.Routez(&server.RoutezOptions{}); err == nil {
 		for _, r := range z.Routes {
-			add(RouteLink, r.RemoteName, "", r.IP, r.Port, r.RTT, r.Rid)
+			add(RouteLink, r.RemoteName, "", r.IP, r.Port, r.RTT, r.Pending, r.Rid, r.InBytes, r.OutBytes)
 		}
 	}
 	if z, err := srv.Leafz(&server.LeafzOptions{}); err == nil {
 		for _, l := range z.Leafs {
-			add(LeafLink, l.Name, l.Account, l.IP, l.Port, l.RTT, l.ID)
+			add(LeafLink, l.Name, l.Account, l.IP, l.Port, l.RTT, 0, l.ID, l.InBytes, l.OutBytes)
 		}
 	}
 	// Both clusters have a connection to the other; its own is the one that a
@@ -72,7 +78,7 @@ func links(srv *server.Server) []Link {
 	if z, err := srv.Gatewayz(&server.GatewayzOptions{}); err == nil {
 		for name, g := range z.OutboundGateways {
 			if c := g.Connection; c != nil {
-				add(GatewayLink, name, "", c.IP, c.Port, c.RTT, c.Cid)
+				add(GatewayLink, name, "", c.IP, c.Port, c.RTT, c.Pending, c.Cid, c.InBytes, c.OutBytes)
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 type inside struct {
 	srv     *server.Server
 	buffers sync.Pool // of *pipeBuffer
+	heard   sync.Map  // of *flow: what the engine reads, unless pause keeps it away
 }
 
 // pipeSize is how much is under way each way of a connection, in bytes.
@@ -35,8 +36,35 @@ func (i *inside) InProcessConn() (net.Conn, error) {
 		return nil, errNotRunning
 	}
 	a, b := newPipe(&i.buffers)
+	i.heard.Store(b.in, nil)
+	a.forget = func() { i.heard.Delete(b.in) }
 	go createClient(i.srv, b) // it may wait for what the client says first
 	return a, nil
+}
+
+// urgent makes connections that do not pause.
+type urgent struct{ *inside }
+
+func (i urgent) InProcessConn() (net.Conn, error) {
+	conn, err := i.inside.InProcessConn()
+	if err == nil {
+		conn.(*pipe).forget()
+	}
+	return conn, err
+}
+
+// pause keeps what clients within the process say from the engine, until it is called
+// with false. What the engine has heard before a first call has happened before a
+// second one, if it was done with it.
+func (i *inside) pause(pause bool) {
+	i.heard.Range(func(key, _ any) bool {
+		f := key.(*flow)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.paused = pause && !f.ended
+		f.tell()
+		return true
+	})
 }
 
 // newPipe makes the two ends of a connection.
@@ -47,7 +75,10 @@ func newPipe(buffers *sync.Pool) (a, b *pipe) {
 
 // A pipe is one end of a connection within the process. It has a buffer each way, as a
 // socket has, while there is something in it.
-type pipe struct{ in, out *flow }
+type pipe struct {
+	in, out *flow
+	forget  func() // has pause leave this one alone, if it is not nil
+}
 
 func (p *pipe) Read(b []byte) (int, error)  { return p.in.read(b) }
 func (p *pipe) Write(b []byte) (int, error) { return p.out.write(b) }
@@ -56,6 +87,9 @@ func (p *pipe) Write(b []byte) (int, error) { return p.out.write(b) }
 func (p *pipe) Close() error {
 	p.in.abandon()
 	p.out.finish()
+	if p.forget != nil {
+		p.forget()
+	}
 	return nil
 }
 
@@ -87,6 +121,7 @@ type flow struct {
 	start, end      int
 	ended           bool      // who writes has closed
 	abandoned       bool      // who reads has
+	paused          bool      // who reads has to wait
 	readBy, writeBy time.Time // zero: there is time
 	waiting         int       // of the two
 }
@@ -104,6 +139,7 @@ func (f *flow) read(b []byte) (int, error) {
 		switch {
 		case f.abandoned:
 			return 0, io.ErrClosedPipe
+		case f.paused:
 		case f.start < f.end:
 			n := copy(b, f.buffer[f.start:f.end])
 			if f.start += n; f.start == f.end {
@@ -156,7 +192,7 @@ func (f *flow) write(b []byte) (n int, err error) {
 func (f *flow) finish() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ended = true
+	f.ended, f.paused = true, false
 	f.tell()
 }
 

@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -96,5 +97,60 @@ func TestPipeWaits(t *testing.T) {
 				t.Errorf("the other end closed: %v", err)
 			}
 		})
+	}
+}
+
+// TestHold keeps what a client says from the engine, until it may hear it.
+func TestPause(t *testing.T) {
+	i := new(inside)
+	connect := func() (client, engine *pipe) {
+		client, engine = newPipe(&i.buffers)
+		i.heard.Store(engine.in, nil)
+		client.forget = func() { i.heard.Delete(engine.in) }
+		return client, engine
+	}
+	read := func(from *pipe) chan string {
+		got := make(chan string, 1)
+		go func() {
+			b := make([]byte, 10)
+			n, err := from.Read(b)
+			got <- fmt.Sprint(string(b[:n]), err)
+		}()
+		return got
+	}
+	client, engine := connect()
+	urgent, hears := connect()
+	urgent.forget()
+	i.pause(true)
+	for _, c := range []*pipe{client, urgent} {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := <-read(hears); got != "x<nil>" {
+		t.Errorf("the urgent one is heard as %q", got)
+	}
+	engine.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if got := <-read(engine); got != os.ErrDeadlineExceeded.Error() {
+		t.Errorf("one that pauses is heard as %q", got)
+	}
+	engine.SetReadDeadline(time.Time{})
+	if _, err := engine.Write([]byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-read(client); got != "y<nil>" {
+		t.Errorf("one that pauses hears %q", got)
+	}
+	waits := read(engine)
+	i.pause(false)
+	if got := <-waits; got != "x<nil>" {
+		t.Errorf("it paused, and is heard as %q", got)
+	}
+	// Who closes is let go, whenever that is.
+	i.pause(true)
+	waits = read(engine)
+	client.Close()
+	if got := <-waits; got != io.EOF.Error() {
+		t.Errorf("one that pauses and closes is heard as %q", got)
 	}
 }

@@ -84,6 +84,9 @@ func (b *Broker) Revive(ctx context.Context) error {
 	if err := b.poll(ctx, "closing the streams", func() bool { return b.srv.JetStreamConfig() == nil && !b.srv.JetStreamIsClustered() }); err != nil {
 		return err
 	}
+	// While it opens them, the engine does not expect requests about streams.
+	b.inside.pause(true)
+	defer b.inside.pause(false)
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("closing the streams: %w", context.Cause(ctx))
@@ -94,6 +97,7 @@ func (b *Broker) Revive(ctx context.Context) error {
 		return err
 	}
 	so.AccountResolver = b.resolver
+	b.inside.pause(true)
 	// A reload opens streams that should be there and are not.
 	if err := b.srv.ReloadOptions(so); err != nil {
 		return fmt.Errorf("opening the streams: %w", err)

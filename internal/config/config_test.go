@@ -152,11 +152,17 @@ func TestEveryKeyBySource(t *testing.T) {
 			if strings.HasPrefix(k.Path, "mqtt.") {
 				around["listeners.mqtt.addr"] = ":8883"
 			}
+			if strings.HasPrefix(k.Path, "console.") {
+				around["listeners.console.addr"] = ":8444"
+			}
 			if strings.HasPrefix(k.Path, "provision.") {
 				around["listeners.provision.addr"] = ":4280"
 			}
+			if strings.HasPrefix(k.Path, "open.") {
+				around["listeners.open.addr"] = ":4281"
+			}
 			switch k.Path {
-			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext":
+			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext", "listeners.metrics.plaintext", "listeners.console.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"
 			case "tls.cert", "tls.key":
 				around = map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert}

@@ -85,7 +85,7 @@ func Keys() []Key {
 		{Path: "listeners.*.client_certificate", Type: Choice, Choices: []string{"optional", "required"}, Default: "optional", Example: "required",
 			Doc: "Whether a client must show a certificate besides its other credentials."},
 		{Path: "listeners.*.plaintext", Type: Bool, Default: "false", Example: "true",
-			Doc: "Turns TLS off; accepted on a loopback address, or with protocol provision, only, and a standing finding."},
+			Doc: "Turns TLS off; accepted on a loopback address, or with protocol provision or open, only, and a standing finding."},
 
 		{Path: "cluster", Type: Section, Doc: "This node's place among the nodes of its fleet."},
 		{Path: "cluster.name", Type: Text, Example: "eu", Otherwise: "the name of the fleet",
@@ -185,12 +185,28 @@ func Keys() []Key {
 		{Path: "mqtt.lazy_sync", Type: Bool, Default: "false", Example: "true",
 			Doc: "Acknowledges QoS 1 and 2 before they are on disk, and keeps one copy on one node: faster, and lost with it. It holds for accounts whose first MQTT client is yet to come."},
 
+		{Path: "console", Type: Section, Doc: "The web console, on all listeners for it."},
+		{Path: "console.life", Type: Duration, Default: "12h", Example: "8h",
+			Doc: "How long somebody stays logged in at most."},
+		{Path: "console.idle", Type: Duration, Default: "30m", Example: "10m",
+			Doc: "How long somebody stays logged in who does not look."},
+
 		{Path: "provision", Type: Section, Doc: "What machines that nobody knows may do and cost, on all listeners for them: ask for an identity."},
 		{Path: "provision.account", Type: Text, Default: "provisioning", Example: "arrivals",
 			Doc: "Account in which they are, all of them, whatever they show; it exchanges nothing with others."},
 		{Path: "provision.connections", Type: Number, Default: "4096", Example: "500",
 			Doc: "Machines connected at once."},
 		{Path: "provision.per_address", Type: Number, Default: "256", Example: "4",
+			Doc: "How many of them may come from one address."},
+
+		{Path: "open", Type: Section, Doc: "Whoever comes in by a listener of protocol open, without credentials: a standing finding."},
+		{Path: "open.account", Type: Text, Default: "open", Example: "floor",
+			Doc: "Account in which they are, all of them, whatever they show; it exchanges nothing with others."},
+		{Path: "open.role", Type: Text, Default: "client", Example: "sensor",
+			Doc: "Role that they have there."},
+		{Path: "open.connections", Type: Number, Default: "4096", Example: "500",
+			Doc: "Clients connected at once."},
+		{Path: "open.per_address", Type: Number, Default: "256", Example: "4",
 			Doc: "How many of them may come from one address."},
 
 		{Path: "limits", Type: Section, Doc: "Bounds of what strangers and clients can cost this node."},

@@ -6,12 +6,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/change/sse"
 	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/mqtt"
+	"github.com/fleetbus/fleetbus/probe"
 	"github.com/fleetbus/fleetbus/provision/stranger"
 )
 
@@ -27,9 +29,12 @@ func protocols() map[string]protocol {
 		"leaf":      {fleetbus.Leaf(), ":7422"},
 		"gateway":   {fleetbus.Gateway(), ":7222"},
 		"nats":      {fleetbus.NATS(), ":4222"},
+		"console":   {newConsole(consoleSettings{}), ":8444"},
 		"sse":       {&sse.Protocol{}, ":8443"},
 		"mqtt":      {&mqtt.Protocol{}, ":8883"},
+		"metrics":   {&probe.Protocol{}, "127.0.0.1:9422"},
 		"provision": {&stranger.Protocol{}, ":4280"},
+		"open":      {&stranger.Protocol{Open: true}, ":4281"},
 	}
 }
 
@@ -45,9 +50,15 @@ type target struct {
 	listeners []*listener
 	mqtt      mqtt.Protocol
 	strangers stranger.Protocol
+	console   consoleSettings
 	arrivals  string // the account of strangers
-	manage    bool   // certificates
+	open      stranger.Protocol
+	anyone    struct{ account, role string } // of who shows no credentials
+	manage    bool                           // certificates
 }
+
+// consoleSettings are how long somebody stays logged in, and who does not look.
+type consoleSettings struct{ life, idle time.Duration }
 
 type listener struct {
 	fleetbus.Listener
@@ -115,12 +126,24 @@ func (t *target) field(path []string) any {
 		return &o.Store.LazySync
 	case "certificates.manage":
 		return &t.manage
+	case "console.life":
+		return &t.console.life
+	case "console.idle":
+		return &t.console.idle
 	case "provision.account":
 		return &t.arrivals
 	case "provision.connections":
 		return &t.strangers.Connections
 	case "provision.per_address":
 		return &t.strangers.PerAddress
+	case "open.account":
+		return &t.anyone.account
+	case "open.role":
+		return &t.anyone.role
+	case "open.connections":
+		return &t.open.Connections
+	case "open.per_address":
+		return &t.open.PerAddress
 	case "mqtt.max_packet":
 		return &t.mqtt.MaxPacket
 	case "mqtt.receive_maximum":
@@ -294,6 +317,7 @@ func putListenerDefaults(root *node) {
 func decode(root *node, broken bool) (*target, []Problem) {
 	putListenerDefaults(root)
 	t := &target{log: Log{level: "info", Format: "text"}, manage: true, arrivals: "provisioning"}
+	t.open.Open, t.anyone.account, t.anyone.role = true, "open", "client"
 	d := newDecoder(t.field)
 	d.section(root, Key{}, nil)
 	for _, l := range t.listeners {
@@ -305,8 +329,12 @@ func decode(root *node, broken bool) (*target, []Problem) {
 		}
 		l.Protocol = known.Protocol
 		switch l.protocol {
+		case "console":
+			l.Protocol = newConsole(t.console)
 		case "mqtt":
 			l.Protocol = &t.mqtt
+		case "open":
+			l.Protocol, l.Account, l.Role = &t.open, t.anyone.account, t.anyone.role
 		case "provision":
 			l.Protocol, l.Account = &t.strangers, t.arrivals
 		}

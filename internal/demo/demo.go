@@ -12,6 +12,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 // StepTimeout bounds one step of the demonstration. A step that holds takes
@@ -27,6 +28,8 @@ type Options struct {
 	// SourceTypes and CertManager are those of the node inside this process.
 	SourceTypes map[string]fleetbus.OpenSource
 	CertManager fleetbus.OpenCertManager
+	// Console is that of the node inside this process. Nil: there is none.
+	Console fleetbus.Protocol
 	// Connect connects to host:port over TLS, with a creds file, or none, and the
 	// file of the authority.
 	Connect func(ctx context.Context, addr, creds, ca string, more ...nats.Option) (*nats.Conn, error)
@@ -189,6 +192,9 @@ type Access struct {
 	// Site is the name of the certificate that the load balancer serves at Served,
 	// host:port; empty if there is none.
 	Site, Served string
+	// Console is a login link to the console of ConsoleNode; empty if there is none.
+	Console     string
+	ConsoleNode *Node
 }
 
 // A User is a creds file of an account of the demonstration.
@@ -204,6 +210,9 @@ func (d *Demo) Access() Access {
 	a.Users = []User{{account, d.clerk}, {otherAccount, d.eve}}
 	if d.lb != nil && d.lb.process != nil {
 		a.Site, a.Served = site, d.lb.serve
+	}
+	if link, err := d.embedded.LoginLink(identity.FleetName + "/admin"); err == nil {
+		a.Console, a.ConsoleNode = link.URL, d.nodes[embeddedNode]
 	}
 	return a
 }

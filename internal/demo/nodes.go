@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nkeys"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -118,6 +117,9 @@ func (f *fleet) start() error {
 	}
 	for i, n := range f.nodes {
 		if i == embeddedNode {
+			if c := f.given.Console; c != nil {
+				options[i].Listeners = append(options[i].Listeners, fleetbus.Listener{Name: "console", Addr: "127.0.0.1:0", Protocol: c})
+			}
 			f.options = options[i]
 			err = f.embed(n, f.options)
 		} else if err = n.configure(); err == nil {
@@ -327,17 +329,9 @@ func (f *fleet) connect(n *Node, creds string, opts ...nats.Option) (*nats.Conn,
 
 // addUser makes account/name and returns the path of its creds file.
 func (f *fleet) addUser(ctx context.Context, api *admin.Client, name string) (string, error) {
-	pair, err := nkeys.CreateUser()
+	public, seed, err := identity.NewUserKey()
 	if err != nil {
-		return "", fmt.Errorf("making a key: %w", err)
-	}
-	public, err := pair.PublicKey()
-	if err != nil {
-		return "", fmt.Errorf("reading a key: %w", err)
-	}
-	seed, err := pair.Seed()
-	if err != nil {
-		return "", fmt.Errorf("reading a key: %w", err)
+		return "", err
 	}
 	reply, err := api.AddUser(ctx, admin.UserRequest{Name: name, Key: public})
 	if err != nil {

@@ -21,6 +21,8 @@ const (
 	diskCheck = 100 * time.Millisecond
 	// reviveTimeout bounds the opening of streams that a full disk closed.
 	reviveTimeout = time.Minute
+	// unmeasuredMemory is what streams in memory may have where the machine's is not known.
+	unmeasuredMemory = 256 << 20
 )
 
 // An Engine keeps streams on the disk.
@@ -46,6 +48,12 @@ type Guard struct {
 
 // Held reports whether nothing more is stored on this node.
 func (g *Guard) Held() bool { return g.held.Load() }
+
+// Free is what is left of the disk, in bytes; false if it cannot be measured.
+func (g *Guard) Free() (int64, bool) {
+	free, err := freeDisk(g.Dir)
+	return free, err == nil
+}
 
 // Keep has the node store nothing more while less than the reserve is free, whoever
 // took the rest, until ctx is done. A quarter of the reserve more has to be free
@@ -159,11 +167,15 @@ func Bounds(dir, store string, reserve, file, memory int64) (int64, int64, error
 		file += (free - reserve) / 4 * 3
 	}
 	if memory == 0 {
-		var info syscall.Sysinfo_t
-		if err := syscall.Sysinfo(&info); err != nil {
+		total, err := totalMemory()
+		switch {
+		case errors.Is(err, errors.ErrUnsupported):
+			memory = unmeasuredMemory
+		case err != nil:
 			return 0, 0, fmt.Errorf("measuring the memory: %w", err)
+		default:
+			memory = total / 4
 		}
-		memory = int64(info.Totalram) * int64(info.Unit) / 4
 	}
 	return file, memory, nil
 }

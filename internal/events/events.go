@@ -34,6 +34,10 @@ const (
 // A Queue has what happens on a node on its way to the bus. Make it with New. It is
 // safe for concurrent use.
 type Queue struct {
+	// Seen is told of every event, also of those that are too many to tell; it is set
+	// before the first and returns at once. Nil: nobody is.
+	Seen func(admin.Event)
+
 	node             string
 	queue            chan *admin.Event
 	refusals, others *rate.Limiter
@@ -41,6 +45,10 @@ type Queue struct {
 	mu      sync.Mutex
 	dropped map[string]int // by account
 	missed  int            // of any account
+
+	// also is told of every event, and lost of those that nobody looked at.
+	also func(admin.Event)
+	lost func(kind admin.AuditKind, account string, n int)
 }
 
 // New makes the queue of the node of that name.
@@ -51,16 +59,54 @@ func New(node string) *Queue {
 	}
 }
 
+// Also has another told of everything, who waits for nothing: also of each event, and
+// lost of those that were too many to be looked at. It is called before all else.
+func (e *Queue) Also(also func(admin.Event), lost func(kind admin.AuditKind, account string, n int)) {
+	e.also, e.lost = also, lost
+}
+
 // Tell has e told, unless there is too much to tell.
 func (e *Queue) Tell(ev admin.Event) {
-	if e.May(ev.Kind, ev.Account) {
-		e.Put(ev)
+	e.see(ev)
+	if e.may(ev.Kind, ev.Account) {
+		e.put(ev)
+		return
 	}
+	e.tellAlso(ev)
+}
+
+func (e *Queue) see(ev admin.Event) {
+	if e.Seen != nil {
+		e.Seen(ev)
+	}
+}
+
+// tellAlso tells the other of an event, whether or not the bus hears of it.
+func (e *Queue) tellAlso(ev admin.Event) {
+	if e.also == nil {
+		return
+	}
+	ev.Node = e.node
+	if ev.Time.IsZero() {
+		ev.Time = time.Now()
+	}
+	e.also(ev)
 }
 
 // May reports whether one more event of that kind may be told, and counts it if
 // not: for those who first have to find out what is to be told.
 func (e *Queue) May(kind admin.EventKind, account string) bool {
+	if e.may(kind, account) {
+		return true
+	}
+	e.see(admin.Event{Kind: kind, Account: account})
+	if e.lost != nil && (kind == admin.EventRefused || kind == admin.EventLimit) {
+		e.lost(admin.AuditRefused, account, 1)
+	}
+	return false
+}
+
+func (e *Queue) may(kind admin.EventKind, account string) bool {
 	limiter := e.others
 	if kind == admin.EventRefused || kind == admin.EventLimit {
 		limiter = e.refusals
@@ -74,10 +120,16 @@ func (e *Queue) May(kind admin.EventKind, account string) bool {
 
 // Put has e told, which May has allowed.
 func (e *Queue) Put(ev admin.Event) {
+	e.see(ev)
+	e.put(ev)
+}
+
+func (e *Queue) put(ev admin.Event) {
 	ev.Node = e.node
 	if ev.Time.IsZero() {
 		ev.Time = time.Now()
 	}
+	e.tellAlso(ev)
 	select {
 	case e.queue <- &ev:
 	default:
@@ -86,6 +138,7 @@ func (e *Queue) Put(ev admin.Event) {
 }
 
 func (e *Queue) drop(account string, n int) {
+	e.see(admin.Event{Kind: admin.EventDropped, Account: account, Count: n})
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dropped[account] += n
@@ -93,6 +146,10 @@ func (e *Queue) drop(account string, n int) {
 
 // Miss counts what was lost before it was known whose it was.
 func (e *Queue) Miss(n int) {
+	e.see(admin.Event{Kind: admin.EventDropped, Count: n})
+	if e.lost != nil {
+		e.lost(admin.AuditLogin, "", n)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.missed += n

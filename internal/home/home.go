@@ -28,6 +28,7 @@ import (
 //	admin/           the credentials that init made
 //	offline/         the operator's keys that belong elsewhere
 //	run.json         where the running server listens
+//	loaded.json      which configuration it read
 //	lock             held by the running server
 type Home struct {
 	// Dir is its path, and Node what node.json holds.

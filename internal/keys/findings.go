@@ -12,7 +12,8 @@ import (
 // cutShown is how many of those who will be cut off a finding names.
 const cutShown = 5
 
-// Findings say whom the end of an old key cuts off. down are the nodes that are.
+// Findings say whom the end of an old key cuts off. down are the nodes and regions that
+// are.
 func (r *Ring) Findings(now time.Time, down []string) (all []doctor.Finding) {
 	for _, k := range r.List(now, down) {
 		name, fix := k.Name, "renew what they have: fleetbus user renew ACCOUNT/NAME"

@@ -33,8 +33,9 @@ const ownKeep = 5 * time.Second
 type Ring struct {
 	authority *identity.Authority
 	directory *identity.Directory
-	server    string
+	server    string // as records of keys call the node
 	own       []identity.Account
+	region    string
 	box       nkeys.KeyPair
 	public    string
 
@@ -44,10 +45,10 @@ type Ring struct {
 }
 
 // Open returns the ring of the node that the engine calls server, with its box from
-// the file path, which write makes if it is missing. own are the fleet's own
+// the file path, which write makes if it is missing. cluster is its own. own are the fleet's own
 // accounts that can have users.
-func Open(path string, write func(path string, data []byte, mode fs.FileMode) error, authority *identity.Authority, directory *identity.Directory, server string, own []identity.Account) (*Ring, error) {
-	r := &Ring{authority: authority, directory: directory, server: server, own: own, unknown: map[string]error{}}
+func Open(path string, write func(path string, data []byte, mode fs.FileMode) error, authority *identity.Authority, directory *identity.Directory, cluster, server string, own []identity.Account) (*Ring, error) {
+	r := &Ring{authority: authority, directory: directory, server: authority.SealName(server), region: cluster, own: own, unknown: map[string]error{}}
 	seed, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if r.box, err = nkeys.CreateCurveKeys(); err != nil {
@@ -210,10 +211,6 @@ func (r *Ring) Next(name string, q admin.KeyRequest, now time.Time) (identity.Ke
 	if keep < 0 {
 		return none, admin.Errorf(admin.Invalid, "--keep 24h, or --now", "the old key cannot have ended before")
 	}
-	if n := len(r.directory.Regions()); n > 1 {
-		return none, admin.Errorf(admin.Conflict, "change keys before there is a second region, or when there is one again: fleetbus gateway rm",
-			"the fleet has %d regions, whose nodes would not all have the new key", n)
-	}
 	boxes, err := r.boxes()
 	if err != nil {
 		return none, err
@@ -221,6 +218,9 @@ func (r *Ring) Next(name string, q admin.KeyRequest, now time.Time) (identity.Ke
 	if newest := r.authority.KeyNewest(name, q.Role); newest.ID != q.Known {
 		return none, admin.Errorf(admin.Conflict, "fleetbus key ls; and do it again, if it is to be changed once more",
 			"somebody else has changed it at %s", newest.Made.UTC().Format(time.RFC3339))
+	}
+	if !r.learned(name, r.record(name)) {
+		return none, admin.Errorf(admin.Conflict, "fleetbus key ls; and do it again, if it is to be changed once more", "somebody else changes it now")
 	}
 	r.mu.Lock()
 	err = r.unknown[name]
@@ -242,17 +242,85 @@ func (r *Ring) Next(name string, q admin.KeyRequest, now time.Time) (identity.Ke
 	return record, nil
 }
 
-// boxes are those of all nodes. It is an error if one is not known.
-func (r *Ring) boxes() (map[string]string, error) {
+// Boxes are those of the nodes of this region, as Region.Boxes has them.
+func (r *Ring) Boxes() map[string]string {
 	all := map[string]string{}
-	var silent []string
 	for _, n := range r.directory.Nodes() {
-		if n.Box == "" {
-			silent = append(silent, n.Name)
+		all[r.authority.SealName(n.Server())] = n.Box
+	}
+	return all
+}
+
+// allBoxes are those of the nodes of all regions, as far as they are known; silent are
+// the others.
+func (r *Ring) allBoxes() (all map[string]string, silent []string) {
+	all = map[string]string{}
+	for _, region := range r.directory.Regions() {
+		if region.Name == r.region {
 			continue
 		}
-		all[n.Server()] = n.Box
+		if len(region.Boxes) == 0 {
+			silent = append(silent, "of region "+region.Name)
+		}
+		maps.Copy(all, region.Boxes)
 	}
+	maps.Copy(all, r.Boxes())
+	for name, box := range all {
+		if box == "" {
+			delete(all, name)
+			silent = append(silent, name)
+		}
+	}
+	slices.Sort(silent)
+	return all, silent
+}
+
+// record is what the directory has of a key.
+func (r *Ring) record(name string) (record identity.KeyRecord) {
+	_ = json.Unmarshal(r.directory.Record(identity.KeyNoun+"."+name), &record) // Learn tells of one that cannot be read
+	return record
+}
+
+// learned reports whether the authority has the generations that the directory has: it
+// learns of them a moment later.
+func (r *Ring) learned(name string, record identity.KeyRecord) bool {
+	newest := ""
+	if n := len(record.Generations); n > 0 {
+		newest = record.Generations[n-1].ID
+	}
+	return r.authority.KeyNewest(name, "").ID == newest
+}
+
+// Unsealed are the keys that some nodes of this region could not read: they joined when
+// whoever changed the key did not know of them.
+func (r *Ring) Unsealed() (names []string) {
+	for name := range r.directory.Records(identity.KeyNoun) {
+		if _, ok, err := r.Reseal(name); ok || err != nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Reseal is the record of a key sealed anew, to all nodes that are known; false if that
+// is not needed, or another node has to do it.
+func (r *Ring) Reseal(name string) (identity.KeyRecord, bool, error) {
+	record := r.record(name)
+	missing := false
+	for node, box := range r.Boxes() {
+		missing = missing || box != "" && record.Sealed.For[node] == nil
+	}
+	if !missing || len(record.Generations) == 0 || !r.learned(name, record) {
+		return identity.KeyRecord{}, false, nil
+	}
+	boxes, _ := r.allBoxes()
+	next, err := r.authority.Resealed(name, boxes)
+	return next, err == nil, err
+}
+
+// boxes are those of all nodes. It is an error if one is not known.
+func (r *Ring) boxes() (map[string]string, error) {
+	all, silent := r.allBoxes()
 	if len(silent) > 0 {
 		return nil, admin.Errorf(admin.Conflict, "start it, or remove it: fleetbus node rm "+silent[0],
 			"node %s has not said yet what secrets for it are sealed to, and would be without the new key", strings.Join(silent, ", "))
@@ -260,19 +328,14 @@ func (r *Ring) boxes() (map[string]string, error) {
 	return all, nil
 }
 
-// Keys are all, as an administrator sees them; down are the nodes that are.
+// Keys are all, as an administrator sees them; down are the nodes and regions that are.
 func (r *Ring) Keys(now time.Time, down []string) admin.Keys {
-	all := admin.Keys{Keys: r.List(now, down), Operator: r.authority.Operator(), Boxes: map[string]string{}}
-	for _, n := range r.directory.Nodes() {
-		if n.Box != "" {
-			all.Boxes[n.Server()] = n.Box
-		}
-	}
-	return all
+	boxes, _ := r.allBoxes()
+	return admin.Keys{Keys: r.List(now, down), Operator: r.authority.RootOperator(), Boxes: boxes}
 }
 
 // List are all keys: of those of roles, what somebody has and what was changed. down
-// are the nodes that are.
+// are the nodes and regions that are.
 func (r *Ring) List(now time.Time, down []string) []admin.Key {
 	begun := r.begun()
 	all := []admin.Key{
@@ -283,11 +346,8 @@ func (r *Ring) List(now time.Time, down []string) []admin.Key {
 				return slices.Concat(r.oldCertificates(generation, now), r.oldTokens(identity.KeyAuthority, now, end))
 			}),
 		r.describe(admin.Key{Name: identity.KeyRoutes, Signs: "certificates between nodes", Made: begun}, identity.KeyRoutes, now,
-			func(_ string, end time.Time) (cut []string) {
-				for _, name := range down {
-					cut = append(cut, "node "+name)
-				}
-				return append(cut, r.oldTokens(identity.KeyRoutes, now, end)...)
+			func(_ string, end time.Time) []string {
+				return append(slices.Clone(down), r.oldTokens(identity.KeyRoutes, now, end)...)
 			}),
 	}
 	for _, a := range r.accounts() {

@@ -20,9 +20,12 @@ import (
 const (
 	// canarySubject is asked of all nodes, again and again, and each answers.
 	canarySubject  = "node.canary"
-	canaryInterval = time.Second
-	// linkLost is how long a node may be unheard of before its link is down.
+	canaryInterval = 500 * time.Millisecond
+	// linkLost is how long a node may be unheard of before its link is down. The console
+	// has half a second more to show it.
 	linkLost = 5 * canaryInterval
+	// toldOn is how many views of others a node tells on, for those who hear it and not them.
+	toldOn = 8
 	// Level is what this version can do on the bus; a node of a lower one lacks
 	// something that others rely on. 1: changes.
 	Level = 1
@@ -32,6 +35,11 @@ const (
 type canary struct {
 	Node  string `json:"node"`
 	Count uint64 `json:"count"`
+	// Time is the clock of who answers, in nanoseconds; an older node does not tell.
+	Time int64 `json:"time,omitempty"`
+	// Views are what is amiss as the one who asks sees it, its own first, and as others
+	// told it. Who is not among them sees nothing amiss.
+	Views []admin.LinkView `json:"views,omitempty"`
 }
 
 // Links is what a node knows of its peers by its own ears: whom it heard, and who
@@ -41,11 +49,16 @@ type Links struct {
 	peers map[string]*peer
 	sent  uint64
 	at    time.Time // when the last question went out
+	ask   chan struct{}
 }
 
 type peer struct {
 	heard, answered time.Time
-	rtt             time.Duration
+	rtt, skew       time.Duration
+	// view is what it said itself, the last time that it was heard; told is what another
+	// said that it said, at toldAt.
+	view, told *admin.LinkView
+	toldAt     time.Time
 }
 
 func (l *Links) peer(name string) *peer {
@@ -59,8 +72,9 @@ func (l *Links) peer(name string) *peer {
 }
 
 // Keep asks the other nodes whether they hear the one of that name, and answers
-// them, until ctx is done. It measures the whole way of a message there and back.
-func (l *Links) Keep(ctx context.Context, nc *nats.Conn, node string) error {
+// them, until ctx is done. It measures the whole way of a message there and back, and
+// tells them of which of the others it hears nothing.
+func (l *Links) Keep(ctx context.Context, nc *nats.Conn, node string, others func() []string) error {
 	inbox := nc.NewRespInbox()
 	asked, err := nc.Subscribe(canarySubject, func(msg *nats.Msg) { l.answer(msg, node) })
 	if err != nil {
@@ -72,13 +86,19 @@ func (l *Links) Keep(ctx context.Context, nc *nats.Conn, node string) error {
 		return fmt.Errorf("watching the links: %w", err)
 	}
 	defer answers.Unsubscribe()
+	l.mu.Lock()
+	l.ask = make(chan struct{}, 1)
+	soon := l.ask
+	l.mu.Unlock()
 	tick := time.NewTicker(canaryInterval)
 	defer tick.Stop()
 	for {
+		l.excuse(time.Now())
+		views := l.amiss(node, others(), time.Now())
 		l.mu.Lock()
 		l.sent++
 		l.at = time.Now()
-		question, err := json.Marshal(canary{node, l.sent})
+		question, err := json.Marshal(canary{Node: node, Count: l.sent, Views: views})
 		l.mu.Unlock()
 		if err == nil {
 			// A connection that is down is what others see.
@@ -88,6 +108,7 @@ func (l *Links) Keep(ctx context.Context, nc *nats.Conn, node string) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-soon:
 		}
 	}
 }
@@ -97,12 +118,120 @@ func (l *Links) answer(msg *nats.Msg, node string) {
 	if json.Unmarshal(msg.Data, &q) != nil || q.Node == node {
 		return
 	}
-	l.mu.Lock()
-	l.peer(q.Node).heard = time.Now()
-	l.mu.Unlock()
-	if answer, err := json.Marshal(canary{node, q.Count}); err == nil {
+	l.heard(q, time.Now())
+	if answer, err := json.Marshal(canary{Node: node, Count: q.Count, Time: time.Now().UnixNano()}); err == nil {
 		_ = msg.Respond(answer)
 	}
+}
+
+// excuse has nobody be silent for a time in which this node itself did nothing: a process
+// that the system held up would call all others lost. now is when it asks the next time.
+func (l *Links) excuse(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	late := now.Sub(l.at) - canaryInterval
+	if l.at.IsZero() || late < canaryInterval {
+		return
+	}
+	for _, p := range l.peers {
+		for _, at := range []*time.Time{&p.heard, &p.answered, &p.toldAt} {
+			if !at.IsZero() && at.Before(l.at.Add(canaryInterval)) {
+				*at = at.Add(late)
+			}
+		}
+	}
+}
+
+// heard notes what a node asked, and said of its links.
+func (l *Links) heard(q canary, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.peer(q.Node)
+	if now.Sub(p.heard) >= linkLost {
+		select {
+		case l.ask <- struct{}{}: // who is there again learns at once that it is heard
+		default:
+		}
+	}
+	p.heard, p.view = now, nil
+	for i := range q.Views[:min(len(q.Views), 1+toldOn)] {
+		v := &q.Views[i]
+		switch {
+		case v.Node == q.Node:
+			p.view = v
+		case l.peers[v.Node] != nil && v.Age >= 0 && v.Age < linkLost:
+			other := l.peers[v.Node]
+			other.told, other.toldAt = v, now.Add(-v.Age)
+		}
+	}
+}
+
+// own is the view of this node, whose others have these names; the lock is held.
+func (l *Links) own(node string, others []string, now time.Time) admin.LinkView {
+	v := admin.LinkView{Node: node}
+	for _, name := range others {
+		p := l.peer(name) // from now on it is known, and can be told of
+		heard, answered := now.Sub(p.heard), now.Sub(p.answered)
+		if heard < linkLost && answered < linkLost {
+			continue
+		}
+		// Of a link that was cut, what comes last comes within one interval.
+		if heard >= linkLost-canaryInterval {
+			v.Unheard = append(v.Unheard, name)
+		}
+		if answered >= linkLost-canaryInterval {
+			v.Unanswered = append(v.Unanswered, name)
+		}
+	}
+	return v
+}
+
+// amiss is what a node tells the others: its own view, if there is something in it, and
+// those of others whom it hears.
+func (l *Links) amiss(node string, others []string, now time.Time) (all []admin.LinkView) {
+	for _, v := range l.Views(node, others, now) {
+		if !v.Told && len(v.Unheard)+len(v.Unanswered) > 0 && len(all) <= toldOn {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// Views are how this node and the others see their links, as far as this one knows: its
+// own first. Of whom neither it nor another has heard, there is none.
+func (l *Links) Views(node string, others []string, now time.Time) []admin.LinkView {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := []admin.LinkView{l.own(node, others, now)}
+	for _, name := range others {
+		p := l.peer(name)
+		switch {
+		case now.Sub(p.heard) < linkLost:
+			v := admin.LinkView{Node: name}
+			if p.view != nil {
+				v = *p.view
+			}
+			v.Age = now.Sub(p.heard)
+			all = append(all, v)
+		case p.told != nil && now.Sub(p.toldAt) < linkLost:
+			v := *p.told
+			v.Age, v.Told = now.Sub(p.toldAt), true
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// Lost reports whether a node was heard, and is not any more: nobody has to wait for its
+// answer.
+func (l *Links) Lost(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p, now := l.peers[name], time.Now()
+	if p == nil || p.heard.IsZero() && p.answered.IsZero() {
+		return false // it may be about to come
+	}
+	return now.Sub(p.heard) >= linkLost && now.Sub(p.answered) >= linkLost
 }
 
 func (l *Links) answered(msg *nats.Msg) {
@@ -116,6 +245,10 @@ func (l *Links) answered(msg *nats.Msg) {
 	p.answered = time.Now()
 	if a.Count == l.sent {
 		p.rtt = time.Since(l.at)
+		if a.Time != 0 {
+			// The answer was given half of the way ago.
+			p.skew = time.Duration(a.Time-time.Now().UnixNano()) + p.rtt/2
+		}
 	}
 }
 
@@ -130,7 +263,7 @@ func (l *Links) List(names []string) []admin.Link {
 		if p := l.peers[name]; p != nil {
 			link.Heard = now.Sub(p.heard) < linkLost
 			link.Answered = now.Sub(p.answered) < linkLost
-			link.RoundTrip = p.rtt
+			link.RoundTrip, link.Skew = p.rtt, p.skew
 		}
 		all = append(all, link)
 	}

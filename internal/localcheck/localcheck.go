@@ -3,7 +3,7 @@
 package localcheck
 
 import (
-	"context"
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -11,24 +11,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/internal/human"
 )
 
-// Checkers look at the data directory dir, its disk and the clock.
-func Checkers(dir string) []doctor.Checker {
-	return []doctor.Checker{
-		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkModes(dir) }),
-		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkDisk(dir) }),
-		doctor.CheckerFunc(func(context.Context) []doctor.Finding { return checkClock(dir, time.Now()) }),
-	}
-}
-
-// checkModes looks for secrets that others can read.
-func checkModes(dir string) []doctor.Finding {
+// checkDir looks at the data directory.
+func checkDir(dir string) []doctor.Finding {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -38,30 +28,38 @@ func checkModes(dir string) []doctor.Finding {
 		}}
 	case err != nil:
 		return []doctor.Finding{unreadable(dir, err)}
-	}
-	var found []doctor.Finding
-	if info.Mode().Perm()&0o077 != 0 {
-		found = append(found, doctor.Finding{
+	case info.Mode().Perm()&0o077 != 0:
+		return []doctor.Finding{{
 			Code: "DATA-DIR-OPEN", Severity: doctor.Problem, Subject: dir,
 			Text: fmt.Sprintf("others may enter the data directory (mode %04o)", info.Mode().Perm()), Fix: "chmod 700 " + dir,
-		})
+		}}
 	}
+	return nil
+}
+
+// checkSecrets looks for secrets that others can read, and counts all.
+func checkSecrets(dir string) (found []doctor.Finding, n int) {
 	for _, pattern := range []string{"authority.json", "box.nk", "admin/*.creds", "offline/*"} {
 		// The pattern is well-formed.
 		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
 		for _, path := range paths {
+			n++
 			info, err := os.Stat(path)
 			if err != nil {
 				found = append(found, unreadable(path, err))
 			} else if info.Mode().Perm()&0o077 != 0 && !info.IsDir() {
-				found = append(found, doctor.Finding{
-					Code: "SECRET-OPEN", Severity: doctor.Problem, Subject: path,
-					Text: fmt.Sprintf("others may read a secret (mode %04o)", info.Mode().Perm()), Fix: "chmod 600 " + path,
-				})
+				found = append(found, openSecret(path, info.Mode()))
 			}
 		}
 	}
-	return found
+	return found, n
+}
+
+func openSecret(path string, mode fs.FileMode) doctor.Finding {
+	return doctor.Finding{
+		Code: "SECRET-OPEN", Severity: doctor.Problem, Subject: path,
+		Text: fmt.Sprintf("others may read a secret (mode %04o)", mode.Perm()), Fix: "chmod 600 " + path,
+	}
 }
 
 func unreadable(path string, err error) doctor.Finding {
@@ -78,25 +76,16 @@ const (
 	fullDisk = 256 << 20
 )
 
-// checkDisk looks at the free space where the data directory is.
-func checkDisk(dir string) []doctor.Finding {
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(dir, &s); err != nil {
-		return nil // checkModes says that it is missing
-	}
-	return diskFindings(dir, int64(s.Bavail)*int64(s.Bsize))
-}
-
 // diskFindings judges the free bytes of a disk.
-func diskFindings(dir string, free int64) []doctor.Finding {
+func diskFindings(dir string, free, reserve int64) []doctor.Finding {
 	f := doctor.Finding{
 		Code: "DISK-LOW", Severity: doctor.Warning, Subject: dir,
 		Text: human.Size(free) + " of disk are free", Fix: "free some, or set store.max_file",
 	}
 	switch {
-	case free >= lowDisk:
+	case free >= max(lowDisk, 2*reserve):
 		return nil
-	case free < fullDisk:
+	case free < cmp.Or(reserve, fullDisk):
 		f.Code, f.Severity = "DISK-FULL", doctor.Problem
 	}
 	return []doctor.Finding{f}

@@ -7,7 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/gob"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -44,7 +44,7 @@ func WriteMembers(path string, members []Member) error {
 	if err != nil {
 		return fmt.Errorf("writing members: %w", err)
 	}
-	if err := errors.Join(gob.NewEncoder(f).Encode(members), f.Close()); err != nil {
+	if err := errors.Join(json.NewEncoder(f).Encode(members), f.Close()); err != nil {
 		return fmt.Errorf("writing members to %q: %w", path, err)
 	}
 	return nil
@@ -57,7 +57,7 @@ func ReadMembers(path string) (members []Member, err error) {
 		return nil, fmt.Errorf("reading members: %w", err)
 	}
 	defer f.Close()
-	if err := gob.NewDecoder(f).Decode(&members); err != nil {
+	if err := json.NewDecoder(f).Decode(&members); err != nil {
 		return nil, fmt.Errorf("reading members from %q: %w", path, err)
 	}
 	return members, nil

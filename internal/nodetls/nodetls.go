@@ -270,7 +270,8 @@ func (c *Certificates) meshCertificate() *tls.Certificate {
 
 // ForListener are the TLS settings of a listener, where a client may show a
 // certificate, or has to. admit is asked first, with the context of the handshake.
-func (c *Certificates) ForListener(required bool, admit func(context.Context) error) *tls.Config {
+// protocols are the application protocols that are offered, the best first.
+func (c *Certificates) ForListener(required bool, admit func(context.Context) error, protocols ...string) *tls.Config {
 	auth := tls.VerifyClientCertIfGiven
 	if required {
 		auth = tls.RequireAndVerifyClientCert
@@ -281,6 +282,7 @@ func (c *Certificates) ForListener(required bool, admit func(context.Context) er
 			Certificates: []tls.Certificate{*cert},
 			ClientAuth:   auth,
 			ClientCAs:    trust,
+			NextProtos:   protocols,
 			// A resumed session would carry the certificates of an earlier time.
 			SessionTicketsDisabled: true,
 		}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -61,6 +62,8 @@ type Options struct {
 	Leads func() bool
 	// Addrs are host:port of this region's gateways.
 	Addrs func() []string
+	// Boxes are Region.Boxes of this one.
+	Boxes func() map[string]string
 	// Take makes what another region has hold here, and Learn what it knows of
 	// regions. Both return when this node has acted on it.
 	Take  func(ctx context.Context, from string, changes []identity.Change) error
@@ -140,12 +143,12 @@ func (e *Exchange) forget() {
 	}
 }
 
-// known are the regions as this one tells others, its own newest addresses among them.
+// known are the regions as this one tells others, its own newest addresses and boxes among them.
 func (e *Exchange) known() []identity.Region {
 	all := e.opts.Directory.AllRegions()
 	for i := range all {
 		if all[i].Name == e.opts.Name {
-			all[i].Addrs = e.opts.Addrs()
+			all[i].Addrs, all[i].Boxes = e.opts.Addrs(), e.opts.Boxes()
 		}
 	}
 	return all
@@ -297,10 +300,10 @@ func Learned(d *identity.Directory, own, from string, told []identity.Region) (c
 		if ok {
 			now = identity.MergeRegions(mine, theirs)
 			if theirs.Name == from && now.Joined.Equal(theirs.Joined) && len(theirs.Addrs) > 0 {
-				now.Addrs = theirs.Addrs
+				now.Addrs, now.Boxes = theirs.Addrs, theirs.Boxes
 			}
 		}
-		if !ok || now.Removed != mine.Removed || !now.Joined.Equal(mine.Joined) || !slices.Equal(now.Addrs, mine.Addrs) {
+		if !ok || now.Removed != mine.Removed || !now.Joined.Equal(mine.Joined) || !slices.Equal(now.Addrs, mine.Addrs) || !maps.Equal(now.Boxes, mine.Boxes) {
 			changed = append(changed, now)
 		}
 	}

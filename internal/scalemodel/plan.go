@@ -115,19 +115,22 @@ func Table(c Costs, devices ...int) string {
 	return b.String()
 }
 
-// StormTable has how long storms last, as docs/scale.md has it.
-func StormTable(c Costs) string {
-	var b strings.Builder
-	b.WriteString("| clients | to nodes | processors of each | handshakes a second, each | half are back | all | attempts a client | logins wasted |\n|---|---|---|---|---|---|---|---|\n")
-	for _, s := range []Storm{
+// Storms are those that docs/scale.md tells of.
+func Storms(c Costs) []Storm {
+	all := []Storm{
 		{Clients: 50_000, Nodes: 2, Processors: 2, PerSecond: 500},
 		{Clients: 50_000, Nodes: 2, Processors: 8, PerSecond: 5000},
 		{Clients: 50_000, Nodes: 4, Processors: 4, PerSecond: 500},
-	} {
-		s.Login, s.Refuse, s.RoundTrip, s.Gated = c.Login, c.Login/10, 20*time.Millisecond, true
-		o := s.Run(1)
-		fmt.Fprintf(&b, "| %d | %d | %d | %d | %.0f s | %.0f s | %.1f | %d |\n", s.Clients, s.Nodes, s.Processors, s.PerSecond,
-			o.Half.Seconds(), o.All.Seconds(), 1+float64(o.Attempts)/float64(s.Clients), o.Wasted)
 	}
-	return b.String()
+	for i := range all {
+		all[i].Login, all[i].Refuse, all[i].RoundTrip, all[i].Gated = c.Login, c.Login/10, 20*time.Millisecond, true
+	}
+	return all
+}
+
+// Row is how long the storm lasts, as a row of the table in docs/scale.md.
+func (s Storm) Row() string {
+	o := s.Run(1)
+	return fmt.Sprintf("| %d | %d | %d | %d | %.0f s | %.0f s | %.1f | %d |\n", s.Clients, s.Nodes, s.Processors, s.PerSecond,
+		o.Half.Seconds(), o.All.Seconds(), 1+float64(o.Attempts)/float64(s.Clients), o.Wasted)
 }

@@ -15,10 +15,17 @@ import (
 // Who may not mount skips the test.
 func Mount(t testing.TB, size string) (dir string) {
 	t.Helper()
+	dir = t.TempDir()
+	At(t, dir, size)
+	return dir
+}
+
+// At is Mount at dir, which is there.
+func At(t testing.TB, dir, size string) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting a small disk takes root")
 	}
-	dir = t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skipf("mounting a small disk: %v", err)
 	}
@@ -30,5 +37,12 @@ func Mount(t testing.TB, size string) (dir string) {
 			t.Error(err)
 		}
 	})
-	return dir
+}
+
+// Resize gives the disk at dir another size.
+func Resize(t testing.TB, dir, size string) {
+	t.Helper()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size="+size); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -7,6 +7,8 @@
 // provision.hello.<where> and provision.ask.<instance>.<where>, where <where> is its
 // address as the server's INFO says in client_ip, with "-" for every "." or ":", and
 // an IPv6 address in full. The engine sees to it.
+//
+// It is also the protocol of whoever is let in without credentials: see Protocol.Open.
 package stranger
 
 import (
@@ -23,6 +25,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/time/rate"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
@@ -36,19 +39,31 @@ const (
 	maxInfo = 64 << 10
 	// writeTimeout is how long a client may take to read something.
 	writeTimeout = 10 * time.Second
+	// saying is what the clients of one address may say who ask for an identity, in bytes a
+	// second, and sayingBurst at once: a thousand of them a minute say less.
+	saying, sayingBurst = 128 << 10, 128 << 10
 )
 
 // Protocol is the protocol; it implements fleetbus.Protocol. The zero value is
 // ready. It is safe for concurrent use.
 type Protocol struct {
+	// Open says that who comes in asks for no identity, but has the role of the listener
+	// in its account. It needs no name.
+	Open bool
 	// Connections at once, on this listener. Default: 4096.
 	Connections int
 	// PerAddress is how many of them may come from one address. Default: 256.
 	PerAddress int
 
-	mu    sync.Mutex
-	all   int
-	count map[string]int // by address
+	mu   sync.Mutex
+	all  int
+	from map[string]*address
+}
+
+// An address is one that clients come from: how many there are, and how much they say.
+type address struct {
+	clients int
+	pace    *rate.Limiter
 }
 
 // Why a client is not even listened to.
@@ -58,7 +73,7 @@ var (
 )
 
 // enter counts one more client from an address, or says why there may not be one.
-func (p *Protocol) enter(host string) error {
+func (p *Protocol) enter(host string) (*rate.Limiter, error) {
 	most, each := p.Connections, p.PerAddress
 	if most == 0 {
 		most = 4096
@@ -68,26 +83,35 @@ func (p *Protocol) enter(host string) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	a := p.from[host]
 	switch {
 	case p.all >= most:
-		return errFull
-	case p.count[host] >= each:
-		return errCrowded
+		return nil, errFull
+	case a != nil && a.clients >= each:
+		return nil, errCrowded
+	case p.from == nil:
+		p.from = map[string]*address{}
 	}
-	if p.count == nil {
-		p.count = map[string]int{}
+	if a == nil {
+		a = &address{pace: rate.NewLimiter(saying, sayingBurst)}
+		if p.Open {
+			a.pace.SetLimit(rate.Inf)
+		}
+		p.from[host] = a
 	}
 	p.all++
-	p.count[host]++
-	return nil
+	a.clients++
+	return a.pace, nil
 }
 
 func (p *Protocol) leave(host string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.all--
-	if p.count[host]--; p.count[host] == 0 {
-		delete(p.count, host)
+	if a := p.from[host]; a.clients > 1 {
+		a.clients--
+	} else {
+		delete(p.from, host)
 	}
 }
 
@@ -108,22 +132,27 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-			if err := p.enter(host); err != nil {
-				refuse(conn, err)
+			pace, err := p.enter(host)
+			if err != nil {
+				p.refuse(conn, err)
 				return
 			}
 			defer p.leave(host)
-			if err := serve(ctx, conn, host, login); err != nil {
-				refuse(conn, err)
+			if err := p.serve(ctx, conn, host, pace, login); err != nil {
+				p.refuse(conn, err)
 			}
 		})
 	}
 }
 
 // refuse tells the client why, in the engine's words.
-func refuse(conn net.Conn, err error) {
+func (p *Protocol) refuse(conn net.Conn, err error) {
 	text := err.Error()
-	if errors.Is(err, identity.ErrUnauthorized) {
+	switch {
+	case !errors.Is(err, identity.ErrUnauthorized):
+	case p.Open:
+		text = "you may not come in here, or not now"
+	default:
 		// It is why, and tells nothing that the documentation does not.
 		text = "give yourself a user of 12 to 23 letters and digits made by chance"
 	}
@@ -132,10 +161,14 @@ func refuse(conn net.Conn, err error) {
 }
 
 // info is the line that the client is greeted with.
-func info(host string) ([]byte, error) {
+func (p *Protocol) info(host string) ([]byte, error) {
+	payload := 32 << 10
+	if p.Open {
+		payload = 1 << 20
+	}
 	body, err := json.Marshal(map[string]any{
 		"server_id": "FLEETBUS", "server_name": "fleetbus", "version": "2.12.0", "proto": 0, "headers": true,
-		"max_payload": 32 << 10, "auth_required": true, "client_ip": host,
+		"max_payload": payload, "auth_required": !p.Open, "client_ip": host,
 	})
 	return append(append([]byte("INFO "), body...), "\r\n"...), err
 }
@@ -179,8 +212,8 @@ func parseConnect(line []byte) (c connect, err error) {
 }
 
 // serve serves one client.
-func serve(ctx context.Context, conn net.Conn, host string, login fleetbus.Login) error {
-	hello, err := info(host)
+func (p *Protocol) serve(ctx context.Context, conn net.Conn, host string, pace *rate.Limiter, login fleetbus.Login) error {
+	hello, err := p.info(host)
 	if err != nil {
 		return errAway
 	}
@@ -219,13 +252,28 @@ func serve(ctx context.Context, conn net.Conn, host string, login fleetbus.Login
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _ = io.Copy(engine, in) // either end closes
+		_, _ = io.Copy(engine, paced{ctx, in, pace}) // either end closes
 		engine.Close()
 	}()
 	_, _ = io.Copy(patient{conn}, from)
 	conn.Close()
 	<-done
 	return nil
+}
+
+// paced reads from a client as fast as its address may say something.
+type paced struct {
+	ctx  context.Context
+	in   io.Reader
+	pace *rate.Limiter
+}
+
+func (p paced) Read(b []byte) (int, error) {
+	n, err := p.in.Read(b[:min(len(b), sayingBurst)])
+	if err == nil {
+		err = p.pace.WaitN(p.ctx, n)
+	}
+	return n, err
 }
 
 // patient writes to a client that reads.

@@ -1,0 +1,9 @@
+package localcheck
+
+import "syscall"
+
+// typesKnown says that the type of a file system is one of fileSystems.
+const typesKnown = true
+
+// blockSize is the unit in which a file system counts.
+func blockSize(s *syscall.Statfs_t) int64 { return int64(s.Frsize) }
