@@ -2,6 +2,7 @@ package fleetbus
 
 import (
 	"context"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -35,13 +36,16 @@ func (s *Server) openAudit() error {
 	return nil
 }
 
-// whereIs are the addresses where a user is connected now.
+// whereIs are the addresses where a user is connected now, as far as nodes say so at
+// once: a node that does not answer, because it is new or dead, holds up nothing.
 func (s *Server) whereIs(ctx context.Context, account, name string) (from []string) {
 	a, ok := s.fleet.account(account)
 	if !ok || name == "" {
 		return nil
 	}
-	const most = 4
+	const most, atOnce = 4, 500 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, atOnce)
+	defer cancel()
 	some, _, err := s.fleetConnections(ctx, a.Public, name, most)
 	if err != nil {
 		s.log.Debug("where a request came from is not certain", "principal", name, "error", err)

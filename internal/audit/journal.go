@@ -298,7 +298,7 @@ func (j *Journal) begin(ctx context.Context, js jetstream.JetStream, replicas in
 	var err error
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		// A request that is sent before there is a leader may never be answered.
-		try, cancel := context.WithTimeout(ctx, 500*time.Millisecond+2*wait)
+		try, cancel := context.WithTimeout(ctx, 100*time.Millisecond+2*wait)
 		if j.ledger, err = ledger.Open(try, js, o); err == nil {
 			var stream jetstream.Stream
 			if stream, err = js.Stream(try, Stream); err == nil {
