@@ -151,34 +151,11 @@ func (s *Server) addAdapter(ctx context.Context, r admin.AdapterRequest) (any, e
 // ensureStream makes the stream of an adapter, if it is missing, or says why the
 // one that is there does not do.
 func (s *Server) ensureStream(ctx context.Context, a identity.Adapter) error {
-	ctx, cancel := context.WithTimeout(ctx, adapter.Timeout)
-	defer cancel()
-	in, out := s.adapterInput()+a.Name+".>", admin.AdapterPrefix+a.Name+".>"
-	return s.inAccount(a.To.Account, func(js jetstream.JetStream) error {
-		stream, err := js.Stream(ctx, a.Stream)
-		if err == nil {
-			c := stream.CachedInfo().Config
-			if t := c.SubjectTransform; !slices.Equal(c.Subjects, []string{in}) || t == nil || t.Destination != out {
-				return admin.Errorf(admin.Conflict, "name a stream that is not there yet: the adapter makes it", "stream %q of account %q keeps something else", a.Stream, a.To.Account)
-			}
-			return nil
-		}
-		if !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("looking for stream %q: %w", a.Stream, err)
-		}
-		replicas := 1
-		if len(s.broker.Members()) >= replicasWanted {
-			replicas = replicasWanted
-		}
-		_, err = js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: a.Stream, Subjects: []string{in}, SubjectTransform: &jetstream.SubjectTransformConfig{Source: in, Destination: out},
-			Replicas: replicas, Storage: jetstream.FileStorage, Metadata: map[string]string{ReplicasKey: "auto"},
-		})
-		if err != nil {
-			return admin.Errorf(admin.Conflict, "name another stream, or raise the limits of the account", "stream %q of account %q cannot be made: %v", a.Stream, a.To.Account, err)
-		}
-		return nil
-	})
+	replicas := 1
+	if len(s.broker.Members()) >= replicasWanted {
+		replicas = replicasWanted
+	}
+	return adapter.Ensure(ctx, func(do func(jetstream.JetStream) error) error { return s.inAccount(a.To.Account, do) }, a, s.adapterInput(), replicas, map[string]string{ReplicasKey: "auto"})
 }
 
 func (s *Server) removeAdapter(ctx context.Context, r admin.Name) (any, error) {
