@@ -54,10 +54,15 @@ type Target struct {
 	proxy         proxy.Proxy // nil: there is none, or it has nothing to do yet
 }
 
-// Exists reports whether there is a target in a directory.
+// Exists reports whether there is a target in a directory: its settings and, which come
+// last, its credentials.
 func Exists(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, settingsFile))
-	return err == nil
+	for _, path := range []string{filepath.Join(dir, settingsFile), CredsPath(dir)} {
+		if _, err := os.Stat(path); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // Prepare makes the directory of a target. A proxy that runs as another user has to get
@@ -69,14 +74,14 @@ func Prepare(dir string) error {
 	return nil
 }
 
-// Write makes a target of a directory that has its credentials, and opens it. ca is the
+// Write makes a target of a directory, but for its credentials, and opens it. ca is the
 // PEM of the authority that nodes are verified with.
 func Write(dir string, s Settings, ca string) (*Target, error) {
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
 		err = write(filepath.Join(dir, caFile), []byte(ca))
 	}
-	if err == nil { // by this one it is a target, so that it comes last
+	if err == nil {
 		err = write(filepath.Join(dir, settingsFile), append(text, '\n'))
 	}
 	if err != nil {

@@ -313,13 +313,12 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 	if f.out == "" {
 		return command.Fail(command.ExitUsage, "--out FILE", "joining as %s: no file for the credentials is named", f.as)
 	}
-	reply, err := f.exchangeUser(cmd.Context(), host, token, f.out)
+	ca := strings.TrimSuffix(f.out, ".creds") + "-ca.pem"
+	reply, err := f.exchangeUser(cmd.Context(), host, token, f.out, func(reply enroll.UserReply) error {
+		return command.SecretFile{Path: ca, Data: []byte(reply.CA), Mode: 0o644}.Write(true)
+	})
 	if err != nil {
 		return err
-	}
-	ca := strings.TrimSuffix(f.out, ".creds") + "-ca.pem"
-	if err := (command.SecretFile{Path: ca, Data: []byte(reply.CA), Mode: 0o644}).Write(true); err != nil {
-		return fmt.Errorf("joining: %w", err)
 	}
 	return f.App.Show(command.Report{Value: joined{Changed: true, Name: reply.Name, Creds: f.out}, Text: func(p *command.Page) {
 		p.Line("%s may connect to %s until %s", reply.Name, strings.Join(reply.Servers, ", "), human.Time(reply.Expires))
@@ -327,8 +326,9 @@ func (f *joinFlags) joinUser(cmd *cobra.Command, host, token string) error {
 	}})
 }
 
-// exchangeUser exchanges the token for credentials, and writes them to a file.
-func (f *joinFlags) exchangeUser(ctx context.Context, host, token, out string) (reply enroll.UserReply, err error) {
+// exchangeUser exchanges the token for credentials, and writes them to a file. before
+// writes what belongs to them: once they are there, the join is done.
+func (f *joinFlags) exchangeUser(ctx context.Context, host, token, out string, before func(enroll.UserReply) error) (reply enroll.UserReply, err error) {
 	if _, err := os.Stat(out); err == nil {
 		return reply, command.Fail(command.ExitConflict, "choose another place for it", "joining as %s: %q exists", f.as, out)
 	}
@@ -356,6 +356,9 @@ func (f *joinFlags) exchangeUser(ctx context.Context, host, token, out string) (
 	creds, err := identity.CreateCreds(reply.JWT, seed)
 	if err != nil {
 		return reply, err
+	}
+	if err := before(reply); err != nil {
+		return reply, fmt.Errorf("joining: %w", err)
 	}
 	if err := (command.SecretFile{Path: out, Data: creds, Mode: 0o600}).Write(true); err != nil {
 		return reply, fmt.Errorf("joining: %w", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/fleetbus/fleetbus/cert"
 	"github.com/fleetbus/fleetbus/cert/proxy"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
+	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/internal/document"
 	"github.com/fleetbus/fleetbus/internal/target"
 )
@@ -133,17 +134,17 @@ func (f *joinFlags) joinTarget(cmd *cobra.Command, host, token string) error {
 	if err := target.Prepare(dir); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	reply, err := f.exchangeUser(cmd.Context(), host, token, target.CredsPath(dir))
+	var t *target.Target
+	reply, err := f.exchangeUser(cmd.Context(), host, token, target.CredsPath(dir), func(reply enroll.UserReply) (err error) {
+		s := target.Settings{Name: reply.Name, Servers: reply.Servers, Signer: reply.Signer, Default: f.target.deflt}
+		if serves.Kind != "" {
+			s.Proxy, s.Addrs = &serves.Options, serves.Addrs
+		}
+		t, err = target.Write(dir, s, reply.CA)
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	s := target.Settings{Name: reply.Name, Servers: reply.Servers, Signer: reply.Signer, Default: f.target.deflt}
-	if serves.Kind != "" {
-		s.Proxy, s.Addrs = &serves.Options, serves.Addrs
-	}
-	t, err := target.Write(dir, s, reply.CA)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
 	}
 	result := joined{Changed: true, Name: reply.Name, DataDir: dir, Creds: t.Creds()}
 	ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
