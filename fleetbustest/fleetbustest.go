@@ -200,7 +200,15 @@ func (s *Server) Founded() *fleetbus.Founded { return s.founded }
 // Connect connects over TLS with a creds file.
 func (s *Server) Connect(creds string, opts ...nats.Option) (*nats.Conn, error) {
 	s.t.Helper()
-	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(s.TLS()), admin.UserCredentials(creds)}, opts...)...)
+	for trust := s.TLS(); ; {
+		nc, err := nats.Connect(s.URL(), append([]nats.Option{nats.Secure(trust), admin.UserCredentials(creds)}, opts...)...)
+		// The authority may have been replaced since it was read.
+		if now := s.TLS(); err != nil && !now.RootCAs.Equal(trust.RootCAs) {
+			trust = now
+			continue
+		}
+		return nc, err
+	}
 }
 
 // Admin is the administrative API, as the admin that was made with the fleet.
