@@ -93,29 +93,38 @@ func (h *house) measureIdle(ctx context.Context) error {
 		f.Ratio = kib / peerKiB
 	}
 	h.Figures = append(h.Figures, f.atMost(50))
-	h.Conditions = append(h.Conditions, Condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them less that without, each after %v", h.effort.idle, h.effort.settling)})
+	h.Conditions = append(h.Conditions, Condition{"idle clients", fmt.Sprintf("resident memory of a fresh node with %d of them more than with the first %d, each after %v", h.effort.idle, h.effort.first, h.effort.settling)})
 	return nil
 }
 
-// idle is the memory, in KiB, that one idle client costs a fresh system of one
-// node.
+// idle is the memory, in KiB, that one more idle client costs a fresh system of one
+// node. The first few have it touch what all use.
 func (h *house) idle(ctx context.Context, s *system) (float64, error) {
-	before, err := s.resident(ctx, h.effort.settling)
+	pace := rate.NewLimiter(handshakes, 1)
+	var clients []*nats.Conn
+	defer func() {
+		for _, nc := range clients {
+			nc.Close()
+		}
+	}()
+	with := func(more int) (float64, error) {
+		for range more {
+			if err := pace.Wait(ctx); err != nil {
+				return 0, fmt.Errorf("connecting clients: %w", err)
+			}
+			nc, err := s.dial(ctx, s.urls, s.user)
+			if err != nil {
+				return 0, err
+			}
+			clients = append(clients, nc)
+		}
+		return s.resident(ctx, h.effort.settling)
+	}
+	before, err := with(h.effort.first)
 	if err != nil {
 		return 0, err
 	}
-	pace := rate.NewLimiter(handshakes, 1)
-	for range h.effort.idle {
-		if err := pace.Wait(ctx); err != nil {
-			return 0, fmt.Errorf("connecting clients: %w", err)
-		}
-		nc, err := s.dial(ctx, s.urls, s.user)
-		if err != nil {
-			return 0, err
-		}
-		defer nc.Close()
-	}
-	after, err := s.resident(ctx, h.effort.settling)
+	after, err := with(h.effort.idle)
 	return (after - before) / float64(h.effort.idle), err
 }
 
