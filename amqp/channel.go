@@ -248,7 +248,7 @@ func (ch *channel) basic(m frame.Method) error {
 		if m.Immediate {
 			return frame.ConnectionError(frame.NotImplemented, "immediate=true").Of(m)
 		}
-		ch.content.begin(m)
+		ch.content.begin(m, ch.id)
 		return nil
 	case *frame.BasicAck:
 		return ch.settle(m, m.DeliveryTag, m.Multiple, settleAck)

@@ -11,9 +11,9 @@ type content struct {
 	left uint64   // bytes of its body that are not
 }
 
-// begin begins the content of m.
-func (c *content) begin(m *frame.BasicPublish) {
-	*c = content{m: &message{exchange: m.Exchange, key: m.RoutingKey, mandatory: m.Mandatory}}
+// begin begins the content of m, which came on a channel.
+func (c *content) begin(m *frame.BasicPublish, channel uint16) {
+	*c = content{m: &message{channel: channel, exchange: m.Exchange, key: m.RoutingKey, mandatory: m.Mandatory}}
 }
 
 // size is how many bytes of it there are.

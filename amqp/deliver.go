@@ -69,6 +69,9 @@ func (s *subscriber) offer(d *delivery) bool {
 	return true
 }
 
+// via implements consumer.
+func (s *subscriber) via() uint16 { return s.ch.id }
+
 // gone implements consumer.
 func (s *subscriber) gone() {
 	s.ch.mu.Lock()

@@ -266,13 +266,6 @@ func TestPlaintext(t *testing.T) {
 	}
 }
 
-// TestNothingBehind says so instead of serving what does nothing.
-func TestNothingBehind(t *testing.T) {
-	if err := (&Protocol{}).Serve(t.Context(), nil, nil); err == nil {
-		t.Error("it serves")
-	}
-}
-
 func TestOptions(t *testing.T) {
 	if problems := new(Options).Validate(); len(problems) > 0 {
 		t.Error(problems)

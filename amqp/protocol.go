@@ -26,6 +26,7 @@ type Protocol struct {
 	Logger *slog.Logger
 	Options
 
+	begin  sync.Once
 	vhosts opener
 	alarm  alarm
 	mu     sync.Mutex
@@ -59,10 +60,14 @@ func (p *Protocol) log() *slog.Logger {
 
 // Serve serves the clients of ln until ctx is done, and tells them then.
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
-	if p.vhosts == nil {
-		return errors.New("serving AMQP: there are no exchanges and queues behind it")
-	}
 	var clients sync.WaitGroup
+	p.begin.Do(func() {
+		if p.vhosts == nil {
+			a := newAccounts()
+			p.vhosts = a
+			clients.Go(func() { a.run(ctx) })
+		}
+	})
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 	var err error

@@ -62,6 +62,8 @@ type consumer interface {
 	offer(d *delivery) bool
 	// gone says that the queue is no more.
 	gone()
+	// via is the channel.
+	via() uint16
 }
 
 // subscription is a consumer as its queue knows it.
@@ -102,6 +104,7 @@ type message struct {
 	// properties are as they are on the wire, and judged.
 	properties, body []byte
 	tag              uint64 // of the confirm
+	channel          uint16 // that it came on
 }
 
 // delivery is a message that a queue hands out.
