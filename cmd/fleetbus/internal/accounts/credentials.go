@@ -4,7 +4,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/nats-io/jwt/v2"
@@ -73,6 +75,9 @@ func (k *userKeys) useCSR(request *admin.UserRequest) error {
 // loadCreds takes the key of a creds file, to have its JWT renewed.
 func (k *userKeys) loadCreds(path string, request *admin.UserRequest) error {
 	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return command.Fail(command.ExitNotFound, "name the file that the user has: what is renewed is for its key", "reading the credentials: there is no %q", path)
+	}
 	if err != nil {
 		return fmt.Errorf("reading the credentials: %w", err)
 	}
