@@ -1,0 +1,274 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/amqp/queue"
+)
+
+// notes is what was done with the messages of a queue: all before Low, and Done.
+type notes struct {
+	Low    uint64   `json:"low,omitempty"`
+	Done   []uint64 `json:"done,omitempty"`
+	Handed uint64   `json:"handed,omitempty"`
+	// Whole has all that there is, so that nothing before it is needed.
+	Whole bool `json:"whole,omitempty"`
+}
+
+// noted takes up a note that was stored.
+func (j *Journal) noted(id string, data []byte) error {
+	var n notes
+	if err := json.Unmarshal(data, &n); err != nil {
+		return fmt.Errorf("reading what was done with messages: %w", err)
+	}
+	all := j.notes[id]
+	if all == nil || n.Whole {
+		all = &notes{}
+		j.notes[id] = all
+	}
+	all.Low, all.Handed = max(all.Low, n.Low), max(all.Handed, n.Handed)
+	all.Done = append(all.Done, n.Done...)
+	return nil
+}
+
+// manyNotes is how many notes of a queue are kept before they are written as one.
+const manyNotes = 256
+
+// log is that of one queue. It implements queue.Log.
+type log struct {
+	j  *Journal
+	id string
+
+	mu      sync.Mutex
+	all     []uint64            // what is stored from floor on, in order
+	floor   uint64              // all that is before it is done with
+	done    map[uint64]struct{} // of all
+	news    []uint64            // of done, what is not noted
+	handed  uint64
+	changed bool   // there is something to note
+	noted   int    // how many notes are stored, since the last that stands alone
+	alone   uint64 // the last that does
+	purged  uint64 // no message before it is in the stream
+	cleared uint64 // and no note
+}
+
+// Log is the log of a queue of that ID.
+func (j *Journal) Log(id string) queue.Log { return &log{j: j, id: id, done: map[uint64]struct{}{}} }
+
+func (l *log) messages() string { return l.j.o.Prefix + "m." + l.id }
+func (l *log) notes() string    { return l.j.o.Prefix + "n." + l.id }
+
+// Append implements queue.Log.
+func (l *log) Append(r *queue.Record, q *queue.Queue, place uint64) {
+	l.j.w.write(l.messages(), r.Append(nil), func(seq uint64, err error) {
+		if err == nil {
+			l.mu.Lock()
+			l.all = append(l.all, seq)
+			l.mu.Unlock()
+		}
+		q.Stored(place, seq, err)
+	})
+}
+
+// Note implements queue.Log.
+func (l *log) Note(n queue.Note) {
+	l.mu.Lock()
+	for _, seq := range n.Done {
+		l.done[seq] = struct{}{}
+	}
+	l.news = append(l.news, n.Done...)
+	l.handed = max(l.handed, n.Handed)
+	l.mu.Unlock()
+	l.change()
+}
+
+// change has the log be written to soon.
+func (l *log) change() {
+	l.mu.Lock()
+	l.changed = true
+	l.mu.Unlock()
+	l.j.mu.Lock()
+	l.j.dirty[l] = struct{}{}
+	l.j.mu.Unlock()
+}
+
+// rise has floor be as high as it can; mu is held.
+func (l *log) rise() {
+	n := 0
+	for n < len(l.all) {
+		if _, ok := l.done[l.all[n]]; !ok {
+			break
+		}
+		delete(l.done, l.all[n])
+		l.floor = l.all[n] + 1
+		n++
+	}
+	l.all = l.all[n:]
+	if len(l.all) == 0 {
+		l.all = nil
+	}
+}
+
+// note writes what was done with messages.
+func (l *log) note() {
+	l.mu.Lock()
+	if !l.changed {
+		l.mu.Unlock()
+		return
+	}
+	l.rise()
+	n := notes{Low: l.floor, Handed: l.handed}
+	if l.noted >= manyNotes {
+		n.Whole = true
+		n.Done = slices.Sorted(maps.Keys(l.done))
+	} else {
+		for _, seq := range l.news {
+			if seq >= l.floor {
+				n.Done = append(n.Done, seq)
+			}
+		}
+	}
+	alone := n.Whole || len(l.done) == 0
+	l.news, l.changed = nil, false
+	l.noted++
+	l.mu.Unlock()
+	data, err := json.Marshal(n)
+	if err != nil { // numbers always can be written
+		return
+	}
+	l.j.w.write(l.notes(), data, func(seq uint64, err error) {
+		l.mu.Lock()
+		if err != nil {
+			l.noted = manyNotes // what it said is in the next one
+		} else if alone {
+			l.noted, l.alone = 0, seq
+		}
+		l.mu.Unlock()
+		if err != nil && !errors.Is(err, ErrDeposed) && !errors.Is(err, ErrClosed) {
+			l.j.o.Logger.Warn("what was done with AMQP messages could not be stored: it is tried again", "error", err)
+			l.change()
+		}
+	})
+}
+
+// tidy takes out of the stream what is not needed any more, and reports whether something
+// is left.
+func (l *log) tidy(ctx context.Context) (left bool) {
+	l.mu.Lock()
+	floor, alone := l.floor, l.alone
+	purge, clean := floor > l.purged, alone > l.cleared
+	l.mu.Unlock()
+	if purge && l.j.purge(ctx, l.messages(), floor) {
+		l.mu.Lock()
+		l.purged = floor
+		l.mu.Unlock()
+		purge = false
+	}
+	if clean && l.j.purge(ctx, l.notes(), alone) {
+		l.mu.Lock()
+		l.cleared = alone
+		l.mu.Unlock()
+		clean = false
+	}
+	return purge || clean
+}
+
+// purge takes what is on a subject before a message out of the stream; 0: all.
+func (j *Journal) purge(ctx context.Context, subject string, before uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	options := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(subject)}
+	if before > 0 {
+		options = append(options, jetstream.WithPurgeSequence(before))
+	}
+	err := j.stream.Purge(ctx, options...)
+	if err != nil {
+		j.o.Logger.Debug("what AMQP does not need any more was not removed: it is tried again", "error", err)
+	}
+	return err == nil
+}
+
+// Read implements queue.Log.
+func (l *log) Read(seqs []uint64, done func([]*queue.Message, error)) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*requestTimeout)
+		defer cancel()
+		all := make([]*queue.Message, len(seqs))
+		for i, seq := range seqs {
+			msg, err := l.j.stream.GetMsg(ctx, seq)
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				continue
+			}
+			if err != nil {
+				done(nil, fmt.Errorf("reading message %d again: %w", seq, err))
+				return
+			}
+			r, err := queue.DecodeRecord(msg.Data)
+			if err != nil {
+				done(nil, fmt.Errorf("reading message %d again: %w", seq, err))
+				return
+			}
+			all[i] = r.Message
+		}
+		done(all, nil)
+	}()
+}
+
+// Replay implements queue.Log.
+func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) {
+	l.j.mu.Lock()
+	n := l.j.notes[l.id]
+	delete(l.j.notes, l.id)
+	count := l.j.counts[l.messages()]
+	l.j.mu.Unlock()
+	if n == nil {
+		n = &notes{}
+	}
+	for _, seq := range n.Done {
+		l.done[seq] = struct{}{}
+	}
+	l.floor, l.handed = n.Low, n.Handed
+	if count > 0 {
+		err = l.j.read(context.Background(), []string{l.messages()}, func(msg jetstream.Msg, seq uint64) error {
+			if seq < l.floor {
+				return nil
+			}
+			l.all = append(l.all, seq)
+			if _, done := l.done[seq]; done {
+				return nil
+			}
+			r, err := queue.DecodeRecord(msg.Data())
+			if err != nil {
+				return fmt.Errorf("message %d of the stream: %w", seq, err)
+			}
+			r.Seq = seq
+			return each(r)
+		})
+	}
+	here := map[uint64]struct{}{}
+	for _, seq := range l.all {
+		if _, done := l.done[seq]; done {
+			here[seq] = struct{}{}
+		}
+	}
+	l.done, l.noted = here, manyNotes
+	return n.Handed, err
+}
+
+// Drop implements queue.Log.
+func (l *log) Drop() {
+	l.j.group.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+		defer cancel()
+		// What is left of it after all goes when the journal is opened the next time.
+		_ = l.j.purge(ctx, l.messages(), 0) && l.j.purge(ctx, l.notes(), 0)
+	})
+}

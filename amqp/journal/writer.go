@@ -1,0 +1,386 @@
+package journal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// ErrDeposed is the error of what is written after another journal was opened, or the
+// stream is not what it was.
+var ErrDeposed = errors.New("another node has opened the journal")
+
+// ErrClosed is the error of what is not stored when the journal is closed. It may be all
+// the same.
+var ErrClosed = errors.New("the journal is closed")
+
+const (
+	// window is how many messages are on their way to the stream at once, and
+	// windowBytes how many bytes.
+	window, windowBytes = 512, 8 << 20
+	// answerWait is how long an answer is waited for before the stream is asked what it
+	// has.
+	answerWait = 3 * time.Second
+	// requestTimeout bounds one question to the engine, and again is how long it is
+	// until the next one.
+	requestTimeout, again = 5 * time.Second, 50 * time.Millisecond
+	// idHeader has what tells the messages of journals apart.
+	idHeader = "Id"
+)
+
+// The engine's codes that the client has no names for.
+const (
+	wrongLast    jetstream.ErrorCode = 10071
+	wrongLastToo jetstream.ErrorCode = 10164
+	tooMany      jetstream.ErrorCode = 10167
+)
+
+// A writer writes to one stream, in order, and nobody else does. It is safe for
+// concurrent use.
+type writer struct {
+	nc     *nats.Conn
+	stream jetstream.Stream
+	run    string // tells this writer's messages from those of others
+	inbox  string // for answers, with its dot
+	sub    *nats.Subscription
+	stop   context.CancelFunc
+	ended  chan struct{}
+	lost   chan struct{} // has room for one: the stream has to be asked
+	failed func(error)   // is told once why nothing is written any more
+
+	telling sync.Mutex // of done
+
+	mu      sync.Mutex
+	opening bool   // what others write is no reason to stop
+	base    uint64 // the last message that is known to be stored
+	waiting []*writing
+	head    int // of waiting: before it are those that are told
+	sent    int // of waiting, from head: on their way
+	bytes   int // of those
+	round   uint64
+	silent  bool // nothing is sent until the stream was asked
+	ids     uint64
+	err     error
+}
+
+// writing is a message on its way.
+type writing struct {
+	subject string
+	data    []byte
+	id      string
+	asked   time.Time
+	done    func(seq uint64, err error)
+	stored  bool
+}
+
+// newWriter writes behind the message last. It is opening until it is fenced.
+func newWriter(nc *nats.Conn, stream jetstream.Stream, run string, last uint64, failed func(error)) (*writer, error) {
+	ctx, stop := context.WithCancel(context.Background())
+	w := &writer{
+		nc: nc, stream: stream, run: run, inbox: nc.NewRespInbox() + ".", base: last, opening: true, stop: stop,
+		ended: make(chan struct{}), lost: make(chan struct{}, 1), failed: failed,
+	}
+	var err error
+	if w.sub, err = nc.Subscribe(w.inbox+"*", w.answered); err != nil {
+		stop()
+		return nil, fmt.Errorf("listening for answers: %w", err)
+	}
+	go w.watch(ctx)
+	return w, nil
+}
+
+// close gives up what is not known to be stored.
+func (w *writer) close() {
+	w.end(ErrClosed)
+	w.stop()
+	<-w.ended
+	_ = w.sub.Unsubscribe()
+}
+
+// write stores data. done is called once, and may not block; it may be called before
+// write returns. Those of what is stored are called in the order of the calls.
+func (w *writer) write(subject string, data []byte, done func(seq uint64, err error)) {
+	w.mu.Lock()
+	if w.err != nil {
+		err := w.err
+		w.mu.Unlock()
+		done(0, err)
+		return
+	}
+	w.ids++
+	w.waiting = append(w.waiting, &writing{subject: subject, data: data, id: w.run + strconv.FormatUint(w.ids, 36), done: done})
+	w.send()
+	w.mu.Unlock()
+}
+
+// send sends what there is room for; mu is held, so that it goes out in order.
+func (w *writer) send() {
+	now := time.Now()
+	for !w.silent && w.head+w.sent < len(w.waiting) && w.sent < window && w.bytes < windowBytes {
+		one := w.waiting[w.head+w.sent]
+		before := w.base + uint64(w.sent)
+		one.asked = now
+		msg := &nats.Msg{Subject: one.subject, Data: one.data, Header: nats.Header{
+			idHeader:                        {one.id},
+			jetstream.ExpectedLastSeqHeader: {strconv.FormatUint(before, 10)},
+		}}
+		msg.Reply = w.inbox + strconv.FormatUint(w.round, 36) + "-" + strconv.FormatUint(before+1, 36)
+		if w.nc.PublishMsg(msg) != nil {
+			w.doubt()
+			return
+		}
+		w.sent++
+		w.bytes += len(one.data)
+	}
+}
+
+// doubt has the stream be asked what it has; mu is held.
+func (w *writer) doubt() {
+	if w.silent {
+		return
+	}
+	w.silent = true
+	w.round++
+	select {
+	case w.lost <- struct{}{}:
+	default:
+	}
+}
+
+// answer is what the engine says.
+type answer struct {
+	Seq   uint64              `json:"seq"`
+	Error *jetstream.APIError `json:"error"`
+}
+
+// answered hears the engine.
+func (w *writer) answered(msg *nats.Msg) {
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	round, at, ok := strings.Cut(strings.TrimPrefix(msg.Subject, w.inbox), "-")
+	r, err1 := strconv.ParseUint(round, 36, 64)
+	seq, err2 := strconv.ParseUint(at, 36, 64)
+	if !ok || err1 != nil || err2 != nil {
+		return
+	}
+	var a answer
+	err := errors.New("nobody has the stream")
+	if len(msg.Data) > 0 {
+		err = json.Unmarshal(msg.Data, &a)
+	}
+	w.mu.Lock()
+	i := w.head + int(seq-w.base) - 1
+	if r != w.round || w.silent || seq <= w.base || i >= w.head+w.sent {
+		w.mu.Unlock()
+		return
+	}
+	switch {
+	case err != nil, a.Error != nil && passing(a.Error), a.Error == nil && a.Seq != seq:
+		w.doubt()
+		w.mu.Unlock()
+		return
+	case a.Error != nil:
+		// It is refused for good, and what was sent behind it expects it to be there.
+		one := w.waiting[i]
+		w.waiting = append(w.waiting[:i], w.waiting[i+1:]...)
+		w.doubt()
+		w.mu.Unlock()
+		one.done(0, fmt.Errorf("the stream does not take it: %w", a.Error))
+		return
+	}
+	w.waiting[i].stored = true
+	w.settle()
+}
+
+// passing reports whether the engine may say something else the next time, or the reason
+// is not with this message.
+func passing(e *jetstream.APIError) bool {
+	switch e.ErrorCode {
+	case wrongLast, wrongLastToo, tooMany:
+		return true
+	case noResources, noStorage:
+		return false
+	}
+	return e.Code >= 500
+}
+
+// settle tells those that are stored and have nothing before them that is not. mu is
+// held, and given back.
+func (w *writer) settle() {
+	first, base := w.head, w.base
+	for w.head < len(w.waiting) && w.waiting[w.head].stored {
+		w.bytes -= len(w.waiting[w.head].data)
+		w.head++
+		w.sent--
+		w.base++
+	}
+	told := w.waiting[first:w.head:w.head]
+	if w.head == len(w.waiting) {
+		w.waiting, w.head = nil, 0
+	} else if w.head > window {
+		w.waiting, w.head = append([]*writing(nil), w.waiting[w.head:]...), 0
+	}
+	w.send()
+	w.mu.Unlock()
+	for i, one := range told {
+		one.done(base+uint64(i)+1, nil)
+	}
+}
+
+// watch asks the stream what it has when that is not certain.
+func (w *writer) watch(ctx context.Context) {
+	defer close(w.ended)
+	tick := time.NewTicker(answerWait / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			w.mu.Lock()
+			if w.sent > 0 && now.Sub(w.waiting[w.head].asked) > answerWait {
+				w.doubt()
+			}
+			w.mu.Unlock()
+		case <-w.lost:
+		}
+		for w.uncertain() && ctx.Err() == nil {
+			if err := w.ask(ctx); errors.Is(err, ErrDeposed) {
+				w.end(err)
+				return
+			} else if err == nil {
+				break
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(again):
+			}
+		}
+	}
+}
+
+func (w *writer) uncertain() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.silent && w.err == nil
+}
+
+// ask learns what of that which waits is stored, and has the rest sent again.
+func (w *writer) ask(ctx context.Context) error {
+	try, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	info, err := w.stream.Info(try)
+	if err != nil {
+		return fmt.Errorf("asking for the end of the stream: %w", err)
+	}
+	last := info.State.LastSeq
+	w.mu.Lock()
+	base := w.base
+	w.mu.Unlock()
+	if last < base {
+		return ErrDeposed
+	}
+	there := map[string]uint64{} // by id
+	for seq := base + 1; seq <= last; seq++ {
+		msg, err := w.stream.GetMsg(try, seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // others have removed it already
+		}
+		if err != nil {
+			return fmt.Errorf("asking for message %d: %w", seq, err)
+		}
+		there[msg.Header.Get(idHeader)] = seq
+	}
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	w.mu.Lock()
+	var stored []*writing
+	var rest []*writing
+	for _, one := range w.waiting[w.head:] {
+		if _, ok := there[one.id]; ok {
+			stored = append(stored, one)
+		} else {
+			rest = append(rest, one)
+		}
+	}
+	if !w.opening && uint64(len(stored)) != last-base {
+		w.mu.Unlock()
+		return ErrDeposed
+	}
+	w.base, w.waiting, w.head, w.sent, w.bytes, w.silent = last, rest, 0, 0, 0, false
+	w.send()
+	w.mu.Unlock()
+	for _, one := range stored {
+		one.done(there[one.id], nil)
+	}
+	return nil
+}
+
+// end has nothing be written any more, and says why.
+func (w *writer) end(err error) {
+	w.mu.Lock()
+	if w.err != nil {
+		w.mu.Unlock()
+		return
+	}
+	w.err, w.silent = err, true
+	rest := w.waiting[w.head:]
+	w.waiting, w.head, w.sent = nil, 0, 0
+	w.mu.Unlock()
+	w.telling.Lock()
+	for _, one := range rest {
+		one.done(0, err)
+	}
+	w.telling.Unlock()
+	if !errors.Is(err, ErrClosed) {
+		w.failed(err)
+	}
+}
+
+// fence returns when nothing that another writer has on its way can be stored any more:
+// all of it expects an end of the stream that there is no more. From then on a message of
+// another has w write no more.
+func (w *writer) fence(ctx context.Context, subject string) error {
+	stored := make(chan error, window+1)
+	for range window + 1 {
+		w.write(subject, nil, func(_ uint64, err error) { stored <- err })
+	}
+	for range window + 1 {
+		select {
+		case err := <-stored:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.opening = false
+	return nil
+}
+
+// wrote writes, and returns when it is stored.
+func (w *writer) wrote(ctx context.Context, subject string, data []byte) (uint64, error) {
+	type result struct {
+		seq uint64
+		err error
+	}
+	done := make(chan result, 1)
+	w.write(subject, data, func(seq uint64, err error) { done <- result{seq, err} })
+	select {
+	case r := <-done:
+		return r.seq, r.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
