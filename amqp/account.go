@@ -2,38 +2,142 @@ package amqp
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"sync"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/amqp/journal"
 	"github.com/fleetbus/fleetbus/amqp/queue"
 	"github.com/fleetbus/fleetbus/amqp/route"
+	"github.com/fleetbus/fleetbus/identity"
 )
+
+// streamName is the stream of an account that has what is durable.
+const streamName = "AMQP"
 
 // accounts are the virtual hosts that this process has. It implements opener.
 type accounts struct {
 	timers *queue.Timers
+	log    *slog.Logger
 
 	mu  sync.Mutex
-	all map[string]*account // by the name of the account
+	all map[string]*opening // by the name of the account
 }
 
-func newAccounts() *accounts {
-	return &accounts{timers: queue.NewTimers(nil), all: map[string]*account{}}
+// opening is an account that is open, or will be.
+type opening struct {
+	done    chan struct{}
+	account *account
+	err     error
 }
 
-// run has time pass for all queues, until ctx is done.
-func (a *accounts) run(ctx context.Context) { a.timers.Run(ctx) }
+func newAccounts(log *slog.Logger) *accounts {
+	return &accounts{timers: queue.NewTimers(nil), log: log, all: map[string]*opening{}}
+}
+
+// run has time pass for all queues until ctx is done, and then closes them.
+func (a *accounts) run(ctx context.Context) {
+	a.timers.Run(ctx)
+	a.mu.Lock()
+	all := a.all
+	a.all = nil
+	a.mu.Unlock()
+	for _, one := range all {
+		<-one.done
+		if one.account != nil {
+			one.account.close()
+		}
+	}
+}
 
 // open implements opener.
-func (a *accounts) open(_ context.Context, s *fleetbus.Session) (vhost, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (a *accounts) open(ctx context.Context, s *fleetbus.Session) (vhost, error) {
 	name := s.Principal.Account
+	a.mu.Lock()
+	if a.all == nil {
+		a.mu.Unlock()
+		return nil, context.Canceled
+	}
 	one := a.all[name]
 	if one == nil {
-		one = newAccount(name, a.timers)
+		one = &opening{done: make(chan struct{})}
 		a.all[name] = one
+		go func() {
+			// Others wait for it too: it goes on if who asked first is gone.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeout)
+			defer cancel()
+			one.account, one.err = a.make(ctx, s)
+			close(one.done)
+			if one.err != nil {
+				a.forget(name, one)
+			}
+		}()
+	}
+	a.mu.Unlock()
+	select {
+	case <-one.done:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("opening account %q: %w", name, ctx.Err())
+	}
+	if one.err != nil {
+		return nil, one.err
+	}
+	return one.account, nil
+}
+
+func (a *accounts) forget(name string, one *opening) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.all[name] == one {
+		delete(a.all, name)
+	}
+}
+
+// make opens an account for this process.
+func (a *accounts) make(ctx context.Context, s *fleetbus.Session) (*account, error) {
+	every := identity.Rule{Allow: []string{">", identity.Private + ">"}}
+	conn, err := s.Account("amqp", identity.Permissions{Publish: every, Subscribe: every})
+	if err != nil {
+		return nil, err
+	}
+	name := s.Principal.Account
+	prefix := identity.Private + "amqp."
+	if region, _, _ := conn.Regions(); region != "" { // each region has its own
+		prefix = identity.Private + "amqp-" + region + "."
+	}
+	one := newAccount(name, a.timers, a.log)
+	one.conn = conn
+	one.over = func() {
+		a.mu.Lock()
+		o := a.all[name]
+		a.mu.Unlock()
+		if o != nil && o.account == one {
+			a.forget(name, o)
+		}
+	}
+	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
+		Stream: streamName, Prefix: prefix, Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: a.log,
+		Failed: func(err error) { go one.fail(err) },
+	}, one.table)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, err)
+	}
+	one.journal = j
+	if err := one.restore(queues); err != nil {
+		one.close()
+		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, err)
+	}
+	conn.SetClosedHandler(func(*nats.Conn) { go one.fail(nats.ErrConnectionClosed) })
+	if conn.IsClosed() { // before there was a handler
+		one.close()
+		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, nats.ErrConnectionClosed)
 	}
 	return one, nil
 }
@@ -41,22 +145,103 @@ func (a *accounts) open(_ context.Context, s *fleetbus.Session) (vhost, error) {
 // account is a virtual host: the exchanges and queues of an account. It implements vhost,
 // and queue.Outlet for its queues.
 type account struct {
-	table *route.Table
-	env   *queue.Env
+	name    string
+	log     *slog.Logger
+	table   *route.Table
+	env     *queue.Env
+	conn    *fleetbus.Session
+	journal *journal.Journal
+	over    func() // has nobody find it any more
+
+	// changing is held while something durable is made, until it is stored.
+	changing sync.Mutex
 
 	mu     sync.RWMutex
 	queues map[string]*queue.Queue
+	ending map[*queue.Queue]chan error // who waits until its end is stored
+	closed bool
+	leave  map[*attached]func() // ends connections
 }
 
-func newAccount(name string, timers *queue.Timers) *account {
-	a := &account{table: route.NewTable(name), queues: map[string]*queue.Queue{}}
-	a.env = &queue.Env{Timers: timers, Outlet: a}
+func newAccount(name string, timers *queue.Timers, log *slog.Logger) *account {
+	a := &account{
+		name: name, log: log, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
+		leave: map[*attached]func(){}, over: func() {},
+	}
+	a.env = &queue.Env{Timers: timers, Outlet: a, Budget: bodyBudget}
 	return a
+}
+
+// bodyBudget is how many bytes of bodies a durable queue keeps in memory.
+const bodyBudget = 16 << 20
+
+// restore opens the queues that are durable.
+func (a *account) restore(queues []journal.Queue) error {
+	for _, one := range queues {
+		m, err := one.Declaration()
+		if err != nil {
+			return err
+		}
+		s, err := queue.Parse(a.name, m, "")
+		if err != nil {
+			return fmt.Errorf("restoring queue %q: %w", one.Name, err)
+		}
+		q, err := queue.Open(s, a.env, a.journal.Log(one.ID))
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.queues[s.Name] = q
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// fail ends the account here, and has its clients come again.
+func (a *account) fail(err error) {
+	a.mu.RLock()
+	closed := a.closed
+	a.mu.RUnlock()
+	if !closed {
+		a.log.Warn("the queues of an account are not here any more: its AMQP clients have to connect again", "account", a.name, "error", err)
+	}
+	a.close()
+}
+
+// close ends the account here; what is durable stays.
+func (a *account) close() {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	a.closed = true
+	queues, leave := a.queues, a.leave
+	a.queues, a.leave = map[string]*queue.Queue{}, map[*attached]func(){}
+	a.mu.Unlock()
+	a.over()
+	for _, f := range leave {
+		f()
+	}
+	for _, q := range queues {
+		q.Close()
+	}
+	if a.journal != nil {
+		a.journal.Close()
+	}
+	a.conn.Close()
 }
 
 // attach implements vhost.
 func (a *account) attach(_ context.Context, who peer) (host, error) {
-	return &attached{account: a, who: who}, nil
+	h := &attached{account: a, who: who}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, frame.ConnectionError(frame.ConnectionForced, "the virtual host is about to be elsewhere: connect again")
+	}
+	a.leave[h] = who.leave
+	return h, nil
 }
 
 // queue is the one of a name, nil if there is none.
@@ -78,38 +263,157 @@ func (a *account) find(found []*queue.Queue, names []string) []*queue.Queue {
 	return found
 }
 
-// declare returns the queue that s declares, and whether it was made for it.
-func (a *account) declare(s *queue.Settings) (q *queue.Queue, made bool, err error) {
+// durable reports whether a queue outlives the process: an exclusive one does not outlive
+// its connection.
+func durable(s *queue.Settings) bool { return s.Durable && s.Owner == "" }
+
+// declare returns the queue that s declares, and whether it was made for it. One that is
+// durable is stored when it returns.
+func (a *account) declare(ctx context.Context, s *queue.Settings) (q *queue.Queue, made bool, err error) {
+	if q := a.queue(s.Name); q != nil {
+		return q, false, q.Settings().Same(s)
+	}
+	if !durable(s) {
+		return a.add(s, func() (*queue.Queue, error) { return queue.New(s, a.env), nil })
+	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if q := a.queue(s.Name); q != nil {
+		return q, false, q.Settings().Same(s)
+	}
+	arguments, err := s.Arguments.Append(nil)
+	if err != nil {
+		return nil, false, frame.ChannelError(frame.PreconditionFailed, "the arguments of queue '%s' cannot be stored", s.Name)
+	}
+	id := nuid.Next()
+	if err := a.journal.Record(ctx, journal.Change{Declare: &journal.Queue{ID: id, Name: route.Name(s.Name), AutoDelete: s.AutoDelete, Arguments: arguments}}); err != nil {
+		return nil, false, err
+	}
+	q, made, err = a.add(s, func() (*queue.Queue, error) { return queue.Open(s, a.env, a.journal.Log(id)) })
+	if !made { // another made one that is not durable meanwhile
+		name := route.Name(s.Name)
+		err = errors.Join(err, a.journal.Record(ctx, journal.Change{Delete: &name}))
+	}
+	return q, made, err
+}
+
+// add has there be a queue of the name of s.
+func (a *account) add(s *queue.Settings, make func() (*queue.Queue, error)) (q *queue.Queue, made bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.closed {
+		return nil, false, queue.ErrGone
+	}
 	if q := a.queues[s.Name]; q != nil {
 		return q, false, q.Settings().Same(s)
 	}
-	q = queue.New(s, a.env)
+	if q, err = make(); err != nil {
+		return nil, false, err
+	}
 	a.queues[s.Name] = q
 	return q, true, nil
 }
 
-// bind binds b to a queue, unless that is gone.
-func (a *account) bind(q *queue.Queue, b route.Binding) error {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	if a.queues[b.Destination] != q {
-		return queue.ErrGone
+// remove deletes a queue, and says how many messages were ready. Of one that is durable
+// that is stored when it returns.
+func (a *account) remove(ctx context.Context, q *queue.Queue, ifUnused, ifEmpty bool) (n int, err error) {
+	var stored chan error
+	if durable(q.Settings()) {
+		stored = make(chan error, 1)
+		a.mu.Lock()
+		a.ending[q] = stored
+		a.mu.Unlock()
 	}
-	_, err := a.table.Bind(b)
-	return err
+	if n, err = q.Delete(ifUnused, ifEmpty); err != nil {
+		a.mu.Lock()
+		delete(a.ending, q)
+		a.mu.Unlock()
+		return n, err
+	}
+	if stored == nil {
+		return n, nil
+	}
+	select {
+	case err := <-stored:
+		return n, err
+	case <-ctx.Done():
+		return n, ctx.Err()
+	}
 }
 
 // Gone implements queue.Outlet.
 func (a *account) Gone(q *queue.Queue) {
-	name := q.Settings().Name
+	s := q.Settings()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.queues[name] == q {
-		delete(a.queues, name)
-		a.table.DropQueue(name)
+	stored := a.ending[q]
+	delete(a.ending, q)
+	tell := func(err error) {
+		if stored != nil {
+			stored <- err
+		}
 	}
+	if a.queues[s.Name] != q {
+		tell(nil)
+		return
+	}
+	delete(a.queues, s.Name)
+	also := a.table.DropQueue(s.Name)
+	if durable(s) {
+		name := route.Name(s.Name)
+		a.journal.Write(journal.Change{Delete: &name}, tell)
+	}
+	a.wentAlso(also)
+}
+
+// wentAlso stores that exchanges went with something else. That there is none is no error
+// when it is read again.
+func (a *account) wentAlso(names []string) {
+	for _, name := range names {
+		a.journal.Write(journal.Change{Route: &route.Change{Kind: route.DeleteExchange, Name: route.Name(name)}}, func(err error) {
+			if err != nil {
+				a.log.Debug("that an exchange ended could not be stored", "account", a.name, "error", err)
+			}
+		})
+	}
+}
+
+// change changes exchanges and bindings; what is durable of it is stored when it returns.
+func (a *account) change(ctx context.Context, c route.Change, durable bool) error {
+	if durable {
+		a.changing.Lock()
+		defer a.changing.Unlock()
+	}
+	changed, also, err := a.table.Apply(c)
+	if err != nil || !changed {
+		return err
+	}
+	a.wentAlso(also)
+	if !durable {
+		return nil
+	}
+	return a.journal.Record(ctx, journal.Change{Route: &c})
+}
+
+// lasting reports whether an exchange is durable.
+func (a *account) lasting(name string) bool {
+	e, err := a.table.Known(name)
+	return err == nil && e.Durable
+}
+
+// bind binds b to a queue, unless that is gone.
+func (a *account) bind(ctx context.Context, q *queue.Queue, b route.Binding) error {
+	if a.queue(b.Destination) != q {
+		return queue.ErrGone
+	}
+	if err := a.change(ctx, route.Change{Kind: route.BindTo, Binding: &b}, durable(q.Settings()) && a.lasting(b.Source)); err != nil {
+		return err
+	}
+	if a.queue(b.Destination) != q { // it ended meanwhile, and did not take the binding along
+		_ = a.change(ctx, route.Change{Kind: route.UnbindFrom, Binding: &b}, false)
+		return queue.ErrGone
+	}
+	return nil
 }
 
 // DeadLetter implements queue.Outlet. One that has nowhere to go is gone.

@@ -27,34 +27,27 @@ type attached struct {
 }
 
 // do implements host.
-func (h *attached) do(_ context.Context, m frame.Method) (frame.Method, error) {
+func (h *attached) do(ctx context.Context, m frame.Method) (frame.Method, error) {
 	switch m := m.(type) {
 	case *frame.ExchangeDeclare:
-		return &frame.ExchangeDeclareOk{}, h.declareExchange(m)
+		return &frame.ExchangeDeclareOk{}, h.declareExchange(ctx, m)
 	case *frame.ExchangeDelete:
 		if err := h.mayExchange(configure, m.Exchange); err != nil {
 			return nil, err
 		}
-		_, err := h.table.Delete(m.Exchange, m.IfUnused)
-		return &frame.ExchangeDeleteOk{}, err
+		return &frame.ExchangeDeleteOk{}, h.change(ctx, route.Change{Kind: route.DeleteExchange, Name: route.Name(m.Exchange), IfUnused: m.IfUnused}, h.lasting(m.Exchange))
 	case *frame.ExchangeBind:
-		if err := errors.Join(h.mayExchange(write, m.Destination), h.mayExchange(read, m.Source)); err != nil {
-			return nil, err
-		}
-		_, err := h.table.Bind(route.Binding{Source: m.Source, Destination: m.Destination, ToExchange: true, Key: m.RoutingKey, Arguments: m.Arguments})
-		return &frame.ExchangeBindOk{}, err
+		b := route.Binding{Source: m.Source, Destination: m.Destination, ToExchange: true, Key: m.RoutingKey, Arguments: m.Arguments}
+		return &frame.ExchangeBindOk{}, h.bindExchanges(ctx, route.BindTo, b)
 	case *frame.ExchangeUnbind:
-		if err := errors.Join(h.mayExchange(write, m.Destination), h.mayExchange(read, m.Source)); err != nil {
-			return nil, err
-		}
-		_, err := h.table.Unbind(route.Binding{Source: m.Source, Destination: m.Destination, ToExchange: true, Key: m.RoutingKey, Arguments: m.Arguments})
-		return &frame.ExchangeUnbindOk{}, err
+		b := route.Binding{Source: m.Source, Destination: m.Destination, ToExchange: true, Key: m.RoutingKey, Arguments: m.Arguments}
+		return &frame.ExchangeUnbindOk{}, h.bindExchanges(ctx, route.UnbindFrom, b)
 	case *frame.QueueDeclare:
-		return h.declareQueue(m)
+		return h.declareQueue(ctx, m)
 	case *frame.QueueBind:
-		return &frame.QueueBindOk{}, h.bindQueue(m)
+		return &frame.QueueBindOk{}, h.bindQueue(ctx, m)
 	case *frame.QueueUnbind:
-		return &frame.QueueUnbindOk{}, h.unbindQueue(m)
+		return &frame.QueueUnbindOk{}, h.unbindQueue(ctx, m)
 	case *frame.QueuePurge:
 		q, err := h.queueFor(read, m.Queue)
 		if err != nil {
@@ -63,12 +56,12 @@ func (h *attached) do(_ context.Context, m frame.Method) (frame.Method, error) {
 		n, err := q.Purge()
 		return &frame.QueuePurgeOk{MessageCount: uint32(n)}, h.gone(err, m.Queue)
 	case *frame.QueueDelete:
-		return h.deleteQueue(m)
+		return h.deleteQueue(ctx, m)
 	}
 	return nil, frame.ConnectionError(frame.NotImplemented, "%v", m.ID())
 }
 
-func (h *attached) declareExchange(m *frame.ExchangeDeclare) error {
+func (h *attached) declareExchange(ctx context.Context, m *frame.ExchangeDeclare) error {
 	if m.Passive {
 		_, err := h.table.Known(m.Exchange)
 		return err
@@ -76,22 +69,21 @@ func (h *attached) declareExchange(m *frame.ExchangeDeclare) error {
 	if err := h.mayExchange(configure, m.Exchange); err != nil {
 		return err
 	}
-	if m.Durable {
-		return notDurable("exchange", m.Exchange)
-	}
 	e, err := route.New(m)
 	if err == nil && e.Alternate != "" {
 		err = errors.Join(h.mayExchange(read, m.Exchange), h.mayExchange(write, e.Alternate))
 	}
-	if err == nil {
-		_, err = h.table.Declare(e)
+	if err != nil {
+		return err
 	}
-	return err
+	return h.change(ctx, route.Change{Kind: route.DeclareExchange, Exchange: &e}, e.Durable)
 }
 
-// notDurable refuses what could not be kept: nothing here outlives the process yet.
-func notDurable(what, name string) error {
-	return frame.ConnectionError(frame.NotImplemented, "durable=true for %s '%s'", what, name)
+func (h *attached) bindExchanges(ctx context.Context, kind route.Kind, b route.Binding) error {
+	if err := errors.Join(h.mayExchange(write, b.Destination), h.mayExchange(read, b.Source)); err != nil {
+		return err
+	}
+	return h.change(ctx, route.Change{Kind: kind, Binding: &b}, h.lasting(b.Source) && h.lasting(b.Destination))
 }
 
 // The names of queues that are special.
@@ -102,7 +94,7 @@ const (
 	replyTo = "amq.rabbitmq.reply-to"
 )
 
-func (h *attached) declareQueue(m *frame.QueueDeclare) (frame.Method, error) {
+func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (frame.Method, error) {
 	if m.Passive {
 		if m.Queue == replyTo {
 			return &frame.QueueDeclareOk{Queue: m.Queue}, nil
@@ -129,9 +121,6 @@ func (h *attached) declareQueue(m *frame.QueueDeclare) (frame.Method, error) {
 	if err := h.mayQueue(configure, named.Queue); err != nil {
 		return nil, err
 	}
-	if m.Durable {
-		return nil, notDurable("queue", named.Queue)
-	}
 	s, err := queue.Parse(h.who.vhost, &named, h.who.id)
 	if err != nil {
 		return nil, err
@@ -141,7 +130,7 @@ func (h *attached) declareQueue(m *frame.QueueDeclare) (frame.Method, error) {
 			return nil, err
 		}
 	}
-	q, made, err := h.declare(s)
+	q, made, err := h.declare(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +190,7 @@ func (h *attached) queueFor(r right, name string) (*queue.Queue, error) {
 	return q, err
 }
 
-func (h *attached) bindQueue(m *frame.QueueBind) error {
+func (h *attached) bindQueue(ctx context.Context, m *frame.QueueBind) error {
 	q, err := h.queueFor(write, m.Queue)
 	if err == nil {
 		err = h.mayExchange(read, m.Exchange)
@@ -209,11 +198,11 @@ func (h *attached) bindQueue(m *frame.QueueBind) error {
 	if err != nil {
 		return err
 	}
-	return h.gone(h.bind(q, route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments}), m.Queue)
+	return h.gone(h.bind(ctx, q, route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments}), m.Queue)
 }
 
-func (h *attached) unbindQueue(m *frame.QueueUnbind) error {
-	_, err := h.queueFor(write, m.Queue)
+func (h *attached) unbindQueue(ctx context.Context, m *frame.QueueUnbind) error {
+	q, err := h.queueFor(write, m.Queue)
 	if err == nil {
 		err = h.mayExchange(read, m.Exchange)
 	}
@@ -223,11 +212,11 @@ func (h *attached) unbindQueue(m *frame.QueueUnbind) error {
 	if err != nil {
 		return err
 	}
-	_, err = h.table.Unbind(route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments})
-	return err
+	b := route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments}
+	return h.change(ctx, route.Change{Kind: route.UnbindFrom, Binding: &b}, durable(q.Settings()) && h.lasting(m.Exchange))
 }
 
-func (h *attached) deleteQueue(m *frame.QueueDelete) (frame.Method, error) {
+func (h *attached) deleteQueue(ctx context.Context, m *frame.QueueDelete) (frame.Method, error) {
 	q, err := h.queueFor(configure, m.Queue)
 	if fault, ok := errors.AsType[*frame.Error](err); ok && fault.Code == frame.NotFound {
 		return &frame.QueueDeleteOk{}, nil
@@ -235,7 +224,7 @@ func (h *attached) deleteQueue(m *frame.QueueDelete) (frame.Method, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := q.Delete(m.IfUnused, m.IfEmpty)
+	n, err := h.remove(ctx, q, m.IfUnused, m.IfEmpty)
 	if errors.Is(err, queue.ErrGone) {
 		err = nil
 	}
@@ -395,8 +384,8 @@ func (s received) resume() { s.Resume() }
 func (s received) cancel() { s.Cancel() }
 
 // consume implements host.
-func (h *attached) consume(_ context.Context, m *frame.BasicConsume, c consumer) (subscription, error) {
-	q, err := h.source(m, c)
+func (h *attached) consume(ctx context.Context, m *frame.BasicConsume, c consumer) (subscription, error) {
+	q, err := h.source(ctx, m, c)
 	if err != nil {
 		return nil, err
 	}
@@ -412,7 +401,7 @@ func (h *attached) consume(_ context.Context, m *frame.BasicConsume, c consumer)
 }
 
 // source is the queue that m consumes from.
-func (h *attached) source(m *frame.BasicConsume, c consumer) (*queue.Queue, error) {
+func (h *attached) source(ctx context.Context, m *frame.BasicConsume, c consumer) (*queue.Queue, error) {
 	if m.Queue != replyTo {
 		return h.queueFor(read, m.Queue)
 	}
@@ -426,7 +415,7 @@ func (h *attached) source(m *frame.BasicConsume, c consumer) (*queue.Queue, erro
 	if err != nil {
 		return nil, err
 	}
-	q, _, err := h.declare(s)
+	q, _, err := h.declare(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -457,6 +446,9 @@ func (h *attached) answerTo(channel uint16) (string, error) {
 
 // detach implements host.
 func (h *attached) detach() {
+	h.account.mu.Lock()
+	delete(h.account.leave, h)
+	h.account.mu.Unlock()
 	for _, q := range h.own {
 		_, _ = q.Delete(false, false) // it may have ended before
 	}

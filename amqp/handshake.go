@@ -159,7 +159,7 @@ func (c *conn) openVHost(until time.Time) error {
 	defer cancel()
 	v, err := c.p.vhosts.open(ctx, c.session)
 	if err == nil {
-		c.host, err = v.attach(ctx, peer{session: c.session, id: c.id, vhost: name, remote: c.net.RemoteAddr().String()})
+		c.host, err = v.attach(ctx, peer{session: c.session, id: c.id, vhost: name, remote: c.net.RemoteAddr().String(), leave: c.moved})
 	}
 	if err != nil {
 		return c.ofHost(err, open)
@@ -168,6 +168,11 @@ func (c *conn) openVHost(until time.Time) error {
 	c.r.Entries = 0
 	c.source.left = -1
 	return c.send(0, &frame.ConnectionOpenOk{})
+}
+
+// moved has the client connect again, because its virtual host is not here any more.
+func (c *conn) moved() {
+	c.kick(frame.ConnectionError(frame.ConnectionForced, "the virtual host is about to be elsewhere: connect again"))
 }
 
 // authenticate logs the client in.

@@ -59,7 +59,6 @@ func (h *house) fails(t *testing.T, code int, reason string, do func(*amqp091.Ch
 
 // TestRoutes has messages go where bindings lead, by the types of exchanges.
 func TestRoutes(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	ch := h.channel(t)
 	for name, kind := range map[string]string{"d": "direct", "f": "fanout", "p": "topic", "m": "headers"} {
@@ -118,7 +117,6 @@ func TestRoutes(t *testing.T) {
 
 // TestCopies has CC and BCC be keys too, and BCC be seen by nobody.
 func TestCopies(t *testing.T) {
-	t.Parallel()
 	ch := start(t, real).channel(t)
 	var all []<-chan amqp091.Delivery
 	for _, name := range []string{"to", "cc", "bcc"} {
@@ -139,7 +137,6 @@ func TestCopies(t *testing.T) {
 
 // TestQueues holds declarations to what RabbitMQ does with them.
 func TestQueues(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	ch := h.channel(t)
 	q, err := ch.QueueDeclare("", false, false, true, false, nil)
@@ -200,7 +197,6 @@ func TestQueues(t *testing.T) {
 // TestExclusiveEnds has exclusive queues end with their connection, and auto-delete ones
 // with their last consumer; what was bound to them with them.
 func TestExclusiveEnds(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	ch := h.channel(t)
 	c, err := h.connect(t)
@@ -268,7 +264,6 @@ func TestExclusiveEnds(t *testing.T) {
 
 // TestDirectReplyTo answers requests without a queue for answers.
 func TestDirectReplyTo(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	server, client := h.channel(t), h.channel(t)
 	declare(t, server, "rpc")
@@ -298,7 +293,6 @@ func TestDirectReplyTo(t *testing.T) {
 
 // TestDeadLetters has what is rejected and what expires go where the queue says, once.
 func TestDeadLetters(t *testing.T) {
-	t.Parallel()
 	ch := start(t, real).channel(t)
 	declare(t, ch, "dead")
 	args := amqp091.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -338,7 +332,6 @@ func TestDeadLetters(t *testing.T) {
 
 // TestConfirmsOfOverflow refuses what a queue has no room for.
 func TestConfirmsOfOverflow(t *testing.T) {
-	t.Parallel()
 	ch := start(t, real).channel(t)
 	if _, err := ch.QueueDeclare("small", false, false, false, false, amqp091.Table{"x-max-length": 1, "x-overflow": "reject-publish"}); err != nil {
 		t.Fatal(err)
@@ -359,7 +352,6 @@ func TestConfirmsOfOverflow(t *testing.T) {
 
 // TestTransactionOfHost publishes all at the commit, or nothing.
 func TestTransactionOfHost(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	ch, other := h.channel(t), h.channel(t)
 	declare(t, ch, "q")
@@ -390,7 +382,6 @@ func TestTransactionOfHost(t *testing.T) {
 
 // TestPermissions holds every right to the refusal of who does not have it.
 func TestPermissions(t *testing.T) {
-	t.Parallel()
 	h := start(t, real)
 	admins := h.Admin()
 	ctx := t.Context()
@@ -447,7 +438,6 @@ func TestPermissions(t *testing.T) {
 
 // TestSubjectOf holds names that are no subjects to one spelling each.
 func TestSubjectOf(t *testing.T) {
-	t.Parallel()
 	for name, want := range map[string]string{
 		"": "amq.default", "a": "a", "a.b": "a.b", ".": "%.%", "a..b": "a.%.b", "a.": "a.%", "*": "%2A", "a b": "a%20b", "%": "%25", ">": "%3E", "\x00é": "%00%C3%A9",
 	} {
@@ -457,15 +447,87 @@ func TestSubjectOf(t *testing.T) {
 	}
 }
 
-// TestDurableIsRefused keeps nobody believing that something is kept.
-func TestDurableIsRefused(t *testing.T) {
-	t.Parallel()
+// TestDurable has what is durable be there after the node was started anew, and nothing
+// else.
+func TestDurable(t *testing.T) {
 	h := start(t, real)
-	h.fails(t, 540, "NOT_IMPLEMENTED - durable=true for queue 'q'", func(ch *amqp091.Channel) error {
-		_, err := ch.QueueDeclare("q", true, false, false, false, nil)
-		return err
-	})
-	h.fails(t, 540, "NOT_IMPLEMENTED - durable=true for exchange 'x'", func(ch *amqp091.Channel) error {
-		return ch.ExchangeDeclare("x", "direct", true, false, false, false, nil)
+	ch := h.channel(t)
+	for _, durable := range []bool{true, false} {
+		if err := ch.ExchangeDeclare(fmt.Sprint("x-", durable), "topic", durable, false, false, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprint("q-", durable)
+		if _, err := ch.QueueDeclare(name, durable, false, false, false, amqp091.Table{"x-max-priority": int32(3)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := ch.QueueBind(name, "k.#", "x-true", false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := ch.QueueDeclare("removed", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDelete("removed", false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	for i, body := range []string{"kept", "a", "b", "c"} {
+		c, err := ch.PublishWithDeferredConfirmWithContext(t.Context(), "x-true", "k.1", false, false, amqp091.Publishing{Body: []byte(body), Headers: amqp091.Table{"n": int32(i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := c.WaitContext(t.Context()); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	// Of two that are handed out, one is settled.
+	for range 2 {
+		m, ok, err := ch.Get("q-true", false)
+		if err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		if string(m.Body) == "a" {
+			if err := m.Ack(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// The answer comes after the acknowledgement is taken.
+	if q, err := ch.QueueDeclarePassive("q-true", true, false, false, false, nil); err != nil || q.Messages != 2 {
+		t.Fatalf("got %+v, %v", q, err)
+	}
+	h.Stop()
+	h.p = &Protocol{Logger: h.p.Logger, Options: h.p.Options}
+	h.Options.Listeners[len(h.Options.Listeners)-1].Protocol = h.p
+	h.Server = h.Server.Restart()
+
+	ch = h.channel(t)
+	q, err := ch.QueueDeclare("q-true", true, false, false, false, amqp091.Table{"x-max-priority": int32(3)})
+	if err != nil || q.Messages != 3 {
+		t.Fatalf("got %+v, %v", q, err)
+	}
+	for _, want := range []struct {
+		body        string
+		redelivered bool
+	}{{"kept", true}, {"b", false}, {"c", false}} {
+		m, _, err := ch.Get("q-true", true)
+		if err != nil || string(m.Body) != want.body || m.Redelivered != want.redelivered || m.RoutingKey != "k.1" || m.Headers["n"] == nil {
+			t.Errorf("got %q, redelivered %v, %v, %v, want %+v", m.Body, m.Redelivered, m.Headers, err, want)
+		}
+	}
+	send(t, ch, "x-true", "k.2", amqp091.Publishing{Body: []byte("still bound")})
+	if got := bodies(t, consumed(t, ch, "q-true"), 1); got[0] != "still bound" {
+		t.Errorf("got %v", got)
+	}
+	for _, name := range []string{"q-false", "removed"} {
+		h.fails(t, 404, "", func(ch *amqp091.Channel) error {
+			_, err := ch.QueueDeclarePassive(name, false, false, false, false, nil)
+			return err
+		})
+	}
+	h.fails(t, 404, "", func(ch *amqp091.Channel) error {
+		return ch.ExchangeDeclarePassive("x-false", "topic", false, false, false, false, nil)
 	})
 }

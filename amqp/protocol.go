@@ -42,6 +42,8 @@ const (
 	strangerBytes, strangerEntries = 64 << 10, 256
 	// loginTimeout bounds a login, which has to wait its turn.
 	loginTimeout = 15 * time.Second
+	// openTimeout bounds the opening of an account, with all that is durable in it.
+	openTimeout = 5 * time.Minute
 	// writeTimeout is how long a client may take to read something.
 	writeTimeout = 30 * time.Second
 	// closeTimeout is how long a client may take to answer that it is told to go.
@@ -63,7 +65,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	var clients sync.WaitGroup
 	p.begin.Do(func() {
 		if p.vhosts == nil {
-			a := newAccounts()
+			a := newAccounts(p.log())
 			p.vhosts = a
 			clients.Go(func() { a.run(ctx) })
 		}

@@ -25,6 +25,7 @@ type peer struct {
 	id      string // of the connection, on this node
 	vhost   string // as the client calls it
 	remote  string
+	leave   func() // ends the connection, which is to come again
 }
 
 // host is a vhost for one connection. Its errors that are *frame.Error are told to the
