@@ -393,8 +393,8 @@ const headerServer = "Mqtt-Server"
 // that have no record.
 func (a *account) beat() error {
 	msg := &nats.Msg{Subject: a.at.alive + a.p.run(), Data: strconv.AppendUint(nil, a.floor(), 10)}
-	if a.p.addr != "" {
-		msg.Header = nats.Header{headerServer: []string{a.p.addr}}
+	if addr := a.p.advertised(); addr != "" {
+		msg.Header = nats.Header{headerServer: []string{addr}}
 	}
 	return a.conn.PublishMsg(msg)
 }

@@ -36,7 +36,7 @@ type Protocol struct {
 	dropped  atomic.Uint64
 	buffers  buffers
 	name     string
-	addr     string // at which clients reach this node; empty: they are not told
+	addr     atomic.Pointer[string] // at which clients reach this node; nil: they are not told
 	mu       sync.Mutex
 	accounts map[string]*opening
 }
@@ -57,6 +57,14 @@ const (
 	// of one whose client sends much: what TLS encrypts at once, and then some.
 	readBuffer, readBurst = 2 << 10, 20 << 10
 )
+
+// advertised is at which address clients reach this node; empty: they are not told.
+func (p *Protocol) advertised() string {
+	if addr := p.addr.Load(); addr != nil {
+		return *addr
+	}
+	return ""
+}
 
 func (p *Protocol) log() *slog.Logger {
 	if p.Logger == nil {
@@ -108,7 +116,8 @@ func (p *Protocol) account(ctx context.Context, s *fleetbus.Session) (*account, 
 // tells them then. [MQTT-4.2-1] [MQTT311-7.0.0-2]
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
 	if l, ok := ln.(interface{ Advertised() string }); ok {
-		p.addr = l.Advertised()
+		addr := l.Advertised()
+		p.addr.Store(&addr)
 	}
 	var clients sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })

@@ -375,7 +375,7 @@ func (s *session) dismiss(last ...*packet.Disconnect) {
 // may go, if there is another node. [MQTT 4.11]
 func (s *session) redirect() {
 	last := []*packet.Disconnect{{Code: packet.ServerShuttingDown, ReasonString: "the node stops"}}
-	if s.p.addr != "" { // others are of its kind
+	if s.p.advertised() != "" { // others are of its kind
 		if others := s.a.index.servers(time.Now(), s.p.run()); len(others) > 0 {
 			other := &packet.Disconnect{Code: packet.UseAnotherServer, ReasonString: "the node stops", ServerReference: strings.Join(others, " ")}
 			last = slices.Insert(last, 0, other)
