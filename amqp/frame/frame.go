@@ -77,6 +77,12 @@ func AppendMethod(dst []byte, channel uint16, m Method) ([]byte, error) {
 	return finish(c.out, start), nil
 }
 
+// AppendFrame appends f to dst as it is.
+func AppendFrame(dst []byte, f Frame) []byte {
+	b, start := begin(dst, f.Kind, f.Channel)
+	return finish(append(b, f.Payload...), start)
+}
+
 // AppendHeartbeat appends a heartbeat to dst.
 func AppendHeartbeat(dst []byte) []byte {
 	b, start := begin(dst, KindHeartbeat, 0)
