@@ -53,6 +53,7 @@ func places() map[string]place {
 		"amqp/route":                   {"where a message of AMQP goes, pure, so that it is held against a list of bindings", []string{"amqp/frame"}},
 		"amqp/queue":                   {"who gets which message of a queue of AMQP, and what becomes of it, pure, so that it is held against a model", []string{"amqp/frame"}},
 		"amqp/journal":                 {"what is durable of AMQP in a stream of the engine, which knows no connections and no rights", []string{"amqp/frame", "amqp/queue", "amqp/route"}},
+		"amqp/tunnel":                  {"bytes between nodes over the bus; of any protocol, so that it knows none", nil},
 		"amqp/queue/queuetest":         {"a log that loses its power, for all tests of queues", []string{"amqp/queue"}},
 		"mqtt/mapping":                 {"how topics and properties of MQTT stand on the bus, for whoever speaks MQTT", []string{"mqtt/packet"}},
 		"mqtt/packet":                  {"MQTT's packets, pure, because every rule that one packet can break is in it", nil},
@@ -120,7 +121,7 @@ func places() map[string]place {
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
 		"provision/stranger":  {"a protocol: NATS for machines that nobody knows", []string{"", "identity"}},
 
-		"amqp":                               {"a protocol: AMQP 0-9-1", []string{"", "amqp/frame", "amqp/journal", "amqp/queue", "amqp/route", "identity"}},
+		"amqp":                               {"a protocol: AMQP 0-9-1", []string{"", "amqp/frame", "amqp/journal", "amqp/queue", "amqp/route", "amqp/tunnel", "identity", "lease"}},
 		"mqtt":                               {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet", "metrics"}},
 		"fleetbustest":                       {"a real server in a test", []string{"", "admin", "doctor", "enroll", "identity", "internal/await", "internal/loopback", "ledger"}},
 		"cmd/fleetbus":                       {"the command line; it composes everything", []string{"", "cmd/fleetbus/internal/accounts", "cmd/fleetbus/internal/boot", "cmd/fleetbus/internal/certificates", "cmd/fleetbus/internal/changes", "cmd/fleetbus/internal/command", "cmd/fleetbus/internal/health", "cmd/fleetbus/internal/joining", "cmd/fleetbus/internal/messages", "cmd/fleetbus/internal/nodes", "hub", "internal/config", "internal/demo", "internal/human", "mqtt", "admin", "cert", "cert/proxy", "certmanager", "change", "change/mysql", "change/postgres", "change/sqlite", "doctor", "enroll", "identity", "internal/bench", "internal/check", "internal/document", "internal/issuers", "internal/localcheck", "internal/natsload", "internal/portowner", "internal/reclaim", "internal/rules", "internal/target", "internal/traces", "ledger", "probe", "provision", "certmanager/acme", "certmanager/dns", "certmanager/private", "internal/audit", "internal/backup", "internal/home", "console", "internal/systemd"}},

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"sync"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
 
 	"github.com/fleetbus/fleetbus"
@@ -21,125 +20,28 @@ import (
 // streamName is the stream of an account that has what is durable.
 const streamName = "AMQP"
 
-// accounts are the virtual hosts that this process has. It implements opener.
-type accounts struct {
-	timers *queue.Timers
-	log    *slog.Logger
-
-	mu  sync.Mutex
-	all map[string]*opening // by the name of the account
-}
-
-// opening is an account that is open, or will be.
-type opening struct {
-	done    chan struct{}
-	account *account
-	err     error
-}
-
-func newAccounts(log *slog.Logger) *accounts {
-	return &accounts{timers: queue.NewTimers(nil), log: log, all: map[string]*opening{}}
-}
-
-// run has time pass for all queues until ctx is done, and then closes them.
-func (a *accounts) run(ctx context.Context) {
-	a.timers.Run(ctx)
-	a.mu.Lock()
-	all := a.all
-	a.all = nil
-	a.mu.Unlock()
-	for _, one := range all {
-		<-one.done
-		if one.account != nil {
-			one.account.close()
-		}
-	}
-}
-
-// open implements opener.
-func (a *accounts) open(ctx context.Context, s *fleetbus.Session) (vhost, error) {
-	name := s.Principal.Account
-	a.mu.Lock()
-	if a.all == nil {
-		a.mu.Unlock()
-		return nil, context.Canceled
-	}
-	one := a.all[name]
-	if one == nil {
-		one = &opening{done: make(chan struct{})}
-		a.all[name] = one
-		go func() {
-			// Others wait for it too: it goes on if who asked first is gone.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeout)
-			defer cancel()
-			one.account, one.err = a.make(ctx, s)
-			close(one.done)
-			if one.err != nil {
-				a.forget(name, one)
-			}
-		}()
-	}
-	a.mu.Unlock()
-	select {
-	case <-one.done:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("opening account %q: %w", name, ctx.Err())
-	}
-	if one.err != nil {
-		return nil, one.err
-	}
-	return one.account, nil
-}
-
-func (a *accounts) forget(name string, one *opening) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.all[name] == one {
-		delete(a.all, name)
-	}
-}
-
-// make opens an account for this process.
-func (a *accounts) make(ctx context.Context, s *fleetbus.Session) (*account, error) {
-	every := identity.Rule{Allow: []string{">", identity.Private + ">"}}
-	conn, err := s.Account("amqp", identity.Permissions{Publish: every, Subscribe: every})
-	if err != nil {
-		return nil, err
-	}
-	name := s.Principal.Account
+// openAccount opens an account for this process, which is to be the only one.
+func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timers *queue.Timers, log *slog.Logger) (*account, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	prefix := identity.Private + "amqp."
 	if region, _, _ := conn.Regions(); region != "" { // each region has its own
 		prefix = identity.Private + "amqp-" + region + "."
 	}
-	one := newAccount(name, a.timers, a.log)
-	one.conn = conn
-	one.over = func() {
-		a.mu.Lock()
-		o := a.all[name]
-		a.mu.Unlock()
-		if o != nil && o.account == one {
-			a.forget(name, o)
-		}
-	}
+	a := newAccount(name, timers, log)
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
-		Stream: streamName, Prefix: prefix, Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: a.log,
-		Failed: func(err error) { go one.fail(err) },
-	}, one.table)
+		Stream: streamName, Prefix: prefix, Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
+		Failed: func(err error) { a.failed <- err },
+	}, a.table)
 	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, err)
+		return nil, err
 	}
-	one.journal = j
-	if err := one.restore(queues); err != nil {
-		one.close()
-		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, err)
+	a.journal, a.largest = j, int(journal.Largest(conn.Conn))-recordOverhead
+	if err := a.restore(queues); err != nil {
+		a.close()
+		return nil, err
 	}
-	conn.SetClosedHandler(func(*nats.Conn) { go one.fail(nats.ErrConnectionClosed) })
-	if conn.IsClosed() { // before there was a handler
-		one.close()
-		return nil, fmt.Errorf("opening account %q for AMQP: %w", name, nats.ErrConnectionClosed)
-	}
-	return one, nil
+	return a, nil
 }
 
 // account is a virtual host: the exchanges and queues of an account. It implements vhost,
@@ -149,9 +51,9 @@ type account struct {
 	log     *slog.Logger
 	table   *route.Table
 	env     *queue.Env
-	conn    *fleetbus.Session
 	journal *journal.Journal
-	over    func() // has nobody find it any more
+	largest int        // message that a durable queue takes, with its properties, in bytes
+	failed  chan error // why nothing is stored any more; it has room
 
 	// changing is held while something durable is made, until it is stored.
 	changing sync.Mutex
@@ -166,10 +68,27 @@ type account struct {
 func newAccount(name string, timers *queue.Timers, log *slog.Logger) *account {
 	a := &account{
 		name: name, log: log, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
-		leave: map[*attached]func(){}, over: func() {},
+		leave: map[*attached]func(){}, failed: make(chan error, 1),
 	}
 	a.env = &queue.Env{Timers: timers, Outlet: a, Budget: bodyBudget}
 	return a
+}
+
+// recordOverhead is what a stored message has beside its body and properties, in bytes.
+const recordOverhead = 1 << 10
+
+// fits refuses a message that is too large to be stored, if it has to be.
+func (a *account) fits(m *queue.Message, queues []*queue.Queue) error {
+	size := len(m.Body) + len(m.Properties)
+	if size <= a.largest {
+		return nil
+	}
+	for _, q := range queues {
+		if durable(q.Settings()) {
+			return frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of a durable queue", size, a.largest)
+		}
+	}
+	return nil
 }
 
 // bodyBudget is how many bytes of bodies a durable queue keeps in memory.
@@ -197,17 +116,6 @@ func (a *account) restore(queues []journal.Queue) error {
 	return nil
 }
 
-// fail ends the account here, and has its clients come again.
-func (a *account) fail(err error) {
-	a.mu.RLock()
-	closed := a.closed
-	a.mu.RUnlock()
-	if !closed {
-		a.log.Warn("the queues of an account are not here any more: its AMQP clients have to connect again", "account", a.name, "error", err)
-	}
-	a.close()
-}
-
 // close ends the account here; what is durable stays.
 func (a *account) close() {
 	a.mu.Lock()
@@ -219,17 +127,13 @@ func (a *account) close() {
 	queues, leave := a.queues, a.leave
 	a.queues, a.leave = map[string]*queue.Queue{}, map[*attached]func(){}
 	a.mu.Unlock()
-	a.over()
 	for _, f := range leave {
 		f()
 	}
 	for _, q := range queues {
 		q.Close()
 	}
-	if a.journal != nil {
-		a.journal.Close()
-	}
-	a.conn.Close()
+	a.journal.Close()
 }
 
 // attach implements vhost.
@@ -238,7 +142,7 @@ func (a *account) attach(_ context.Context, who peer) (host, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
-		return nil, frame.ConnectionError(frame.ConnectionForced, "the virtual host is about to be elsewhere: connect again")
+		return nil, elsewhere()
 	}
 	a.leave[h] = who.leave
 	return h, nil

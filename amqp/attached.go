@@ -285,6 +285,9 @@ func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, er
 	if err == nil {
 		err = h.route(to)
 	}
+	if err == nil {
+		err = h.fits(q, h.found)
+	}
 	if err != nil || len(h.found) == 0 {
 		return false, err
 	}
@@ -316,6 +319,9 @@ func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []
 		q, to, err := h.prepare(m)
 		if err == nil {
 			err = h.route(to)
+		}
+		if err == nil {
+			err = h.fits(q, h.found)
 		}
 		if err != nil {
 			return nil, err

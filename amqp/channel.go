@@ -76,7 +76,7 @@ func (c *conn) openChannel(f frame.Frame) error {
 // closeChannel tells the client that a channel is closed, and why.
 func (c *conn) closeChannel(ch *channel, why *frame.Error) error {
 	if c.may(why.Code) {
-		c.p.log().Info("AMQP channel closed", "remote", c.net.RemoteAddr().String(), "principal", c.session.Principal, "code", why.Code.String(), "error", why.Text)
+		c.p.log().Info("AMQP channel closed", "remote", c.remote, "principal", c.who, "code", why.Code.String(), "error", why.Text)
 	}
 	ch.end()
 	ch.flushConfirms(true)
@@ -499,7 +499,7 @@ func (c *conn) judgeUser(m *message) *frame.Error {
 	if err := p.Decode(m.properties); err != nil {
 		return frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
 	}
-	who := c.session.Principal
+	who := c.who
 	_, given, _ := strings.Cut(c.with.Username, "/")
 	if p.UserID == who.Name || p.UserID == who.String() || p.UserID != "" && (p.UserID == c.with.Username || p.UserID == given) {
 		return nil

@@ -29,7 +29,10 @@ type conn struct {
 	source *metered
 	out    *outbox
 	id     string
+	remote string
 
+	who        identity.Principal // once it is let in
+	there      net.Conn           // the way to the node that has the virtual host; nil: this one has it
 	offered    []string
 	client     client
 	channelMax int
@@ -48,6 +51,7 @@ type conn struct {
 	session *fleetbus.Session
 	open    map[uint16]*channel // the same as channels, for others than who reads
 	kicked  *frame.Error        // why it ends, unless the client does it
+	left    error               // why it ends if the virtual host is elsewhere
 }
 
 // client is what a client says of itself.
@@ -64,7 +68,7 @@ func (c client) can(what string) bool {
 
 func newConn(ctx context.Context, p *Protocol, nc net.Conn, login fleetbus.Login) *conn {
 	c := &conn{
-		p: p, net: nc, login: login, id: p.number(), out: newOutbox(nc, p.pending()),
+		p: p, net: nc, login: login, id: p.number(), remote: nc.RemoteAddr().String(), out: newOutbox(nc, p.pending()),
 		channels: map[uint16]*channel{}, open: map[uint16]*channel{},
 	}
 	c.ctx, c.end = context.WithCancel(ctx)
@@ -100,21 +104,32 @@ var errGone = errors.New("the connection is over")
 
 // run serves the client until it is gone.
 func (c *conn) run() {
+	if !c.greet() {
+		c.end()
+		return
+	}
+	c.serveWith(func() error {
+		if err := c.handshake(); err != nil {
+			return err
+		}
+		if c.there != nil {
+			return c.relay()
+		}
+		return c.serve()
+	})
+}
+
+// serveWith serves the client by do, and then ends the connection as that wants it.
+func (c *conn) serveWith(do func() error) {
 	defer c.end()
 	stop := context.AfterFunc(c.ctx, c.interrupt)
 	defer stop()
-	if !c.greet() {
-		return
-	}
 	writing := make(chan struct{})
 	go func() {
 		defer close(writing)
 		c.out.write()
 	}()
-	err := c.handshake()
-	if err == nil {
-		err = c.serve()
-	}
+	err := do()
 	c.leave()
 	stop()
 	cut := time.AfterFunc(2*closeTimeout, func() { _ = c.net.Close() }) // it may not read
@@ -146,6 +161,8 @@ func (c *conn) why() error {
 	switch {
 	case c.kicked != nil:
 		return c.kicked
+	case c.left != nil:
+		return c.left
 	case c.ctx.Err() != nil:
 		return frame.ConnectionError(frame.ConnectionForced, "the node stops: connect again")
 	}
@@ -314,9 +331,9 @@ func (c *conn) forget(id uint16) {
 // farewell ends the connection as err wants it.
 func (c *conn) farewell(err error) {
 	defer c.out.end()
-	attrs := []any{"remote", c.net.RemoteAddr().String()}
-	if c.session != nil {
-		attrs = append(attrs, "principal", c.session.Principal)
+	attrs := []any{"remote", c.remote}
+	if c.who.Name != "" {
+		attrs = append(attrs, "principal", c.who)
 	}
 	if fault, ok := errors.AsType[*frame.Error](err); ok {
 		if fault.Code != frame.ConnectionForced {

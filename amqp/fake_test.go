@@ -3,6 +3,7 @@ package amqp
 import (
 	"context"
 	"crypto/rand"
+	"net"
 	"sync"
 
 	"github.com/fleetbus/fleetbus"
@@ -52,7 +53,9 @@ type fakeSub struct {
 
 func newFake() *fake { return &fake{queues: map[string]*fakeQueue{}, bound: map[string]bool{}} }
 
-func (f *fake) open(context.Context, *fleetbus.Session) (vhost, error) { return f, nil }
+func (f *fake) open(context.Context, *fleetbus.Session, func() ([]byte, error)) (vhost, net.Conn, error) {
+	return f, nil, nil
+}
 
 func (f *fake) attach(_ context.Context, who peer) (host, error) {
 	f.mu.Lock()

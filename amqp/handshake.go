@@ -29,7 +29,7 @@ func (c *conn) greet() bool {
 	if c.net.SetWriteDeadline(time.Now().Add(time.Second)) == nil {
 		_, _ = c.net.Write([]byte(frame.ProtocolHeader))
 	}
-	c.p.log().Info("AMQP client of another version refused", "remote", c.net.RemoteAddr().String())
+	c.p.log().Info("AMQP client of another version refused", "remote", c.remote)
 	return false
 }
 
@@ -135,10 +135,15 @@ func (c *conn) tune(until time.Time) error {
 		return no("negotiated frame_max = %d is lower than the minimum allowed value (%d)", n, frame.MinFrame)
 	}
 	c.channelMax = int(ok.ChannelMax)
-	c.r.Maximum = int(ok.FrameMax)
-	c.patience = 2 * time.Duration(ok.Heartbeat) * time.Second
-	c.out.tune(int(ok.FrameMax), time.Duration(ok.Heartbeat)*time.Second/2)
+	c.tuned(int(ok.FrameMax), time.Duration(ok.Heartbeat)*time.Second)
 	return nil
+}
+
+// tuned sets what was agreed on.
+func (c *conn) tuned(largest int, heartbeat time.Duration) {
+	c.r.Maximum = largest
+	c.patience = 2 * heartbeat
+	c.out.tune(largest, heartbeat/2)
 }
 
 // openVHost opens the virtual host that the client asks for: the account of its
@@ -148,7 +153,7 @@ func (c *conn) openVHost(until time.Time) error {
 	if err != nil {
 		return err
 	}
-	name, account := open.VirtualHost, c.session.Principal.Account
+	name, account := open.VirtualHost, c.who.Account
 	if name == "" {
 		name = "/"
 	}
@@ -157,22 +162,40 @@ func (c *conn) openVHost(until time.Time) error {
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, loginTimeout)
 	defer cancel()
-	v, err := c.p.vhosts.open(ctx, c.session)
-	if err == nil {
-		c.host, err = v.attach(ctx, peer{session: c.session, id: c.id, vhost: name, remote: c.net.RemoteAddr().String(), leave: c.moved})
+	here, there, err := c.p.vhosts.open(ctx, c.session, func() ([]byte, error) { return c.handover(name) })
+	switch {
+	case err == nil && here != nil:
+		err = c.enter(ctx, here, name)
+	case err == nil: // the other node says the rest
+		c.there = there
+		c.opened(name)
 	}
 	if err != nil {
 		return c.ofHost(err, open)
 	}
+	return nil
+}
+
+// enter opens a virtual host that is here.
+func (c *conn) enter(ctx context.Context, v vhost, name string) (err error) {
+	c.host, err = v.attach(ctx, peer{principal: c.who, id: c.id, vhost: name, remote: c.remote, leave: c.moved})
+	if err != nil {
+		return err
+	}
+	c.opened(name)
+	return c.send(0, &frame.ConnectionOpenOk{})
+}
+
+// opened has the client be a stranger no more.
+func (c *conn) opened(name string) {
 	c.vhost = name
 	c.r.Entries = 0
 	c.source.left = -1
-	return c.send(0, &frame.ConnectionOpenOk{})
 }
 
 // moved has the client connect again, because its virtual host is not here any more.
 func (c *conn) moved() {
-	c.kick(frame.ConnectionError(frame.ConnectionForced, "the virtual host is about to be elsewhere: connect again"))
+	c.kick(elsewhere())
 }
 
 // authenticate logs the client in.
@@ -187,7 +210,7 @@ func (c *conn) authenticate(m *frame.ConnectionStartOk) error {
 	}
 	c.secret = m.Mechanism != external
 	with.Password, with.Bearer = "", ""
-	c.with = with
+	c.with, c.who = with, s.Principal
 	c.mu.Lock()
 	c.session = s
 	c.mu.Unlock()
@@ -227,7 +250,7 @@ func (c *conn) refused(err error, m *frame.ConnectionStartOk) error {
 	if why := c.why(); why != nil {
 		return why
 	}
-	c.p.log().Warn("an AMQP client could not be let in", "remote", c.net.RemoteAddr().String(), "error", err)
+	c.p.log().Warn("an AMQP client could not be let in", "remote", c.remote, "error", err)
 	return frame.ConnectionError(frame.InternalError, "the node cannot let anybody in now").Of(m)
 }
 
@@ -246,7 +269,7 @@ func (c *conn) updateSecret(m *frame.ConnectionUpdateSecret) error {
 	if err != nil {
 		return c.ofHost(err, m)
 	}
-	if s.Principal.String() != c.session.Principal.String() {
+	if s.Principal.String() != c.who.String() {
 		s.Close()
 		return no
 	}
@@ -271,6 +294,6 @@ func (c *conn) ofHost(err error, m frame.Method) error {
 	if why := c.why(); why != nil {
 		return why
 	}
-	c.p.log().Warn("AMQP: a request failed", "remote", c.net.RemoteAddr().String(), "name", m.ID().String(), "error", err)
+	c.p.log().Warn("AMQP: a request failed", "remote", c.remote, "name", m.ID().String(), "error", err)
 	return frame.ConnectionError(frame.InternalError, "the node cannot do this now: try again").Of(m)
 }

@@ -30,7 +30,7 @@ func (c *conn) mechanisms() (list []string) {
 
 // credentials are what a client presents.
 func (c *conn) credentials(mechanism, response string) (identity.Credentials, error) {
-	with := identity.Credentials{TLS: c.tls, Remote: c.net.RemoteAddr().String()}
+	with := identity.Credentials{TLS: c.tls, Remote: c.remote}
 	if !slices.Contains(c.offered, mechanism) {
 		switch mechanism {
 		case plain, amqplain:

@@ -82,6 +82,23 @@ func (o *outbox) put(channel uint16, m frame.Method, properties, body []byte) er
 	return nil
 }
 
+// frame appends a frame as it is.
+func (o *outbox) frame(f frame.Frame) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.ended {
+		o.wait = frame.AppendFrame(o.wait, f)
+		o.signal()
+	}
+}
+
+// drain has f be called when there is room again.
+func (o *outbox) drain(f func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.drained = f
+}
+
 // room reports whether there is room for messages. If not, drained is called once there
 // is.
 func (o *outbox) room() bool {
@@ -166,11 +183,11 @@ func (o *outbox) write() {
 			tick.Reset(cmp.Or(every, idle))
 		}
 		o.wait, o.spare = o.spare[:0], nil
-		full := o.full
+		full, drained := o.full, o.drained
 		o.full = false
 		o.mu.Unlock()
 		if full {
-			o.drained()
+			drained()
 		}
 		if len(b) > 0 {
 			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {

@@ -68,7 +68,7 @@ func escaped(c rune) bool {
 // may returns why the connection may not do something to an exchange or a queue, nil if
 // it may.
 func (h *attached) may(r right, what, name string) error {
-	who := &h.who.session.Principal
+	who := &h.who.principal
 	if allowed(&who.Permissions, r, name) {
 		return nil
 	}

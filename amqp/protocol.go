@@ -44,6 +44,8 @@ const (
 	loginTimeout = 15 * time.Second
 	// openTimeout bounds the opening of an account, with all that is durable in it.
 	openTimeout = 5 * time.Minute
+	// requestTimeout bounds one question to another node.
+	requestTimeout = 5 * time.Second
 	// writeTimeout is how long a client may take to read something.
 	writeTimeout = 30 * time.Second
 	// closeTimeout is how long a client may take to answer that it is told to go.
@@ -65,9 +67,10 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	var clients sync.WaitGroup
 	p.begin.Do(func() {
 		if p.vhosts == nil {
-			a := newAccounts(p.log())
+			a := newAccounts(p)
+			a.ctx = ctx
 			p.vhosts = a
-			clients.Go(func() { a.run(ctx) })
+			clients.Go(func() { a.serve(ctx) })
 		}
 	})
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })

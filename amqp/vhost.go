@@ -2,15 +2,19 @@ package amqp
 
 import (
 	"context"
+	"net"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/identity"
 )
 
 // opener opens the virtual host of the account of a session. The machine of connections
 // knows nothing of exchanges and queues but what is in this file.
 type opener interface {
-	open(ctx context.Context, s *fleetbus.Session) (vhost, error)
+	// open finds it. If another node has it, the answer is a way to that node, which was
+	// told hello.
+	open(ctx context.Context, s *fleetbus.Session, hello func() ([]byte, error)) (here vhost, there net.Conn, err error)
 }
 
 // vhost is what an account has of exchanges and queues. It is safe for concurrent use.
@@ -21,11 +25,11 @@ type vhost interface {
 
 // peer is a connection, as a vhost sees it.
 type peer struct {
-	session *fleetbus.Session
-	id      string // of the connection, on this node
-	vhost   string // as the client calls it
-	remote  string
-	leave   func() // ends the connection, which is to come again
+	principal identity.Principal
+	id        string // of the connection, on this node
+	vhost     string // as the client calls it
+	remote    string
+	leave     func() // ends the connection, which is to come again
 }
 
 // host is a vhost for one connection. Its errors that are *frame.Error are told to the

@@ -99,6 +99,7 @@ type Journal struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
 	w      *writer
+	life   context.Context // of what nobody waits for; it does not end
 	stop   context.CancelFunc
 	group  sync.WaitGroup
 
@@ -124,10 +125,10 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
 	}
-	j = &Journal{o: o, js: js, dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, notes: map[string]*notes{}}
+	j = &Journal{o: o, js: js, life: context.WithoutCancel(ctx), dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, notes: map[string]*notes{}}
 	info, err := j.find(ctx)
 	if err == nil {
-		j.w, err = newWriter(nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed)
+		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal, stream %q: %w", o.Stream, err)
@@ -139,7 +140,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 		j.w.close()
 		return nil, nil, fmt.Errorf("opening the journal, stream %q: %w", o.Stream, err)
 	}
-	ctx, j.stop = context.WithCancel(context.WithoutCancel(ctx))
+	ctx, j.stop = context.WithCancel(j.life)
 	j.group.Go(func() { j.run(ctx) })
 	return j, queues, nil
 }
@@ -170,7 +171,7 @@ func (j *Journal) find(ctx context.Context) (*jetstream.StreamInfo, error) {
 func (j *Journal) Close() {
 	j.stop()
 	j.group.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(j.life, closeTimeout)
 	defer cancel()
 	// It is stored behind all else. If it is not, messages come once more.
 	_, _ = j.w.wrote(ctx, j.o.Prefix+"f", nil)

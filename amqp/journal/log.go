@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -38,6 +39,9 @@ func (j *Journal) noted(id string, data []byte) error {
 	all.Done = append(all.Done, n.Done...)
 	return nil
 }
+
+// replayTimeout bounds the reading of one queue.
+const replayTimeout = 5 * time.Minute
 
 // manyNotes is how many notes of a queue are kept before they are written as one.
 const manyNotes = 256
@@ -199,7 +203,7 @@ func (j *Journal) purge(ctx context.Context, subject string, before uint64) bool
 // Read implements queue.Log.
 func (l *log) Read(seqs []uint64, done func([]*queue.Message, error)) {
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*requestTimeout)
+		ctx, cancel := context.WithTimeout(l.j.life, 2*requestTimeout)
 		defer cancel()
 		all := make([]*queue.Message, len(seqs))
 		for i, seq := range seqs {
@@ -237,7 +241,9 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 	}
 	l.floor, l.handed = n.Low, n.Handed
 	if count > 0 {
-		err = l.j.read(context.Background(), []string{l.messages()}, func(msg jetstream.Msg, seq uint64) error {
+		ctx, cancel := context.WithTimeout(l.j.life, replayTimeout)
+		defer cancel()
+		err = l.j.read(ctx, []string{l.messages()}, func(msg jetstream.Msg, seq uint64) error {
 			if seq < l.floor {
 				return nil
 			}
@@ -266,7 +272,7 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 // Drop implements queue.Log.
 func (l *log) Drop() {
 	l.j.group.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+		ctx, cancel := context.WithTimeout(l.j.life, requestTimeout)
 		defer cancel()
 		// What is left of it after all goes when the journal is opened the next time.
 		_ = l.j.purge(ctx, l.messages(), 0) && l.j.purge(ctx, l.notes(), 0)

@@ -22,7 +22,15 @@ var ErrDeposed = errors.New("another node has opened the journal")
 // the same.
 var ErrClosed = errors.New("the journal is closed")
 
+// ErrTooLarge is the error of what is larger than any message may be.
+var ErrTooLarge = errors.New("it is larger than the payload of a message may be")
+
+// Largest is how many bytes one record in a journal may have.
+func Largest(nc *nats.Conn) int64 { return nc.MaxPayload() - headers }
+
 const (
+	// headers is the room for what a message has beside its payload.
+	headers = 512
 	// window is how many messages are on their way to the stream at once, and
 	// windowBytes how many bytes.
 	window, windowBytes = 512, 8 << 20
@@ -82,8 +90,8 @@ type writing struct {
 }
 
 // newWriter writes behind the message last. It is opening until it is fenced.
-func newWriter(nc *nats.Conn, stream jetstream.Stream, run string, last uint64, failed func(error)) (*writer, error) {
-	ctx, stop := context.WithCancel(context.Background())
+func newWriter(ctx context.Context, nc *nats.Conn, stream jetstream.Stream, run string, last uint64, failed func(error)) (*writer, error) {
+	ctx, stop := context.WithCancel(ctx)
 	w := &writer{
 		nc: nc, stream: stream, run: run, inbox: nc.NewRespInbox() + ".", base: last, opening: true, stop: stop,
 		ended: make(chan struct{}), lost: make(chan struct{}, 1), failed: failed,
@@ -109,8 +117,11 @@ func (w *writer) close() {
 // write returns. Those of what is stored are called in the order of the calls.
 func (w *writer) write(subject string, data []byte, done func(seq uint64, err error)) {
 	w.mu.Lock()
-	if w.err != nil {
-		err := w.err
+	err := w.err
+	if int64(len(data)) > Largest(w.nc) {
+		err = ErrTooLarge
+	}
+	if err != nil {
 		w.mu.Unlock()
 		done(0, err)
 		return
