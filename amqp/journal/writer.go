@@ -295,12 +295,16 @@ func (w *writer) ask(ctx context.Context) error {
 	last := info.State.LastSeq
 	w.mu.Lock()
 	base := w.base
+	from := base + 1
+	if w.opening { // what is stored twice does no harm, and others may write faster than it is read
+		from = last + 1
+	}
 	w.mu.Unlock()
 	if last < base {
 		return ErrDeposed
 	}
 	there := map[string]uint64{} // by id
-	for seq := base + 1; seq <= last; seq++ {
+	for seq := from; seq <= last; seq++ {
 		msg, err := w.stream.GetMsg(try, seq)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue // others have removed it already
@@ -360,6 +364,9 @@ func (w *writer) end(err error) {
 // all of it expects an end of the stream that there is no more. From then on a message of
 // another has w write no more.
 func (w *writer) fence(ctx context.Context, subject string) error {
+	if err := w.interrupt(ctx, subject); err != nil {
+		return err
+	}
 	stored := make(chan error, window+1)
 	for range window + 1 {
 		w.write(subject, nil, func(_ uint64, err error) { stored <- err })
@@ -378,6 +385,34 @@ func (w *writer) fence(ctx context.Context, subject string) error {
 	defer w.mu.Unlock()
 	w.opening = false
 	return nil
+}
+
+// interrupt writes whatever the end of the stream is. A writer that is busy finds that
+// message where its own was to be, and stops.
+func (w *writer) interrupt(ctx context.Context, subject string) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, answerWait)
+		msg, err := w.nc.RequestWithContext(try, subject, nil)
+		cancel()
+		var a answer
+		if err == nil {
+			err = json.Unmarshal(msg.Data, &a)
+		}
+		switch {
+		case err == nil && a.Error == nil:
+			w.mu.Lock()
+			w.base = max(w.base, a.Seq)
+			w.mu.Unlock()
+			return nil
+		case err == nil && !passing(a.Error):
+			return fmt.Errorf("writing to the stream: %w", a.Error)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(again):
+		}
+	}
 }
 
 // wrote writes, and returns when it is stored.
