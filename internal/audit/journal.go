@@ -445,13 +445,13 @@ func (j *Journal) store(ctx context.Context, some []waiting, news map[string]adm
 // append stores the data of a block after the tail. If it is not certain whether that
 // was done, or somebody was faster, the tail is looked for anew: it may be this block.
 func (j *Journal) append(ctx context.Context, data []byte, hash string) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	try, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	sequence, err := j.ledger.Append(ctx, j.public, j.tail.sequence, data)
-	if err == nil {
-		return sequence, nil
+	sequence, err := j.ledger.Append(try, j.public, j.tail.sequence, data)
+	if err == nil || ctx.Err() != nil {
+		return sequence, err
 	}
-	again, stop := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	again, stop := context.WithTimeout(ctx, storeTimeout)
 	defer stop()
 	if e := j.find(again); e != nil {
 		return 0, errors.Join(err, e)
