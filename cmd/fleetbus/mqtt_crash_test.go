@@ -372,6 +372,13 @@ func (c *crash) reader(id string, qos packet.QoS, filters ...string) *reader {
 	return r
 }
 
+// heard is how many messages of a topic came.
+func (r *reader) heard(topic string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.times[topic])
+}
+
 func (r *reader) note(m *packet.Publish) {
 	topic, what := string(m.Topic), string(m.Payload)
 	r.mu.Lock()

@@ -121,6 +121,29 @@ func TestKilledRegionsMQTT(t *testing.T) {
 		}
 		return nil
 	})
+	// A region is forwarded to from when the other has heard of its clients.
+	meeting, met := context.WithCancel(ctx)
+	defer met()
+	var meetings sync.WaitGroup
+	for _, n := range c.nodes {
+		s := &source{qos: 1, window: 1, pause: longPause, topic: "load/meeting/" + n.name}
+		s.device = c.device("meeting", 3600)
+		s.addrs, s.slots, s.settled = func() string { return n.mqtt }, make(chan struct{}, 1), s.settle
+		c.run(ctx, s.device)
+		meetings.Go(func() { s.send(meeting) })
+	}
+	c.until("each region hears the other", func() error {
+		for _, r := range readers {
+			for _, n := range c.nodes {
+				if r.heard("load/meeting/"+n.name) == 0 {
+					return fmt.Errorf("%s has heard nothing of %s", r.id, n.name)
+				}
+			}
+		}
+		return nil
+	})
+	met()
+	meetings.Wait()
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	var sending sync.WaitGroup
