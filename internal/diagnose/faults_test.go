@@ -246,18 +246,19 @@ func TestFaultsOfFleet(t *testing.T) {
 		waiting, err := apart.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: "waiting", AckPolicy: jetstream.AckExplicitPolicy})
 		must(err)
 		fleetbustest.Eventually(t, "a consumer that another leads", func() error {
-			st, err := apart.Info(ctx)
+			try, cancel := context.WithTimeout(ctx, time.Second) // without a leader there is no answer
+			defer cancel()
+			st, err := apart.Info(try)
 			if err != nil {
 				return err
 			}
-			c, err := waiting.Info(ctx)
+			c, err := waiting.Info(try)
 			if err != nil {
 				return err
 			}
 			if st.Cluster.Leader != "" && c.Cluster.Leader != "" && c.Cluster.Leader != st.Cluster.Leader {
 				return nil
 			}
-			// Nobody answers while there is no leader.
 			_, err = js.Conn().Request("$JS.API.CONSUMER.LEADER.STEPDOWN.APART.waiting", nil, time.Second)
 			return errors.Join(errors.New("both are led by "+c.Cluster.Leader), err)
 		})
