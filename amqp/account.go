@@ -14,7 +14,6 @@ import (
 	"github.com/fleetbus/fleetbus/amqp/journal"
 	"github.com/fleetbus/fleetbus/amqp/queue"
 	"github.com/fleetbus/fleetbus/amqp/route"
-	"github.com/fleetbus/fleetbus/identity"
 )
 
 // streamName is the stream of an account that has what is durable.
@@ -24,13 +23,9 @@ const streamName = "AMQP"
 func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timers *queue.Timers, log *slog.Logger) (*account, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	prefix := identity.Private + "amqp."
-	if region, _, _ := conn.Regions(); region != "" { // each region has its own
-		prefix = identity.Private + "amqp-" + region + "."
-	}
 	a := newAccount(name, timers, log)
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
-		Stream: streamName, Prefix: prefix, Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
+		Stream: streamName, Prefix: subjects(conn, "amqp"), Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
 		Failed: func(err error) { a.failed <- err },
 	}, a.table)
 	if err != nil {
@@ -322,7 +317,8 @@ func (a *account) bind(ctx context.Context, q *queue.Queue, b route.Binding) err
 
 // DeadLetter implements queue.Outlet. One that has nowhere to go is gone.
 func (a *account) DeadLetter(d *queue.Dead) {
-	names, err := a.table.Route(nil, routed(d.Message.Exchange, d.Message.Key, d.Headers))
+	to, _ := routed(d.Message.Exchange, d.Message.Key, d.Headers) // who published it was told of copies that are none
+	names, err := a.table.Route(nil, to)
 	if err != nil { // the exchange is not there
 		d.Settled()
 		return
@@ -336,13 +332,14 @@ func (a *account) DeadLetter(d *queue.Dead) {
 	a.put(d.Message, a.find(nil, open), func(bool) { d.Settled() })
 }
 
-// routed is what routing has to know of a message with these headers.
-func routed(exchange, key string, headers frame.Table) *route.Message {
+// routed is what routing has to know of a message with these headers; with an error, all
+// but its copies.
+func routed(exchange, key string, headers frame.Table) (*route.Message, error) {
 	copies, err := route.Copies(headers)
 	if err != nil {
-		copies = nil // who published it was told
+		copies = nil
 	}
-	return &route.Message{Exchange: exchange, Key: key, Headers: func() frame.Table { return headers }, Copies: copies}
+	return &route.Message{Exchange: exchange, Key: key, Headers: func() frame.Table { return headers }, Copies: copies}, err
 }
 
 // put publishes m to all queues. done is called once, when the last of them has said

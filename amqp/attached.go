@@ -253,7 +253,7 @@ func (h *attached) prepare(m *message) (*queue.Message, *route.Message, error) {
 			}
 			p.ReplyTo, changed = to, true
 		}
-		to, err := h.targets(m, headers)
+		to, err := routed(m.exchange, m.key, headers)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -269,11 +269,6 @@ func (h *attached) prepare(m *message) (*queue.Message, *route.Message, error) {
 	return q, &route.Message{Exchange: m.exchange, Key: m.key}, err
 }
 
-func (h *attached) targets(m *message, headers frame.Table) (*route.Message, error) {
-	copies, err := route.Copies(headers)
-	return &route.Message{Exchange: m.exchange, Key: m.key, Headers: func() frame.Table { return headers }, Copies: copies}, err
-}
-
 // has reports whether properties have one of the flag.
 func has(properties []byte, flag uint16) bool {
 	return len(properties) >= 2 && (uint16(properties[0])<<8|uint16(properties[1]))&flag != 0
@@ -281,13 +276,7 @@ func has(properties []byte, flag uint16) bool {
 
 // publish implements host.
 func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, error) {
-	q, to, err := h.prepare(m)
-	if err == nil {
-		err = h.route(to)
-	}
-	if err == nil {
-		err = h.fits(q, h.found)
-	}
+	q, err := h.route(m)
 	if err != nil || len(h.found) == 0 {
 		return false, err
 	}
@@ -301,11 +290,18 @@ func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, er
 	return true, nil
 }
 
-// route has queues be those that a message goes to.
-func (h *attached) route(to *route.Message) (err error) {
+// route judges a message, and has found be the queues that it goes to.
+func (h *attached) route(m *message) (*queue.Message, error) {
+	q, to, err := h.prepare(m)
+	if err != nil {
+		return nil, err
+	}
 	h.names, err = h.table.Publish(h.names[:0], to)
 	h.found = h.find(h.found[:0], h.names)
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return q, h.fits(q, h.found)
 }
 
 // commit implements host.
@@ -316,13 +312,7 @@ func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []
 	}
 	all := make([]routed, len(messages))
 	for i, m := range messages {
-		q, to, err := h.prepare(m)
-		if err == nil {
-			err = h.route(to)
-		}
-		if err == nil {
-			err = h.fits(q, h.found)
-		}
+		q, err := h.route(m)
 		if err != nil {
 			return nil, err
 		}
@@ -349,7 +339,7 @@ func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []
 type ofQueue struct{ *queue.Queue }
 
 func (q ofQueue) settle(ids []uint64, how settlement) {
-	q.Settle(ids, map[settlement]queue.Settlement{settleAck: queue.Ack, settleReject: queue.Reject, settleRequeue: queue.Requeue}[how])
+	q.Settle(ids, how)
 }
 
 // of is d as the machine knows it.

@@ -113,11 +113,7 @@ func (a *accounts) claim(s *fleetbus.Session) (*claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := identity.Private + "amqpowner."
-	if region, _, _ := conn.Regions(); region != "" { // each region has its own
-		at = identity.Private + "amqpowner-" + region + "."
-	}
-	c := &claim{name: name, at: at, conn: conn}
+	c := &claim{name: name, at: subjects(conn, "amqpowner"), conn: conn}
 	a.all[name] = c
 	ctx, cancel := context.WithCancel(a.ctx)
 	conn.SetClosedHandler(func(*nats.Conn) { cancel() })
@@ -135,26 +131,39 @@ func (a *accounts) claim(s *fleetbus.Session) (*claim, error) {
 	return c, nil
 }
 
+// subjects are what begins the subjects of a kind: each region has its own.
+func subjects(conn *fleetbus.Session, kind string) string {
+	if region, _, _ := conn.Regions(); region != "" {
+		kind += "-" + region
+	}
+	return identity.Private + kind + "."
+}
+
 // keep has the account whenever it can be had, until ctx is done.
 func (a *accounts) keep(ctx context.Context, c *claim) {
-	js, err := jetstream.New(c.conn.Conn)
 	for ctx.Err() == nil {
-		var leases *lease.Leases
-		if err == nil {
-			leases, err = lease.Open(ctx, js, lease.Options{Stream: ownersStream, Prefix: c.at + "lease"})
-		}
-		if err == nil {
-			err = leases.Hold(ctx, "owner", a.run, nil, func(ctx context.Context) error { return a.own(ctx, c) })
-		}
+		err := a.hold(ctx, c)
 		if err != nil && ctx.Err() == nil {
 			a.log.Warn("an account cannot be opened for AMQP now: it is tried again", "account", c.name, "error", err)
 		}
-		err = nil
 		select {
 		case <-ctx.Done():
 		case <-time.After(claimEvery):
 		}
 	}
+}
+
+// hold waits until the account can be had, and has it.
+func (a *accounts) hold(ctx context.Context, c *claim) error {
+	js, err := jetstream.New(c.conn.Conn)
+	if err != nil {
+		return err
+	}
+	leases, err := lease.Open(ctx, js, lease.Options{Stream: ownersStream, Prefix: c.at + "lease"})
+	if err != nil {
+		return err
+	}
+	return leases.Hold(ctx, "owner", a.run, nil, func(ctx context.Context) error { return a.own(ctx, c) })
 }
 
 // own has the account, until ctx is done or it cannot be had any more.

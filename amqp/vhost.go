@@ -6,6 +6,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/amqp/queue"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
@@ -87,12 +88,12 @@ type confirmer interface {
 }
 
 // settlement is what becomes of a message that was handed out.
-type settlement byte
+type settlement = queue.Settlement
 
 const (
-	settleAck     settlement = iota // it is done with
-	settleReject                    // it is refused: a dead letter, or gone
-	settleRequeue                   // it goes back to its place
+	settleAck     = queue.Ack
+	settleReject  = queue.Reject
+	settleRequeue = queue.Requeue
 )
 
 // settler is the queue that a delivery is of.
