@@ -120,6 +120,8 @@ type ConsumerInfo struct {
 	// Active is when it was last given a message, Created when it was made.
 	Active  time.Time `json:"active,omitzero"`
 	Created time.Time `json:"created,omitzero"`
+	// Temporary is one that the engine removes when nobody reads by it.
+	Temporary bool `json:"temporary,omitempty"`
 }
 
 // Streams lists the streams of accounts, and who reads them.

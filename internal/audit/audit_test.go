@@ -319,7 +319,7 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		j.stream = stream
+		j.open(stream)
 		blocks = stored(t, j)
 		state = admin.AuditState{Time: time.Now(), Keys: map[string]string{j.Public(): "a"}, Heads: map[string]map[string]admin.AuditHead{"a": j.Heads()}, AuditKeep: admin.AuditKeep{MaxAge: DefaultAge}}
 		if r := verify(state, blocks); len(r.Problems) != 0 || r.Journals[0].Crashes != round {

@@ -18,6 +18,8 @@ import (
 const (
 	// entryTimeout is how long a request may wait for its entry.
 	entryTimeout = 15 * time.Second
+	// openWait is how long who asks a node waits until it has the stream.
+	openWait = 2 * time.Second
 	// rescueRequest cannot wait for its entry: there is no quorum to store it.
 	rescueRequest = "rescue"
 )
@@ -189,11 +191,14 @@ func reading[In, Out any](d *Desk, do func(context.Context, jetstream.Stream, In
 		if err := decodeRequest(msg.Data, &in); err != nil {
 			return nil, err
 		}
-		stream := d.Journal.Stream()
-		if stream == nil {
+		select {
+		case <-d.Journal.opened:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(openWait): // of a node that has just started, or is alone
 			return nil, admin.Errorf(admin.Unavailable, "fleetbus status", "node %s cannot read the audit yet", d.Journal.o.Node)
 		}
-		return do(ctx, stream, in)
+		return do(ctx, d.Journal.Stream(), in)
 	}
 }
 

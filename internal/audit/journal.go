@@ -80,6 +80,7 @@ type Journal struct {
 	heads   map[string]admin.AuditHead // by journal
 	dirty   bool                       // heads are not on the disk
 	stream  jetstream.Stream
+	opened  chan struct{} // closed when there is a stream
 	size    int64 // of a new stream
 
 	// Of Run alone.
@@ -112,7 +113,7 @@ type tail struct {
 // New makes the journal of a node: with a new key, unless there is one at its path.
 func New(o Options) (*Journal, error) {
 	j := &Journal{
-		o: o, refusals: rate.NewLimiter(refusalRate, refusalBurst), wake: make(chan struct{}, 1),
+		o: o, refusals: rate.NewLimiter(refusalRate, refusalBurst), wake: make(chan struct{}, 1), opened: make(chan struct{}),
 		dropped: map[gap]int{}, heads: map[string]admin.AuditHead{}, size: DefaultSize,
 	}
 	seed, err := os.ReadFile(o.Path)
@@ -302,9 +303,7 @@ func (j *Journal) begin(ctx context.Context, js jetstream.JetStream, replicas in
 		if j.ledger, err = ledger.Open(try, js, o); err == nil {
 			var stream jetstream.Stream
 			if stream, err = js.Stream(try, Stream); err == nil {
-				j.mu.Lock()
-				j.stream = stream
-				j.mu.Unlock()
+				j.open(stream)
 				err = j.find(try)
 			}
 		}
@@ -352,6 +351,15 @@ func (j *Journal) Stream() jetstream.Stream {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.stream
+}
+
+func (j *Journal) open(stream jetstream.Stream) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.stream == nil {
+		close(j.opened)
+	}
+	j.stream = stream
 }
 
 // take takes what the next block holds.

@@ -78,6 +78,7 @@ func (b *Broker) readers(consumers []*server.ConsumerInfo, led bool) (all []admi
 			continue
 		}
 		one := admin.ConsumerInfo{Name: c.Name, Pending: c.NumPending, AckPending: c.NumAckPending, Redelivered: c.NumRedelivered, Created: c.Created}
+		one.Temporary = c.Config != nil && c.Config.InactiveThreshold > 0
 		if c.Delivered.Last != nil {
 			one.Active = *c.Delivered.Last
 		}

@@ -249,7 +249,7 @@ func (j *judge) streams() {
 				since = c.Created
 			}
 			switch {
-			case c.Pending > 0 && !since.IsZero() && j.Now.Sub(since) > idle:
+			case c.Pending > 0 && !c.Temporary && !since.IsZero() && j.Now.Sub(since) > idle:
 				j.found("CONSUMER-IDLE", doctor.Warn, "", name+" "+c.Name, "remove it if nobody needs it: fleetbus stream info "+s.Name, "%d messages wait for consumer %s, which was given none for %s", c.Pending, c.Name, human.Duration(j.Now.Sub(since)))
 			case c.Redelivered >= stuck:
 				j.found("CONSUMER-STUCK", doctor.Warn, "", name+" "+c.Name, "look at the log of who reads", "%d messages were given to consumer %s again, and are not acknowledged", c.Redelivered, c.Name)
