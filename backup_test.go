@@ -48,9 +48,7 @@ func TestBackup(t *testing.T) {
 		{Name: "MEMORY", Subjects: []string{"memory"}, Storage: jetstream.MemoryStorage},
 		{Name: "BRIEF", Subjects: []string{"brief"}, MaxAge: 3 * time.Second},
 	} {
-		if _, err := js.CreateStream(ctx, config); err != nil {
-			t.Fatal(err)
-		}
+		fleetbustest.Stream(t, js, config)
 	}
 	if _, err := s.Admin().DenyUser(ctx, "acme/mallory"); err != nil {
 		t.Fatal(err)

@@ -77,10 +77,7 @@ func TestShortDisk(t *testing.T) {
 	api := s.Admin()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.*"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := fleetbustest.Stream(t, js, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.*"}})
 	if _, err := js.Publish(ctx, "orders.1", []byte("1")); err != nil {
 		t.Fatal(err)
 	}
@@ -154,10 +151,7 @@ func TestFullDisk(t *testing.T) {
 	defer paul.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := fleetbustest.Stream(t, js, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}})
 	acked := map[uint64]string{}
 	payload := make([]byte, 8<<10)
 	// write writes one more message, and notes it if it is acknowledged.

@@ -60,9 +60,7 @@ func startTraffic(t *testing.T, from, to *fleetbustest.Server, creds, other stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.CreateStream(limited(t, time.Minute), jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}, Replicas: replicas}); err != nil {
-		t.Fatal(err)
-	}
+	fleetbustest.Stream(t, js, jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}, Replicas: replicas})
 	var heard atomic.Int64
 	if _, err := sub.Subscribe("live", func(*nats.Msg) { heard.Add(1) }); err != nil {
 		t.Fatal(err)

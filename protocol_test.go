@@ -546,9 +546,7 @@ func TestLocalIsDurable(t *testing.T) {
 		stop()
 	}
 	within(func(js jetstream.JetStream) {
-		if _, err := js.CreateStream(limited(t, 10*time.Second), jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}}); err != nil {
-			t.Fatal(err)
-		}
+		fleetbustest.Stream(t, js, jetstream.StreamConfig{Name: "KEPT", Subjects: []string{"kept"}})
 		if _, err := js.Publish(limited(t, 10*time.Second), "kept", []byte("forever")); err != nil {
 			t.Fatal(err)
 		}

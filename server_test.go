@@ -62,9 +62,7 @@ func TestOneNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.CreateStream(limited(t, 10*time.Second), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}}); err != nil {
-		t.Fatal(err)
-	}
+	fleetbustest.Stream(t, js, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
 	if _, err := js.Publish(limited(t, 5*time.Second), "orders.new", []byte("43")); err != nil {
 		t.Fatal(err)
 	}

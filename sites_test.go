@@ -204,17 +204,12 @@ func TestSite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := here.CreateStream(limited(t, 10*time.Second), jetstream.StreamConfig{Name: "READINGS", Subjects: []string{"readings.>"}}); err != nil {
-		t.Fatal(err)
-	}
+	fleetbustest.Stream(t, here, jetstream.StreamConfig{Name: "READINGS", Subjects: []string{"readings.>"}})
 	there, err := jetstream.New(atHub)
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := there.CreateStream(limited(t, 10*time.Second), jetstream.StreamConfig{Name: "ALL", Sources: []*jetstream.StreamSource{{Name: "READINGS", Domain: "berlin"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := fleetbustest.Stream(t, there, jetstream.StreamConfig{Name: "ALL", Sources: []*jetstream.StreamSource{{Name: "READINGS", Domain: "berlin"}}})
 	publish := func(n int) {
 		t.Helper()
 		for range n {

@@ -20,23 +20,34 @@ import (
 const streamName = "AMQP"
 
 // openAccount opens an account for this process, which is to be the only one.
-func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timers *queue.Timers, log *slog.Logger) (*account, error) {
+func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timers *queue.Timers, pressure *pressure, log *slog.Logger) (*account, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	a := newAccount(name, timers, log)
+	a := newAccount(name, timers, pressure, log)
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
 		Stream: streamName, Prefix: subjects(conn, "amqp"), Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
-		Failed: func(err error) { a.failed <- err },
+		Failed: a.fail, Refused: pressure.refused,
 	}, a.table)
 	if err != nil {
 		return nil, err
 	}
 	a.journal, a.largest = j, int(journal.Largest(conn.Conn))-recordOverhead
-	if err := a.restore(queues); err != nil {
+	if err = a.restore(queues); err == nil {
+		a.bus, err = openBus(conn, a)
+	}
+	if err != nil {
 		a.close()
 		return nil, err
 	}
 	return a, nil
+}
+
+// fail has the account be opened anew.
+func (a *account) fail(err error) {
+	select {
+	case a.failed <- err:
+	default: // it will be
+	}
 }
 
 // account is a virtual host: the exchanges and queues of an account. It implements vhost,
@@ -47,7 +58,9 @@ type account struct {
 	table   *route.Table
 	env     *queue.Env
 	journal *journal.Journal
-	largest int        // message that a durable queue takes, with its properties, in bytes
+	bus     *bus
+	*pressure
+	largest int        // message that the engine takes, with its properties, in bytes
 	failed  chan error // why nothing is stored any more; it has room
 
 	// changing is held while something durable is made, until it is stored.
@@ -60,12 +73,12 @@ type account struct {
 	leave  map[*attached]func() // ends connections
 }
 
-func newAccount(name string, timers *queue.Timers, log *slog.Logger) *account {
+func newAccount(name string, timers *queue.Timers, pressure *pressure, log *slog.Logger) *account {
 	a := &account{
-		name: name, log: log, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
+		name: name, log: log, pressure: pressure, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
 		leave: map[*attached]func(){}, failed: make(chan error, 1),
 	}
-	a.env = &queue.Env{Timers: timers, Outlet: a, Budget: bodyBudget}
+	a.env = &queue.Env{Timers: timers, Outlet: a, Budget: bodyBudget, Held: &pressure.held}
 	return a
 }
 
@@ -124,6 +137,9 @@ func (a *account) close() {
 	a.mu.Unlock()
 	for _, f := range leave {
 		f()
+	}
+	if a.bus != nil {
+		a.bus.close()
 	}
 	for _, q := range queues {
 		q.Close()
@@ -288,10 +304,13 @@ func (a *account) change(ctx context.Context, c route.Change, durable bool) erro
 		return err
 	}
 	a.wentAlso(also)
-	if !durable {
-		return nil
+	if c.Kind == route.BindTo && c.Binding.Source == topicExchange {
+		err = a.bus.known(ctx)
 	}
-	return a.journal.Record(ctx, journal.Change{Route: &c})
+	if durable {
+		err = errors.Join(err, a.journal.Record(ctx, journal.Change{Route: &c}))
+	}
+	return err
 }
 
 // lasting reports whether an exchange is durable.

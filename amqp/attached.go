@@ -71,7 +71,7 @@ func (h *attached) declareExchange(ctx context.Context, m *frame.ExchangeDeclare
 	}
 	e, err := route.New(m)
 	if err == nil && e.Alternate != "" {
-		err = errors.Join(h.mayExchange(read, m.Exchange), h.mayExchange(write, e.Alternate))
+		err = errors.Join(h.mayExchange(read, m.Exchange), h.mayExchange(write, e.Alternate), onlyPublished(e.Alternate))
 	}
 	if err != nil {
 		return err
@@ -80,10 +80,19 @@ func (h *attached) declareExchange(ctx context.Context, m *frame.ExchangeDeclare
 }
 
 func (h *attached) bindExchanges(ctx context.Context, kind route.Kind, b route.Binding) error {
-	if err := errors.Join(h.mayExchange(write, b.Destination), h.mayExchange(read, b.Source)); err != nil {
+	if err := errors.Join(h.mayExchange(write, b.Destination), h.mayExchange(read, b.Source), h.mayHear(&b), onlyPublished(b.Destination)); err != nil {
 		return err
 	}
 	return h.change(ctx, route.Change{Kind: kind, Binding: &b}, h.lasting(b.Source) && h.lasting(b.Destination))
+}
+
+// onlyPublished refuses that amq.topic has messages in another way than that a client
+// publishes them, because its rights say which.
+func onlyPublished(exchange string) error {
+	if exchange != topicExchange {
+		return nil
+	}
+	return frame.ChannelError(frame.PreconditionFailed, "exchange '%s' has only what clients publish to it: no exchange or queue leads there", topicExchange)
 }
 
 // The names of queues that are special.
@@ -126,7 +135,7 @@ func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (fra
 		return nil, err
 	}
 	if s.DeadLetters {
-		if err := errors.Join(h.mayQueue(read, s.Name), h.mayExchange(write, s.DeadLetterExchange)); err != nil {
+		if err := errors.Join(h.mayQueue(read, s.Name), h.mayExchange(write, s.DeadLetterExchange), onlyPublished(s.DeadLetterExchange)); err != nil {
 			return nil, err
 		}
 	}
@@ -198,7 +207,11 @@ func (h *attached) bindQueue(ctx context.Context, m *frame.QueueBind) error {
 	if err != nil {
 		return err
 	}
-	return h.gone(h.bind(ctx, q, route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments}), m.Queue)
+	b := route.Binding{Source: m.Exchange, Destination: m.Queue, Key: m.RoutingKey, Arguments: m.Arguments}
+	if err := h.mayHear(&b); err != nil {
+		return err
+	}
+	return h.gone(h.bind(ctx, q, b), m.Queue)
 }
 
 func (h *attached) unbindQueue(ctx context.Context, m *frame.QueueUnbind) error {
@@ -274,25 +287,49 @@ func has(properties []byte, flag uint16) bool {
 	return len(properties) >= 2 && (uint16(properties[0])<<8|uint16(properties[1]))&flag != 0
 }
 
+// outgoing is a message that was judged, and where on the bus it goes.
+type outgoing struct {
+	*queue.Message
+	subjects []string // nil: nowhere
+	reply    string   // the subject of answers
+	answers  bool     // it is one, which no queue takes
+	p        frame.Properties
+}
+
 // publish implements host.
 func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, error) {
-	q, err := h.route(m)
-	if err != nil || len(h.found) == 0 {
+	o, err := h.route(m)
+	if err != nil {
 		return false, err
+	}
+	h.toBus(o)
+	if len(h.found) == 0 && !o.answers {
+		return false, nil
 	}
 	var done func(bool)
 	if c != nil {
 		tag := m.tag
 		done = func(taken bool) { c.confirm(tag, taken) }
 	}
-	h.put(q, h.found, done)
+	h.put(o.Message, h.found, done)
+	h.published()
 	clear(h.found)
 	return true, nil
 }
 
 // route judges a message, and has found be the queues that it goes to.
-func (h *attached) route(m *message) (*queue.Message, error) {
+func (h *attached) route(m *message) (o *outgoing, err error) {
 	q, to, err := h.prepare(m)
+	if err != nil {
+		return nil, err
+	}
+	o = &outgoing{Message: q}
+	switch {
+	case m.exchange == topicExchange:
+		err = h.judgeTopic(o, to)
+	case m.exchange == "" && strings.HasPrefix(m.key, busAnswer):
+		err = h.judgeAnswer(o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -301,29 +338,30 @@ func (h *attached) route(m *message) (*queue.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, h.fits(q, h.found)
+	return o, h.fits(q, h.found)
 }
 
 // commit implements host.
 func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []int, err error) {
 	type routed struct {
-		m      *queue.Message
+		*outgoing
 		queues []*queue.Queue
 	}
 	all := make([]routed, len(messages))
 	for i, m := range messages {
-		q, err := h.route(m)
+		o, err := h.route(m)
 		if err != nil {
 			return nil, err
 		}
-		all[i] = routed{q, append([]*queue.Queue(nil), h.found...)}
-		if len(h.found) == 0 {
+		all[i] = routed{o, append([]*queue.Queue(nil), h.found...)}
+		if len(h.found) == 0 && !o.answers {
 			unrouted = append(unrouted, i)
 		}
 	}
 	stored := make(chan struct{}, len(all))
 	for _, one := range all {
-		h.put(one.m, one.queues, func(bool) { stored <- struct{}{} })
+		h.toBus(one.outgoing)
+		h.put(one.Message, one.queues, func(bool) { stored <- struct{}{} })
 	}
 	for range all {
 		select {

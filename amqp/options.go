@@ -29,6 +29,9 @@ type Options struct {
 	// Pending is how many bytes wait for a client that does not read before it is sent
 	// no more messages. Default 1 MiB.
 	Pending int
+	// MaxMemory is how many bytes messages have in memory on this node, in all accounts,
+	// before nobody may publish here. Default 512 MiB.
+	MaxMemory int64
 }
 
 // Validate returns every problem of o, each a *fleetbus.OptionError.
@@ -45,6 +48,7 @@ func (o *Options) Validate() (problems []error) {
 	between("max_frame", int64(o.MaxFrame), 4096, 16<<20)
 	between("channels", int64(o.Channels), 1, 0xFFFF)
 	between("pending", int64(o.Pending), 1<<10, 1<<30)
+	between("max_memory", o.MaxMemory, 1<<20, 1<<50)
 	if longest := 0xFFFF * time.Second; o.Heartbeat > longest || o.Heartbeat > 0 && o.Heartbeat < time.Second {
 		refuse("heartbeat", fmt.Sprintf("%v is not between 1s and %v", o.Heartbeat, longest), "take one between them, or remove it")
 	}
@@ -55,6 +59,9 @@ func (o *Options) maxMessage() int { return cmp.Or(o.MaxMessage, 16<<20) }
 func (o *Options) maxFrame() int   { return cmp.Or(o.MaxFrame, 128<<10) }
 func (o *Options) channels() int   { return cmp.Or(o.Channels, 2047) }
 func (o *Options) pending() int    { return cmp.Or(o.Pending, 1<<20) }
+func (o *Options) maxMemory() int64 {
+	return cmp.Or(o.MaxMemory, 512<<20)
+}
 func (o *Options) heartbeat() uint16 {
 	return uint16(max(0, cmp.Or(o.Heartbeat, time.Minute)) / time.Second)
 }

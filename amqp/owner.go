@@ -32,24 +32,37 @@ const (
 type accounts struct {
 	p      *Protocol
 	timers *queue.Timers
-	log    *slog.Logger
-	run    string // of this process, among all
+	*pressure
+	log *slog.Logger
+	run string // of this process, among all
+
+	ctx   context.Context
+	stop  context.CancelFunc
+	ended chan struct{}
 
 	mu    sync.Mutex
-	ctx   context.Context // nil before it runs
 	all   map[string]*claim
 	group sync.WaitGroup
 }
 
-func newAccounts(p *Protocol) *accounts {
-	return &accounts{p: p, timers: queue.NewTimers(nil), log: p.log(), run: nuid.Next(), all: map[string]*claim{}}
+// newAccounts has time pass for all queues until ctx is done, and then has other nodes have
+// the accounts.
+func newAccounts(ctx context.Context, p *Protocol) *accounts {
+	a := &accounts{p: p, timers: queue.NewTimers(nil), pressure: newPressure(p), log: p.log(), run: nuid.Next(), all: map[string]*claim{}, ended: make(chan struct{})}
+	a.ctx, a.stop = context.WithCancel(ctx)
+	go func() {
+		defer close(a.ended)
+		a.group.Go(func() { a.watch(a.ctx) })
+		a.timers.Run(a.ctx)
+		a.group.Wait()
+	}()
+	return a
 }
 
-// serve has time pass for all queues until ctx is done, and then has other nodes have the
-// accounts.
-func (a *accounts) serve(ctx context.Context) {
-	a.timers.Run(ctx)
-	a.group.Wait()
+// close returns when no account is here.
+func (a *accounts) close() {
+	a.stop()
+	<-a.ended
 }
 
 // claim is an account that this node would have, and has if no other does.
@@ -105,7 +118,7 @@ func (a *accounts) claim(s *fleetbus.Session) (*claim, error) {
 	if c := a.all[name]; c != nil {
 		return c, nil
 	}
-	if a.ctx == nil || a.ctx.Err() != nil {
+	if a.ctx.Err() != nil {
 		return nil, context.Canceled
 	}
 	every := identity.Rule{Allow: []string{">", identity.Private + ">"}}
@@ -168,7 +181,7 @@ func (a *accounts) hold(ctx context.Context, c *claim) error {
 
 // own has the account, until ctx is done or it cannot be had any more.
 func (a *accounts) own(ctx context.Context, c *claim) error {
-	one, err := openAccount(ctx, c.conn, c.name, a.timers, a.log)
+	one, err := openAccount(ctx, c.conn, c.name, a.timers, a.pressure, a.log)
 	if err != nil {
 		return err
 	}

@@ -26,11 +26,12 @@ type Protocol struct {
 	Logger *slog.Logger
 	Options
 
-	begin  sync.Once
 	vhosts opener
 	alarm  alarm
 	mu     sync.Mutex
-	last   uint64 // connection that had a number
+	serves int       // listeners
+	own    *accounts // that serve them, unless it is nil
+	last   uint64    // connection that had a number
 }
 
 const (
@@ -64,15 +65,9 @@ func (p *Protocol) log() *slog.Logger {
 
 // Serve serves the clients of ln until ctx is done, and tells them then.
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
+	leave := p.enter(ctx)
+	defer leave()
 	var clients sync.WaitGroup
-	p.begin.Do(func() {
-		if p.vhosts == nil {
-			a := newAccounts(p)
-			a.ctx = ctx
-			p.vhosts = a
-			clients.Go(func() { a.serve(ctx) })
-		}
-	})
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 	var err error
@@ -88,6 +83,26 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 		return nil
 	}
 	return fmt.Errorf("serving AMQP: %w", err)
+}
+
+// enter has there be accounts as long as there is a listener.
+func (p *Protocol) enter(ctx context.Context) (leave func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.serves++
+	if p.serves == 1 && (p.vhosts == nil || p.own != nil) {
+		p.own = newAccounts(ctx, p)
+		p.vhosts = p.own
+	}
+	return func() {
+		p.mu.Lock()
+		p.serves--
+		last, own := p.serves == 0, p.own
+		p.mu.Unlock()
+		if last && own != nil {
+			own.close()
+		}
+	}
 }
 
 // number is the number of a connection.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -267,6 +268,19 @@ func (s *Server) Dial(account, name string, opts ...nats.Option) *nats.Conn {
 	}
 	s.t.Cleanup(nc.Close)
 	return nc
+}
+
+// Stream makes a stream, as soon as the nodes that it is to be on can: an account that is
+// new is not known to all of them at once.
+func Stream(t testing.TB, js jetstream.JetStream, config jetstream.StreamConfig) (stream jetstream.Stream) {
+	t.Helper()
+	Eventually(t, "stream "+config.Name+" is made", func() (err error) {
+		try, cancel := context.WithTimeout(t.Context(), 5*time.Second) // without a leader there is no answer
+		defer cancel()
+		stream, err = js.CreateStream(try, config)
+		return err
+	})
+	return stream
 }
 
 // Problems are the findings of severity Problem.

@@ -54,6 +54,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Failed is told once, from any goroutine, that nothing can be written any more.
 	Failed func(error)
+	// Refused is told, from any goroutine, of what the stream does not take, for want of
+	// room. Default: nobody is. It does not block.
+	Refused func(error)
 }
 
 // A Queue is a durable one.
@@ -121,6 +124,9 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	if o.Failed == nil {
 		o.Failed = func(error) {}
 	}
+	if o.Refused == nil {
+		o.Refused = func(error) {}
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
@@ -128,7 +134,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	j = &Journal{o: o, js: js, life: context.WithoutCancel(ctx), dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, notes: map[string]*notes{}}
 	info, err := j.find(ctx)
 	if err == nil {
-		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed)
+		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed, o.Refused)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal, stream %q: %w", o.Stream, err)

@@ -63,6 +63,7 @@ type writer struct {
 	ended  chan struct{}
 	lost   chan struct{} // has room for one: the stream has to be asked
 	failed func(error)   // is told once why nothing is written any more
+	refuse func(error)   // is told what the stream does not take
 
 	telling sync.Mutex // of done
 
@@ -90,11 +91,11 @@ type writing struct {
 }
 
 // newWriter writes behind the message last. It is opening until it is fenced.
-func newWriter(ctx context.Context, nc *nats.Conn, stream jetstream.Stream, run string, last uint64, failed func(error)) (*writer, error) {
+func newWriter(ctx context.Context, nc *nats.Conn, stream jetstream.Stream, run string, last uint64, failed, refused func(error)) (*writer, error) {
 	ctx, stop := context.WithCancel(ctx)
 	w := &writer{
 		nc: nc, stream: stream, run: run, inbox: nc.NewRespInbox() + ".", base: last, opening: true, stop: stop,
-		ended: make(chan struct{}), lost: make(chan struct{}, 1), failed: failed,
+		ended: make(chan struct{}), lost: make(chan struct{}, 1), failed: failed, refuse: refused,
 	}
 	var err error
 	if w.sub, err = nc.Subscribe(w.inbox+"*", w.answered); err != nil {
@@ -204,7 +205,9 @@ func (w *writer) answered(msg *nats.Msg) {
 		w.waiting = append(w.waiting[:i], w.waiting[i+1:]...)
 		w.doubt()
 		w.mu.Unlock()
-		one.done(0, fmt.Errorf("the stream does not take it: %w", a.Error))
+		err := fmt.Errorf("the stream does not take it: %w", a.Error)
+		w.refuse(err)
+		one.done(0, err)
 		return
 	}
 	w.waiting[i].stored = true

@@ -49,6 +49,7 @@ func Open(s *Settings, env *Env, log Log) (*Queue, error) {
 		it := q.item(r.Message, q.place, r.Published)
 		it.seq = r.Seq
 		q.keep(&it)
+		q.hold(it.cost())
 		q.push(it)
 		return nil
 	})
@@ -73,6 +74,7 @@ func (q *Queue) append(m *Message, done Done) {
 	it := q.item(m, q.place, now)
 	q.d.pending = append(q.d.pending, pending{item: it, done: done})
 	q.d.pendingBytes += int64(it.size)
+	q.hold(it.cost())
 	q.d.log.Append(&Record{Published: now, Message: m}, q, it.place)
 }
 
@@ -103,8 +105,10 @@ func (q *Queue) settleStored(all []stored) {
 		p := &q.d.pending[n]
 		q.d.pendingBytes -= int64(p.size)
 		q.told(p.done, !p.lost)
+		q.hold(-p.cost())
 		if !p.lost {
 			q.keep(&p.item)
+			q.hold(p.cost())
 			q.push(p.item)
 		}
 		*p = pending{}
@@ -186,7 +190,9 @@ func (q *Queue) loaded(priority uint8, seqs []uint64, all []*Message, err error)
 			continue
 		}
 		if i < len(all) && all[i] != nil {
+			q.hold(-it.cost())
 			it.m = all[i]
+			q.hold(it.cost())
 			q.d.held += int64(it.size)
 			continue
 		}

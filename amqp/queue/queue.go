@@ -20,6 +20,9 @@ type Env struct {
 	// Budget is how many bytes of bodies a durable queue keeps in memory; what comes then
 	// is only in its log, and read again when its turn comes. 0: no limit.
 	Budget int64
+	// Held is about how many bytes the messages of all queues have in memory. Several may
+	// share one; nil: nobody wants to know.
+	Held *atomic.Int64
 }
 
 // An Outlet is told what queues cannot do themselves. It is called without any lock, and
@@ -69,6 +72,7 @@ type Queue struct {
 	ready   int
 	lasting int // of them, those that never expire
 	bytes   int64
+	held    int64  // of Env.Held
 	place   uint64 // the last that was given
 	ids     uint64
 	unacked unacked
@@ -140,8 +144,18 @@ func (q *Queue) Publish(m *Message, done Done) {
 		q.append(m, done)
 	default:
 		q.place++
-		q.push(q.item(m, q.place, 0))
+		it := q.item(m, q.place, 0)
+		q.hold(it.cost())
+		q.push(it)
 		q.told(done, true)
+	}
+}
+
+// hold counts what is in memory.
+func (q *Queue) hold(bytes int64) {
+	q.held += bytes
+	if q.env.Held != nil {
+		q.env.Held.Add(bytes)
 	}
 }
 
@@ -295,6 +309,7 @@ func (q *Queue) handOut(l *list, s *Subscription, noAck bool) {
 
 // finish ends a message.
 func (q *Queue) finish(it *item) {
+	q.hold(-it.cost())
 	if q.d != nil {
 		q.d.forget(it)
 		q.d.note.Done = append(q.d.note.Done, it.seq)
@@ -307,6 +322,7 @@ func (q *Queue) bury(it *item, why Reason) {
 		q.finish(it)
 		return
 	}
+	q.hold(-it.cost())
 	if q.d != nil {
 		q.d.forget(it)
 	}
@@ -446,6 +462,7 @@ func (q *Queue) stop() (log Log) {
 	}
 	q.list, q.lists, q.unacked, q.subs, q.groups, q.d = list{}, nil, unacked{}, nil, nil, nil
 	q.ready, q.lasting, q.bytes = 0, 0, 0
+	q.hold(-q.held)
 	q.env.Timers.remove(q)
 	return log
 }

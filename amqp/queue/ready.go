@@ -15,6 +15,18 @@ type item struct {
 	handed   bool
 }
 
+// What a message costs in memory beside its body, in bytes, or about that, and one whose
+// body is only in the log.
+const itemBytes, readBytes = 256, 64
+
+// cost is what it costs in memory, in bytes.
+func (it *item) cost() int64 {
+	if it.m == nil {
+		return readBytes
+	}
+	return itemBytes + int64(it.size)
+}
+
 // list has the messages of one priority that are ready, in the order of their places. What
 // came back had been at the front, so that all of back goes before all of fresh.
 type list struct {

@@ -105,8 +105,11 @@ type Table struct {
 	vhost string
 	hash  hasher
 
-	mu sync.Mutex // of changes
-	at atomic.Pointer[state]
+	mu     sync.Mutex // of changes
+	at     atomic.Pointer[state]
+	watch  string         // the exchange whose keys somebody wants to know
+	keys   map[string]int // of watch: how many bindings have each; nil: nobody wants to know
+	wanted func(key string, is bool)
 }
 
 // state is what a table has at a time.
@@ -147,6 +150,38 @@ func (t *Table) change(f func(s *state) error) error {
 	}
 	t.at.Store(&s)
 	return nil
+}
+
+// Watch has wanted told of each key that something is bound to an exchange with: at once of
+// those that there are, and from then on when there is a first binding with a key, and no
+// more. It is told in the order of the changes, and does not call the table. There is one
+// Watch of a table, and nothing replaces what the table has after it.
+func (t *Table) Watch(exchange string, wanted func(key string, is bool)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watch, t.keys, t.wanted = exchange, map[string]int{}, wanted
+	e, ok := t.at.Load().exchanges.get(t.hash, exchange)
+	if !ok {
+		return
+	}
+	for _, b := range e.bindings.all() {
+		t.count(b, 1)
+	}
+}
+
+// count counts the bindings with the key of b, for who watches.
+func (t *Table) count(b *Binding, by int) {
+	if t.keys == nil || b.Source != t.watch {
+		return
+	}
+	n := t.keys[b.Key] + by
+	t.keys[b.Key] = n
+	if n == 0 {
+		delete(t.keys, b.Key)
+	}
+	if n == 0 || n == 1 && by > 0 {
+		t.wanted(b.Key, n > 0)
+	}
 }
 
 // New is what m declares.
@@ -269,6 +304,7 @@ func (t *Table) Delete(name string, ifUnused bool) (also []string, err error) {
 func (t *Table) drop(s *state, e *exchange) (also []string) {
 	s.exchanges = s.exchanges.without(t.hash, e.Name)
 	for _, b := range e.bindings.all() {
+		t.count(b, -1)
 		t.unlink(s, b)
 	}
 	return t.dropTo(s, target{e.Name, true})
@@ -295,6 +331,7 @@ func (t *Table) remove(s *state, b *Binding) (also []string) {
 	if _, ok := e.bindings.get(t.hash, b.id()); !ok {
 		return nil
 	}
+	t.count(b, -1)
 	now := *e
 	now.bindings, now.rule = e.bindings.without(t.hash, b.id()), e.rule.without(t.hash, b)
 	s.exchanges = s.exchanges.with(t.hash, e.Name, &now)
@@ -340,6 +377,7 @@ func (t *Table) Bind(b Binding) (made bool, err error) {
 			return nil
 		}
 		made = true
+		t.count(&b, 1)
 		now := *e
 		now.bindings, now.rule = e.bindings.with(t.hash, b.id(), &b), e.rule.with(t.hash, &b)
 		s.exchanges = s.exchanges.with(t.hash, e.Name, &now)

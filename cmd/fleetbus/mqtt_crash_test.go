@@ -48,7 +48,7 @@ type crash struct {
 }
 
 type crashNode struct {
-	name, mqtt string
+	name, mqtt, amqp string
 	*process
 }
 
@@ -143,12 +143,12 @@ func newCrash(t *testing.T, seed uint64) *crash {
 	c := &crash{t: t, m: newHost(t), rng: rand.New(rand.NewPCG(seed, 0))}
 	var addrs []string
 	for i := range 3 {
-		n := &crashNode{name: fmt.Sprintf("n%d", i+1), mqtt: loopback.Addr(t)}
+		n := &crashNode{name: fmt.Sprintf("n%d", i+1), mqtt: loopback.Addr(t), amqp: loopback.Addr(t)}
 		args := []string{"init"}
 		if i > 0 {
 			args = []string{"join", addrs[0], "--token", secret(c.m.must("token", "add", "node", "--data-dir", "n1"))}
 		}
-		args = c.m.node(n.name, append(args, "--listeners-mqtt-addr", n.mqtt)...)
+		args = c.m.node(n.name, append(args, "--listeners-mqtt-addr", n.mqtt, "--listeners-amqp-addr", n.amqp)...)
 		c.m.must(args...)
 		addrs = append(addrs, args[slices.Index(args, "--listeners-nats-addr")+1])
 		n.process = c.m.serve(n.name)
@@ -200,8 +200,13 @@ func (c *crash) within(patience time.Duration, what string, wrong func() error) 
 	}
 }
 
-// whole returns when every copy of every stream and consumer is current.
+// whole returns when every copy of every stream and consumer of MQTT is current.
 func (c *crash) whole(ctx context.Context) {
+	c.current(ctx, "MQTT5_MESSAGES", "MQTT5_SESSIONS", "MQTT5_RETAINED")
+}
+
+// current returns when every copy of these streams and their consumers is.
+func (c *crash) current(ctx context.Context, streams ...string) {
 	js := must[jetstream.JetStream](c.t)(jetstream.New(c.nc))
 	judge := func(what string, of *jetstream.ClusterInfo) error {
 		if of == nil || of.Leader == "" || len(of.Replicas) != len(c.nodes)-1 {
@@ -217,7 +222,7 @@ func (c *crash) whole(ctx context.Context) {
 	c.until("the copies are whole", func() error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		for _, name := range []string{"MQTT5_MESSAGES", "MQTT5_SESSIONS", "MQTT5_RETAINED"} {
+		for _, name := range streams {
 			s, err := js.Stream(ctx, name)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)

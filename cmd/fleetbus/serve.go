@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/boot"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/certificates"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
@@ -64,7 +65,10 @@ func serve(b *boot.Flags, cmd *cobra.Command, c *config.Config, o fleetbus.Optio
 		o.CertManager = certificates.OpenManager
 	}
 	for _, l := range o.Listeners {
-		if p, ok := l.Protocol.(*mqtt.Protocol); ok {
+		switch p := l.Protocol.(type) {
+		case *mqtt.Protocol:
+			p.Logger = o.Logger
+		case *amqp.Protocol:
 			p.Logger = o.Logger
 		}
 	}

@@ -81,7 +81,7 @@ type Journal struct {
 	dirty   bool                       // heads are not on the disk
 	stream  jetstream.Stream
 	opened  chan struct{} // closed when there is a stream
-	size    int64 // of a new stream
+	size    int64         // of a new stream
 
 	// Of Run alone.
 	ledger *ledger.Ledger

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp"
 	"github.com/fleetbus/fleetbus/change/sse"
 	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
@@ -32,6 +33,7 @@ func protocols() map[string]protocol {
 		"console":   {newConsole(consoleSettings{}), ":8444"},
 		"sse":       {&sse.Protocol{}, ":8443"},
 		"mqtt":      {&mqtt.Protocol{}, ":8883"},
+		"amqp":      {&amqp.Protocol{}, ":5671"},
 		"metrics":   {&probe.Protocol{}, "127.0.0.1:9422"},
 		"provision": {&stranger.Protocol{}, ":4280"},
 		"open":      {&stranger.Protocol{Open: true}, ":4281"},
@@ -49,6 +51,7 @@ type target struct {
 	log       Log
 	listeners []*listener
 	mqtt      mqtt.Protocol
+	amqp      amqp.Protocol
 	strangers stranger.Protocol
 	console   consoleSettings
 	arrivals  string // the account of strangers
@@ -162,6 +165,22 @@ func (t *target) field(path []string) any {
 		return &t.mqtt.MaxRetained
 	case "mqtt.lazy_sync":
 		return &t.mqtt.LazySync
+	case "amqp.passwords":
+		return &t.amqp.Passwords
+	case "amqp.account":
+		return &t.amqp.Account
+	case "amqp.max_message":
+		return &t.amqp.MaxMessage
+	case "amqp.max_frame":
+		return &t.amqp.MaxFrame
+	case "amqp.channels":
+		return &t.amqp.Channels
+	case "amqp.heartbeat":
+		return &t.amqp.Heartbeat
+	case "amqp.pending":
+		return &t.amqp.Pending
+	case "amqp.max_memory":
+		return &t.amqp.MaxMemory
 	case "limits.connections":
 		return &o.Limits.Connections
 	case "limits.payload":
@@ -331,6 +350,8 @@ func decode(root *node, broken bool) (*target, []Problem) {
 		switch l.protocol {
 		case "console":
 			l.Protocol = newConsole(t.console)
+		case "amqp":
+			l.Protocol = &t.amqp
 		case "mqtt":
 			l.Protocol = &t.mqtt
 		case "open":
@@ -342,7 +363,7 @@ func decode(root *node, broken bool) (*target, []Problem) {
 	}
 	if !broken {
 		t.linkHub(d, root)
-		d.validate(root, errors.Join(append(t.mqtt.Validate(), t.options.Validate())...))
+		d.validate(root, errors.Join(append(slices.Concat(t.mqtt.Validate(), t.amqp.Validate()), t.options.Validate())...))
 	}
 	return t, d.problems
 }

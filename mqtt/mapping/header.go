@@ -63,10 +63,10 @@ func Headers(m *packet.Message, now time.Time) (header nats.Header) {
 		set(headerFormat, strconv.Itoa(int(m.Format)))
 	}
 	if m.ContentType != nil {
-		set(headerContent, headerValue(string(m.ContentType)))
+		set(headerContent, HeaderText(string(m.ContentType)))
 	}
 	if m.ResponseTopic != nil {
-		set(headerResponse, headerValue(string(m.ResponseTopic)))
+		set(headerResponse, HeaderText(string(m.ResponseTopic)))
 	}
 	if m.CorrelationData != nil {
 		set(headerCorrelation, base64.StdEncoding.EncodeToString(m.CorrelationData))
@@ -78,7 +78,7 @@ func Headers(m *packet.Message, now time.Time) (header nats.Header) {
 			b = append(binary.AppendUvarint(b, uint64(len(pair.Name))), pair.Name...)
 			b = append(binary.AppendUvarint(b, uint64(len(pair.Value))), pair.Value...)
 			if name := string(pair.Name); isHeader(name) && !strings.HasPrefix(strings.ToLower(name), "nats-") {
-				header[name] = append(header[name], headerValue(string(pair.Value)))
+				header[name] = append(header[name], HeaderText(string(pair.Value)))
 			}
 		}
 		set(headerUser, base64.StdEncoding.EncodeToString(b))
@@ -86,16 +86,17 @@ func Headers(m *packet.Message, now time.Time) (header nats.Header) {
 	return header
 }
 
-// headerValue keeps what would end a header out of it: such a text travels as a
-// quoted one.
-func headerValue(s string) string {
+// HeaderText keeps what would end a header out of it: such a text travels as a quoted
+// one, which TextOf reads.
+func HeaderText(s string) string {
 	if strings.ContainsAny(s, "\r\n") || strings.TrimSpace(s) != s || strings.HasPrefix(s, `"`) {
 		return strconv.Quote(s)
 	}
 	return s
 }
 
-func fromHeader(s string) string {
+// TextOf is the text that HeaderText was given.
+func TextOf(s string) string {
 	if strings.HasPrefix(s, `"`) {
 		if plain, err := strconv.Unquote(s); err == nil {
 			return plain
@@ -137,8 +138,8 @@ func Read(header nats.Header, own bool) (p Properties) {
 	case "2":
 		p.Format = packet.Text
 	}
-	p.Content = fromHeader(get(headerContent))
-	p.Response = fromHeader(get(headerResponse))
+	p.Content = TextOf(get(headerContent))
+	p.Response = TextOf(get(headerResponse))
 	if corr := get(headerCorrelation); corr != "" {
 		p.Correlation, _ = base64.StdEncoding.DecodeString(corr)
 	}

@@ -1,0 +1,448 @@
+package amqp
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/amqp/queue"
+	"github.com/fleetbus/fleetbus/amqp/route"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/wire"
+)
+
+const (
+	// busQueue is how many bytes of the engine's messages wait until they are in their
+	// queues, and busPending how many are in no log yet. What is more is dropped.
+	busQueue, busPending = 16 << 20, 16 << 20
+	// busAnswer begins the names by which who had a message of the bus answers it.
+	busAnswer = "amq.bus."
+	// lostEvery is how often it is told that messages were dropped.
+	lostEvery = time.Second
+)
+
+// bus is amq.topic of an account as others on the bus have it: what is published there goes
+// to the subject of its routing key, and what others publish goes to the queues that are
+// bound to it.
+type bus struct {
+	a     *account
+	conn  *fleetbus.Session // does not hear what it publishes
+	wire  *wire.Conn        // over which it hears
+	inbox string            // of answers, with its dot
+	key   []byte            // of names of answers
+	lost  atomic.Uint64     // messages, since it was told
+	room  room
+	ended sync.WaitGroup
+
+	mu      sync.Mutex
+	last    uint64
+	keys    map[string]*interest // by the key of bindings
+	subs    map[uint64]*interest // by what the engine calls it
+	names   map[string]*interest // as all calls them
+	all     *route.Table         // which interests want a key
+	inbound uint64               // the subscription of inbox
+}
+
+// interest is that of bindings with one key.
+type interest struct {
+	order uint64 // the first of those that want a message is the one that counts
+	name  string // of order
+	subs  []uint64
+}
+
+// openBus opens the bus for a, which has its table.
+func openBus(conn *fleetbus.Session, a *account) (*bus, error) {
+	b := &bus{
+		a: a, key: make([]byte, sha256.Size), keys: map[string]*interest{}, subs: map[uint64]*interest{}, names: map[string]*interest{},
+		all: route.NewTable(a.name), wire: wire.NewListener(busQueue), inbox: "_INBOX.amqp-" + rand.Text()[:16] + ".",
+	}
+	_, _ = rand.Read(b.key) // it does not fail
+	b.room.free = busPending
+	b.room.cond.L = &b.room.mu
+	every := identity.Rule{Allow: []string{">"}}
+	var err error
+	if b.conn, err = conn.Account("amqp", identity.Permissions{Publish: every, Subscribe: every}, nats.NoEcho(), b.wire.Option()); err != nil {
+		return nil, err
+	}
+	if b.inbound, err = b.wire.Subscribe(b.inbox+"*.*.*", ""); err != nil {
+		b.conn.Close()
+		return nil, err
+	}
+	b.conn.SetClosedHandler(func(*nats.Conn) { a.fail(nats.ErrConnectionClosed) })
+	a.table.Watch(topicExchange, b.want)
+	if err := b.conn.Flush(); err != nil {
+		b.conn.Close()
+		return nil, fmt.Errorf("listening to the bus: %w", err)
+	}
+	stop := make(chan struct{})
+	b.ended.Go(func() {
+		defer close(stop)
+		b.hear()
+	})
+	b.ended.Go(func() { b.tell(stop) })
+	return b, nil
+}
+
+func (b *bus) close() {
+	b.room.end()
+	b.conn.Close()
+	b.ended.Wait()
+}
+
+// known returns when the engine knows of all bindings.
+func (b *bus) known(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := b.conn.FlushWithContext(ctx); err != nil {
+		return fmt.Errorf("asking the bus for what is bound: %w", err)
+	}
+	return nil
+}
+
+// want is what the table calls when a key has its first binding or has none any more.
+func (b *bus) want(key string, is bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	binding := route.Binding{Source: topicExchange, Key: key}
+	if i := b.keys[key]; i != nil {
+		binding.Destination = i.name
+		_, _ = b.all.Unbind(binding) // it is there
+		delete(b.keys, key)
+		delete(b.names, i.name)
+		for _, sub := range i.subs {
+			delete(b.subs, sub)
+			_ = b.wire.Unsubscribe(sub) // or the connection is gone, and the account with it
+		}
+	}
+	if !is {
+		return
+	}
+	b.last++
+	i := &interest{order: b.last, name: strconv.FormatUint(b.last, 36)}
+	for _, subject := range patterns(key) {
+		sub, err := b.wire.Subscribe(subject, "")
+		if err != nil {
+			b.a.fail(fmt.Errorf("listening to the bus: %w", err))
+			return
+		}
+		i.subs = append(i.subs, sub)
+		b.subs[sub] = i
+	}
+	b.keys[key], b.names[i.name] = i, i
+	binding.Destination = i.name
+	_, _ = b.all.Bind(binding) // to what is always there
+}
+
+// counts reports whether the copy of a message that came because of sub is the one that
+// counts: the engine sends one for each interest that may want it.
+func (b *bus) counts(sub uint64, key string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	mine := b.subs[sub]
+	if mine == nil {
+		return false
+	}
+	names, err := b.all.Route(nil, &route.Message{Exchange: topicExchange, Key: key})
+	if err != nil {
+		return false
+	}
+	wanted := false
+	for _, name := range names {
+		i := b.names[name]
+		if i != nil && i.order < mine.order {
+			return false
+		}
+		wanted = wanted || i == mine
+	}
+	return wanted
+}
+
+// hear hands messages to queues until the connection is closed.
+func (b *bus) hear() {
+	for {
+		messages, dropped, ok := b.wire.Receive()
+		if !ok {
+			return
+		}
+		b.lost.Add(uint64(dropped))
+		for len(messages) > 0 {
+			var w wire.Message
+			w, messages = wire.Next(messages)
+			if w.ID == b.inbound {
+				b.answered(&w)
+			} else {
+				b.take(&w)
+			}
+		}
+	}
+}
+
+// tell tells the operator of what was dropped.
+func (b *bus) tell(stop <-chan struct{}) {
+	tick := time.NewTicker(lostEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			if n := b.lost.Swap(0); n > 0 {
+				b.a.log.Warn("messages of the bus did not reach their AMQP queues: they came faster than they are stored, or memory is full", "account", b.a.name, "messages", n)
+			}
+		}
+	}
+}
+
+// take takes a message that somebody published.
+func (b *bus) take(w *wire.Message) {
+	subject := string(w.Subject)
+	if engines(subject) {
+		return
+	}
+	key := keyOfSubject(subject)
+	if !b.counts(w.ID, key) {
+		return
+	}
+	if len(key) > maxShort {
+		b.lost.Add(1)
+		return
+	}
+	p, over := properties(w)
+	if over {
+		return
+	}
+	if len(w.Reply) > 0 {
+		p.ReplyTo = b.nameOf(string(w.Reply))
+	}
+	b.put(topicExchange, key, &p, w.Payload)
+}
+
+// properties are those of a message of the bus. over says that it has expired.
+func properties(w *wire.Message) (p frame.Properties, over bool) {
+	if len(w.Header) == 0 {
+		return p, false
+	}
+	header, _ := nats.DecodeHeadersMsg(w.Header) // a broken one is none
+	return inward(header, time.Now())
+}
+
+// put publishes what came over the bus.
+func (b *bus) put(exchange, key string, p *frame.Properties, payload []byte) {
+	if b.a.full() {
+		b.lost.Add(1)
+		return
+	}
+	encoded, err := p.Append(nil)
+	var m *queue.Message
+	if err == nil {
+		m, err = queue.NewMessage(exchange, key, encoded, append([]byte(nil), payload...))
+	}
+	var names []string
+	if err == nil {
+		names, err = b.a.table.Publish(nil, &route.Message{Exchange: exchange, Key: key, Headers: func() frame.Table { return p.Headers }})
+	}
+	queues := b.a.find(nil, names)
+	if err == nil {
+		err = b.a.fits(m, queues)
+	}
+	if err != nil {
+		b.lost.Add(1)
+		b.a.log.Debug("a message of the bus cannot be one of AMQP", "account", b.a.name, "error", err)
+		return
+	}
+	size := len(payload) + len(encoded)
+	if !b.room.take(size) {
+		return
+	}
+	b.a.put(m, queues, func(bool) { b.room.give(size) })
+}
+
+// judgeTopic says where on the bus a message goes that is published to amq.topic, or
+// refuses it.
+func (h *attached) judgeTopic(o *outgoing, to *route.Message) error {
+	if size := len(o.Body) + len(o.Properties); size > h.largest {
+		return frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of exchange '%s'", size, h.largest, topicExchange)
+	}
+	for _, key := range append([]string{to.Key}, to.Copies...) {
+		subject := subjectOfKey(key)
+		switch {
+		case engines(subject):
+			return frame.ChannelError(frame.AccessRefused, "write access to topic '%s' in exchange '%s' refused: it belongs to the engine", frame.Clip(key), topicExchange)
+		case !h.who.principal.Permissions.Publish.Allows(subject):
+			return h.refusesTopic(write, key)
+		}
+		o.subjects = append(o.subjects, subject)
+	}
+	if err := o.p.Decode(o.Properties); err != nil {
+		return frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
+	}
+	switch to := o.p.ReplyTo; {
+	case to == "":
+	case strings.HasPrefix(to, busAnswer):
+		o.reply, _ = h.bus.subjectOfName(to)
+	case strings.HasPrefix(to, replyTo+"."), h.mayQueue(read, to) == nil: // or somebody else would be answered
+		o.reply = h.bus.subjectFor(to, o.p.CorrelationID)
+	}
+	return nil
+}
+
+// judgeAnswer says where an answer goes to a question that came over the bus. Of one that
+// was not asked it says nothing, and it is not routed.
+func (h *attached) judgeAnswer(o *outgoing) error {
+	subject, ok := h.bus.subjectOfName(o.Key)
+	if !ok {
+		return nil
+	}
+	if size := len(o.Body) + len(o.Properties); size > h.largest {
+		return frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of an answer over the bus", size, h.largest)
+	}
+	o.subjects, o.answers = []string{subject}, true
+	if err := o.p.Decode(o.Properties); err != nil {
+		return frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
+	}
+	return nil
+}
+
+// toBus publishes what goes to the bus.
+func (h *attached) toBus(o *outgoing) {
+	if len(o.subjects) == 0 {
+		return
+	}
+	header := outward(&o.p, time.Now())
+	for _, subject := range o.subjects {
+		err := h.bus.conn.PublishMsg(&nats.Msg{Subject: subject, Reply: o.reply, Header: header, Data: o.Body})
+		if err != nil {
+			h.log.Warn("a message of AMQP did not reach the bus", "account", h.account.name, "error", err)
+		}
+	}
+}
+
+func (h *attached) refusesTopic(r right, key string) error {
+	return frame.ChannelError(frame.AccessRefused, "%s access to topic '%s' in exchange '%s' in vhost '%s' refused for user '%s'", r, frame.Clip(key), topicExchange, h.who.vhost, h.who.principal.Name)
+}
+
+// mayHear refuses bindings to amq.topic with keys of which a principal may not subscribe to
+// all subjects: what is in a queue is not judged again.
+func (h *attached) mayHear(b *route.Binding) error {
+	if b.Source != topicExchange {
+		return nil
+	}
+	may := &h.who.principal.Permissions.Subscribe
+	for _, subject := range patterns(b.Key) {
+		denied := func(pattern string) bool { return identity.Overlap(pattern, subject) }
+		if !may.Allows(subject) || slices.ContainsFunc(may.Deny, denied) {
+			return h.refusesTopic(read, b.Key)
+		}
+	}
+	return nil
+}
+
+// An answer over the bus comes to the queue that the question named, with its correlation:
+// both are in the subject, and nobody can make one up.
+
+var inSubject = base64.RawURLEncoding
+
+// seal is what shows that parts are the account's own.
+func (b *bus) seal(parts ...string) string {
+	h := hmac.New(sha256.New, b.key)
+	for _, part := range parts {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return inSubject.EncodeToString(h.Sum(nil)[:16])
+}
+
+// subjectFor is where answers for a queue are published.
+func (b *bus) subjectFor(queue, correlation string) string {
+	token := func(s string) string { return "-" + inSubject.EncodeToString([]byte(s)) }
+	return b.inbox + b.seal(queue, correlation) + "." + token(queue) + "." + token(correlation)
+}
+
+// answered takes an answer.
+func (b *bus) answered(w *wire.Message) {
+	parts := strings.Split(strings.TrimPrefix(string(w.Subject), b.inbox), ".")
+	if len(parts) != 3 {
+		return
+	}
+	var said [2]string
+	for i, part := range parts[1:] {
+		text, err := inSubject.DecodeString(strings.TrimPrefix(part, "-"))
+		if err != nil {
+			return
+		}
+		said[i] = string(text)
+	}
+	if !hmac.Equal([]byte(parts[0]), []byte(b.seal(said[0], said[1]))) {
+		b.a.log.Warn("an answer over the bus is for a question that was not asked", "account", b.a.name)
+		return
+	}
+	p, over := properties(w)
+	if over {
+		return
+	}
+	if p.CorrelationID == "" {
+		p.CorrelationID = said[1]
+	}
+	b.put("", said[0], &p, w.Payload)
+}
+
+// nameOf is the name by which a client answers to a subject, empty if it is too long.
+func (b *bus) nameOf(subject string) string {
+	name := busAnswer + b.seal(subject) + "." + subject
+	if len(name) > maxShort {
+		return ""
+	}
+	return name
+}
+
+// subjectOfName is the subject that a client answers to by a name. An error says that there
+// is none.
+func (b *bus) subjectOfName(name string) (string, bool) {
+	seal, subject, ok := strings.Cut(strings.TrimPrefix(name, busAnswer), ".")
+	return subject, ok && hmac.Equal([]byte(seal), []byte(b.seal(subject)))
+}
+
+// room bounds what is on its way. The zero value has none.
+type room struct {
+	mu   sync.Mutex
+	cond sync.Cond
+	free int // bytes; below 0 if one message is larger than there is room
+	over bool
+}
+
+// take waits until there is some. It is false after the end.
+func (r *room) take(n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.free <= 0 && !r.over {
+		r.cond.Wait()
+	}
+	r.free -= n
+	return !r.over
+}
+
+func (r *room) give(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.free += n
+	r.cond.Broadcast()
+}
+
+func (r *room) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	r.cond.Broadcast()
+}

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rabbitmq/amqp091-go"
+)
+
+// amqpClient is a client of RabbitMQ's, which tries the nodes at random.
+func (c *crash) amqpClient(ctx context.Context, visit func(context.Context, *amqp091.Channel) error) {
+	for ctx.Err() == nil {
+		conn, err := amqp091.DialConfig("amqps://"+c.nodes[rand.IntN(len(c.nodes))].amqp, amqp091.Config{
+			TLSClientConfig: c.tls, SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: 10 * time.Second, Dial: amqp091.DefaultDial(5 * time.Second),
+		})
+		if err == nil {
+			var ch *amqp091.Channel
+			if ch, err = conn.Channel(); err == nil {
+				leave := context.AfterFunc(ctx, func() { conn.Close() })
+				_ = visit(ctx, ch) // until the node dies, or ctx is done
+				leave()
+			}
+			conn.Close()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(rand.N(200 * time.Millisecond)):
+		}
+	}
+}
+
+// line is a durable queue with one publisher, which sends it the numbers from 0 on, and one
+// consumer.
+type line struct {
+	queue string
+
+	mu    sync.Mutex
+	sent  int
+	fate  map[int]bool // of those that the publisher was told of: confirmed, or refused
+	first int          // the highest number that came
+	came  map[int]time.Time
+	again int // times that something came again, as it may
+	ill   []string
+}
+
+func (l *line) declare(ch *amqp091.Channel) error {
+	_, err := ch.QueueDeclare(l.queue, true, false, false, false, nil)
+	return err
+}
+
+// publish publishes with 20 on their way. What was on its way when a connection ends is not
+// sent again.
+func (l *line) publish(ctx context.Context, ch *amqp091.Channel) error {
+	if err := errors.Join(l.declare(ch), ch.Confirm(false)); err != nil {
+		return err
+	}
+	room := make(chan struct{}, 20)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	closed := ch.NotifyClose(make(chan *amqp091.Error, 1))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-closed:
+			return fmt.Errorf("closed: %w", err)
+		case room <- struct{}{}:
+		}
+		l.mu.Lock()
+		n := l.sent
+		l.sent++
+		l.mu.Unlock()
+		d, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", l.queue, false, false, amqp091.Publishing{DeliveryMode: 2, Body: []byte(strconv.Itoa(n))})
+		if err != nil {
+			return err
+		}
+		waiting.Go(func() {
+			ok, err := d.WaitContext(ctx)
+			select {
+			case <-d.Done():
+			default:
+				err = context.Canceled // the channel is closed, and nobody knows
+			}
+			if err == nil {
+				l.mu.Lock()
+				l.fate[n] = ok
+				l.mu.Unlock()
+			}
+			<-room
+		})
+		time.Sleep(rand.N(4 * time.Millisecond)) // the load, not a wait for anything
+	}
+}
+
+// consume reads, and acknowledges.
+func (l *line) consume(ctx context.Context, ch *amqp091.Channel, killed func() time.Time) error {
+	if err := errors.Join(l.declare(ch), ch.Qos(10, 0, false)); err != nil {
+		return err
+	}
+	d, err := ch.ConsumeWithContext(ctx, l.queue, "", false, false, false, false, nil)
+	if err != nil {
+		return err
+	}
+	for m := range d {
+		n, err := strconv.Atoi(string(m.Body))
+		if err != nil {
+			return err
+		}
+		l.took(n, m.Redelivered, killed())
+		if err := m.Ack(false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settled is how long an acknowledgement may not be known to the fleet.
+const settled = time.Second
+
+func (l *line) took(n int, redelivered bool, killed time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, known := l.came[n]
+	switch {
+	case !known && n < l.first:
+		l.ill = append(l.ill, fmt.Sprintf("%d came after %d", n, l.first))
+	case known && !redelivered:
+		l.ill = append(l.ill, fmt.Sprintf("%d came again, and was not marked", n))
+	case known && before.Before(killed.Add(-settled)):
+		l.ill = append(l.ill, fmt.Sprintf("%d came again %v after it was acknowledged, %v before the kill", n, time.Since(before), killed.Sub(before)))
+	case known:
+		l.again++
+	}
+	l.first = max(l.first, n)
+	l.came[n] = time.Now()
+}
+
+// missing are the numbers that were confirmed and did not come.
+func (l *line) missing() (all []int, confirmed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n, ok := range l.fate {
+		if !ok {
+			continue
+		}
+		confirmed++
+		if _, came := l.came[n]; !came {
+			all = append(all, n)
+		}
+	}
+	return all, confirmed
+}
+
+// TestKilledAMQP kills random nodes of three, again and again, while AMQP clients publish to
+// durable queues and read: nothing that was confirmed is lost, all comes in its order, and
+// what was acknowledged does not come again. FLEETBUS_KILLS is how often, FLEETBUS_SEED
+// which ones.
+func TestKilledAMQP(t *testing.T) {
+	t.Parallel()
+	kills, seed := fromEnv(t, "FLEETBUS_KILLS", 2), fromEnv(t, "FLEETBUS_SEED", int(time.Now().UnixNano()%1e6))
+	c := newCrash(t, uint64(seed))
+	ctx, stop := context.WithCancel(t.Context())
+	defer c.devices.Wait()
+	defer stop()
+	var mu sync.Mutex
+	var last time.Time
+	killed := func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return last
+	}
+	sending, end := context.WithCancel(ctx)
+	defer end()
+	var senders sync.WaitGroup
+	var lines []*line
+	for i := range 3 {
+		l := &line{queue: fmt.Sprintf("line.%d", i), fate: map[int]bool{}, came: map[int]time.Time{}, first: -1}
+		lines = append(lines, l)
+		senders.Go(func() { c.amqpClient(sending, l.publish) })
+		c.devices.Go(func() {
+			c.amqpClient(ctx, func(ctx context.Context, ch *amqp091.Channel) error { return l.consume(ctx, ch, killed) })
+		})
+	}
+	progress := func(what string) {
+		var before []int
+		for _, l := range lines {
+			_, n := l.missing()
+			before = append(before, n)
+		}
+		c.until(what, func() error {
+			for i, l := range lines {
+				if _, n := l.missing(); n < before[i]+50 {
+					return fmt.Errorf("of %s %d are confirmed since", l.queue, n-before[i])
+				}
+			}
+			return nil
+		})
+	}
+	progress("clients publish")
+	for i := range kills {
+		c.current(ctx, "AMQP", "AMQP_OWNER")
+		n := c.nodes[c.rng.IntN(len(c.nodes))]
+		mu.Lock()
+		last = time.Now()
+		mu.Unlock()
+		n.kill()
+		progress(fmt.Sprintf("clients publish without %s, after kill %d", n.name, i+1))
+		n.process = c.m.serve(n.name)
+		progress(fmt.Sprintf("clients publish with %s again", n.name))
+	}
+	end()
+	senders.Wait()
+	c.until("all that was confirmed has come", func() error {
+		for _, l := range lines {
+			if missing, _ := l.missing(); len(missing) > 0 {
+				return fmt.Errorf("of %s %d are missing, such as %d", l.queue, len(missing), missing[0])
+			}
+		}
+		return nil
+	})
+	for _, l := range lines {
+		l.mu.Lock()
+		refused := 0
+		for _, ok := range l.fate {
+			if !ok {
+				refused++
+			}
+		}
+		t.Logf("%d kills, seed %d: %s: %d sent, %d confirmed, %d refused, %d came, %d again, ill: %q", kills, seed, l.queue, l.sent, len(l.fate)-refused, refused, len(l.came), l.again, l.ill)
+		if len(l.ill) > 0 {
+			t.Errorf("%s: %q", l.queue, l.ill)
+		}
+		l.mu.Unlock()
+	}
+	if t.Failed() {
+		for _, n := range c.nodes {
+			t.Logf("%s:\n%s", n.name, warnings(n.log.String()))
+		}
+	}
+}
