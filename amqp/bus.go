@@ -200,7 +200,7 @@ func (b *bus) tell(stop <-chan struct{}) {
 			return
 		case <-tick.C:
 			if n := b.lost.Swap(0); n > 0 {
-				b.a.log.Warn("messages of the bus did not reach their AMQP queues: they came faster than they are stored, or memory is full", "account", b.a.name, "messages", n)
+				b.a.log.Warn("messages of the bus did not reach their AMQP queues: they came faster than they are stored, or memory is full", "account", b.a.name, "lost", n)
 			}
 		}
 	}

@@ -152,6 +152,9 @@ func TestEveryKeyBySource(t *testing.T) {
 			if strings.HasPrefix(k.Path, "mqtt.") {
 				around["listeners.mqtt.addr"] = ":8883"
 			}
+			if strings.HasPrefix(k.Path, "amqp.") {
+				around["listeners.amqp.addr"] = ":5671"
+			}
 			if strings.HasPrefix(k.Path, "console.") {
 				around["listeners.console.addr"] = ":8444"
 			}
@@ -162,7 +165,7 @@ func TestEveryKeyBySource(t *testing.T) {
 				around["listeners.open.addr"] = ":4281"
 			}
 			switch k.Path {
-			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext", "listeners.metrics.plaintext", "listeners.console.plaintext":
+			case "listeners.nats.plaintext", "listeners.sse.plaintext", "listeners.mqtt.plaintext", "listeners.amqp.plaintext", "listeners.metrics.plaintext", "listeners.console.plaintext":
 				around[strings.TrimSuffix(k.Path, "plaintext")+"addr"] = "127.0.0.1:4222"
 			case "tls.cert", "tls.key":
 				around = map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert}
