@@ -102,6 +102,7 @@ type Journal struct {
 	js     jetstream.JetStream
 	stream jetstream.Stream
 	w      *writer
+	closed bool            // whoever had it before has noted all
 	life   context.Context // of what nobody waits for; it does not end
 	stop   context.CancelFunc
 	group  sync.WaitGroup
@@ -140,6 +141,9 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 		return nil, nil, fmt.Errorf("opening the journal, stream %q: %w", o.Stream, err)
 	}
 	if err = j.w.fence(ctx, o.Prefix+"f"); err == nil {
+		err = j.wasClosed(ctx)
+	}
+	if err == nil {
 		queues, err = j.replay(ctx, table)
 	}
 	if err != nil {
@@ -180,8 +184,24 @@ func (j *Journal) Close() {
 	ctx, cancel := context.WithTimeout(j.life, closeTimeout)
 	defer cancel()
 	// It is stored behind all else. If it is not, messages come once more.
-	_, _ = j.w.wrote(ctx, j.o.Prefix+"f", nil)
+	_, _ = j.w.wrote(ctx, j.closing(), nil)
 	j.w.close()
+}
+
+// closing is the subject of the last message of a journal that was closed.
+func (j *Journal) closing() string { return j.o.Prefix + "c" }
+
+// wasClosed learns whether whoever had the journal closed it, or is gone without a word.
+func (j *Journal) wasClosed(ctx context.Context) error {
+	if j.closed = j.w.first == 1; j.closed { // nobody had it
+		return nil
+	}
+	msg, err := j.stream.GetMsg(ctx, j.w.first-1)
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("reading the end of the stream: %w", err)
+	}
+	j.closed = err == nil && msg.Subject == j.closing()
+	return nil
 }
 
 // Record stores a change behind those before, and returns when it is stored.
@@ -260,6 +280,9 @@ func (j *Journal) replay(ctx context.Context, table *route.Table) ([]Queue, erro
 	}
 	if err == nil {
 		err = j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.o.Prefix+"f"))
+	}
+	if err == nil {
+		err = j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.closing()))
 	}
 	if err == nil {
 		err = j.count(ctx, all)

@@ -1,12 +1,14 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"math"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -15,14 +17,18 @@ import (
 	"github.com/fleetbus/fleetbus/amqp/queue"
 )
 
-// notes is what was done with the messages of a queue: all before Low, and Done.
+// notes is what was done with the messages of a queue: all before Low, those of Runs, each
+// from one to another, and Done. Handed is the last that was handed out. What one says stays
+// true, so that all that the stream has are taken together.
 type notes struct {
-	Low    uint64   `json:"low,omitempty"`
-	Done   []uint64 `json:"done,omitempty"`
-	Handed uint64   `json:"handed,omitempty"`
-	// Whole has all that there is, so that nothing before it is needed.
-	Whole bool `json:"whole,omitempty"`
+	Low    uint64      `json:"low,omitempty"`
+	Done   []uint64    `json:"done,omitempty"`
+	Runs   [][2]uint64 `json:"runs,omitempty"`
+	Handed uint64      `json:"handed,omitempty"`
 }
+
+// perNote is how many of Done or of Runs a note has at most.
+const perNote = 10_000
 
 // noted takes up a note that was stored.
 func (j *Journal) noted(id string, data []byte) error {
@@ -31,12 +37,13 @@ func (j *Journal) noted(id string, data []byte) error {
 		return fmt.Errorf("reading what was done with messages: %w", err)
 	}
 	all := j.notes[id]
-	if all == nil || n.Whole {
+	if all == nil {
 		all = &notes{}
 		j.notes[id] = all
 	}
 	all.Low, all.Handed = max(all.Low, n.Low), max(all.Handed, n.Handed)
 	all.Done = append(all.Done, n.Done...)
+	all.Runs = append(all.Runs, n.Runs...)
 	return nil
 }
 
@@ -130,9 +137,10 @@ func (l *log) note() {
 	}
 	l.rise()
 	n := notes{Low: l.floor, Handed: l.handed}
-	if l.noted >= manyNotes {
-		n.Whole = true
-		n.Done = slices.Sorted(maps.Keys(l.done))
+	alone := l.noted >= manyNotes || len(l.news) > perNote || len(l.done) == 0
+	var runs [][2]uint64
+	if alone {
+		runs = l.runs()
 	} else {
 		for _, seq := range l.news {
 			if seq >= l.floor {
@@ -140,27 +148,78 @@ func (l *log) note() {
 			}
 		}
 	}
-	alone := n.Whole || len(l.done) == 0
 	l.news, l.changed = nil, false
 	l.noted++
 	l.mu.Unlock()
-	data, err := json.Marshal(n)
-	if err != nil { // numbers always can be written
-		return
+	first := uint64(0) // of several, the message that the first is
+	for {
+		n.Runs = runs[:min(len(runs), perNote)]
+		runs = runs[len(n.Runs):]
+		last := len(runs) == 0
+		data, err := json.Marshal(n)
+		if err != nil { // numbers always can be written
+			return
+		}
+		l.j.w.write(l.notes(), data, func(seq uint64, err error) {
+			l.mu.Lock()
+			if err == nil && first == 0 {
+				first = seq
+			}
+			if err != nil {
+				l.noted = manyNotes // what it said is in the next one
+			} else if alone && last {
+				l.noted, l.alone = 0, first
+			}
+			l.mu.Unlock()
+			if err != nil && !errors.Is(err, ErrDeposed) && !errors.Is(err, ErrClosed) {
+				l.j.o.Logger.Warn("what was done with AMQP messages could not be stored: it is tried again", "error", err)
+				l.change()
+			}
+		})
+		if last {
+			return
+		}
+		n = notes{}
 	}
-	l.j.w.write(l.notes(), data, func(seq uint64, err error) {
-		l.mu.Lock()
-		if err != nil {
-			l.noted = manyNotes // what it said is in the next one
-		} else if alone {
-			l.noted, l.alone = 0, seq
+}
+
+// runs are the messages that are done with, as they follow one another in the queue; mu is
+// held.
+func (l *log) runs() (all [][2]uint64) {
+	open := false
+	for _, seq := range l.all {
+		if _, done := l.done[seq]; !done {
+			open = false
+			continue
 		}
-		l.mu.Unlock()
-		if err != nil && !errors.Is(err, ErrDeposed) && !errors.Is(err, ErrClosed) {
-			l.j.o.Logger.Warn("what was done with AMQP messages could not be stored: it is tried again", "error", err)
-			l.change()
+		if !open {
+			all = append(all, [2]uint64{seq, seq})
 		}
-	})
+		all[len(all)-1][1], open = seq, true
+	}
+	return all
+}
+
+// finished returns whether a message is done with.
+func (n *notes) finished() func(seq uint64) bool {
+	known := map[uint64]struct{}{}
+	for _, seq := range n.Done {
+		known[seq] = struct{}{}
+	}
+	slices.SortFunc(n.Runs, func(a, b [2]uint64) int { return cmp.Compare(a[0], b[0]) })
+	var apart [][2]uint64
+	for _, run := range n.Runs {
+		if last := len(apart) - 1; last >= 0 && run[0] <= apart[last][1] {
+			apart[last][1] = max(apart[last][1], run[1])
+		} else {
+			apart = append(apart, run)
+		}
+	}
+	return func(seq uint64) bool {
+		_, ok := known[seq]
+		i := sort.Search(len(apart), func(i int) bool { return apart[i][1] >= seq })
+		return ok || seq < n.Low || i < len(apart) && apart[i][0] <= seq
+	}
 }
 
 // tidy takes out of the stream what is not needed any more, and reports whether something
@@ -236,10 +295,8 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 	if n == nil {
 		n = &notes{}
 	}
-	for _, seq := range n.Done {
-		l.done[seq] = struct{}{}
-	}
-	l.floor, l.handed = n.Low, n.Handed
+	finished := n.finished()
+	l.floor, l.handed, l.noted = n.Low, n.Handed, manyNotes
 	if count > 0 {
 		ctx, cancel := context.WithTimeout(l.j.life, replayTimeout)
 		defer cancel()
@@ -248,7 +305,8 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 				return nil
 			}
 			l.all = append(l.all, seq)
-			if _, done := l.done[seq]; done {
+			if finished(seq) {
+				l.done[seq] = struct{}{}
 				return nil
 			}
 			r, err := queue.DecodeRecord(msg.Data())
@@ -259,13 +317,9 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 			return each(r)
 		})
 	}
-	here := map[uint64]struct{}{}
-	for _, seq := range l.all {
-		if _, done := l.done[seq]; done {
-			here[seq] = struct{}{}
-		}
+	if !l.j.closed { // who had it may have handed out what it did not note
+		return math.MaxUint64, err
 	}
-	l.done, l.noted = here, manyNotes
 	return n.Handed, err
 }
 

@@ -69,6 +69,7 @@ type writer struct {
 
 	mu      sync.Mutex
 	opening bool   // what others write is no reason to stop
+	first   uint64 // that interrupt wrote
 	base    uint64 // the last message that is known to be stored
 	waiting []*writing
 	head    int // of waiting: before it are those that are told
@@ -404,7 +405,7 @@ func (w *writer) interrupt(ctx context.Context, subject string) error {
 		switch {
 		case err == nil && a.Error == nil:
 			w.mu.Lock()
-			w.base = max(w.base, a.Seq)
+			w.first, w.base = a.Seq, max(w.base, a.Seq)
 			w.mu.Unlock()
 			return nil
 		case err == nil && !passing(a.Error):
