@@ -156,24 +156,48 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 }
 
 // find opens the stream.
-func (j *Journal) find(ctx context.Context) (*jetstream.StreamInfo, error) {
-	stream, err := j.js.Stream(ctx, j.o.Stream)
-	for _, replicas := range []int{3, 1} {
-		var refusal *jetstream.APIError
-		lacks := errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == needCluster)
-		if !errors.Is(err, jetstream.ErrStreamNotFound) && !lacks {
-			break
+func (j *Journal) find(ctx context.Context) (info *jetstream.StreamInfo, err error) {
+	err = insist(ctx, func(ctx context.Context) error {
+		stream, err := j.js.Stream(ctx, j.o.Stream)
+		for _, replicas := range []int{3, 1} {
+			var refusal *jetstream.APIError
+			lacks := errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == needCluster)
+			if !errors.Is(err, jetstream.ErrStreamNotFound) && !lacks {
+				break
+			}
+			stream, err = j.js.CreateStream(ctx, jetstream.StreamConfig{
+				Name: j.o.Stream, Description: "what is durable of AMQP", Subjects: []string{j.o.Prefix + ">"}, Storage: jetstream.FileStorage,
+				Replicas: replicas, Discard: jetstream.DiscardNew, AllowDirect: false, Metadata: j.o.Metadata, Duplicates: 100 * time.Millisecond,
+			})
 		}
-		stream, err = j.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: j.o.Stream, Description: "what is durable of AMQP", Subjects: []string{j.o.Prefix + ">"}, Storage: jetstream.FileStorage,
-			Replicas: replicas, Discard: jetstream.DiscardNew, AllowDirect: false, Metadata: j.o.Metadata, Duplicates: 100 * time.Millisecond,
-		})
+		if err == nil {
+			j.stream = stream
+			info, err = stream.Info(ctx)
+		}
+		return err
+	})
+	return info, err
+}
+
+// insist asks the engine until it answers, and returns its answer. Without a leader there is
+// none.
+func insist(ctx context.Context, ask func(context.Context) error) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, requestTimeout)
+		err := ask(try)
+		cancel()
+		var refusal *jetstream.APIError
+		silent := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
+			errors.Is(err, jetstream.ErrNoHeartbeat) || errors.Is(err, jetstream.ErrConsumerDeleted) || errors.Is(err, jetstream.ErrOrderedConsumerReset)
+		if !silent && (!errors.As(err, &refusal) || !passing(refusal)) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(again):
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	j.stream = stream
-	return stream.Info(ctx)
 }
 
 // Close writes what is gathered, and gives up what is not stored in a moment. The queues
@@ -196,11 +220,14 @@ func (j *Journal) wasClosed(ctx context.Context) error {
 	if j.closed = j.w.first == 1; j.closed { // nobody had it
 		return nil
 	}
-	msg, err := j.stream.GetMsg(ctx, j.w.first-1)
+	err := insist(ctx, func(ctx context.Context) error {
+		msg, err := j.stream.GetMsg(ctx, j.w.first-1)
+		j.closed = err == nil && msg.Subject == j.closing()
+		return err
+	})
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return fmt.Errorf("reading the end of the stream: %w", err)
 	}
-	j.closed = err == nil && msg.Subject == j.closing()
 	return nil
 }
 
@@ -278,11 +305,10 @@ func (j *Journal) replay(ctx context.Context, table *route.Table) ([]Queue, erro
 	if err == nil && changes > manyChanges {
 		err = j.whole(ctx, table, all)
 	}
-	if err == nil {
-		err = j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.o.Prefix+"f"))
-	}
-	if err == nil {
-		err = j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.closing()))
+	for _, subject := range []string{j.o.Prefix + "f", j.closing()} {
+		if err == nil {
+			err = insist(ctx, func(ctx context.Context) error { return j.stream.Purge(ctx, jetstream.WithPurgeSubject(subject)) })
+		}
 	}
 	if err == nil {
 		err = j.count(ctx, all)
@@ -304,22 +330,46 @@ func (j *Journal) whole(ctx context.Context, table *route.Table, all []Queue) er
 	if err != nil {
 		return err
 	}
-	return j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.o.Prefix+"t"), jetstream.WithPurgeSequence(seq))
+	return insist(ctx, func(ctx context.Context) error {
+		return j.stream.Purge(ctx, jetstream.WithPurgeSubject(j.o.Prefix+"t"), jetstream.WithPurgeSequence(seq))
+	})
 }
 
 // read calls each for what the stream has now of some subjects, in its order.
 func (j *Journal) read(ctx context.Context, subjects []string, each func(msg jetstream.Msg, seq uint64) error) error {
-	consumer, err := j.stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy})
+	last := uint64(0)
+	err := insist(ctx, func(context.Context) error { // its time is for each answer, and not for all
+		return j.readFrom(ctx, subjects, last+1, func(msg jetstream.Msg, seq uint64) error {
+			last = seq
+			return each(msg, seq)
+		})
+	})
 	if err != nil {
 		return fmt.Errorf("reading the stream: %w", err)
 	}
-	info, err := consumer.Info(ctx)
+	return nil
+}
+
+// readFrom is read, from a message on.
+func (j *Journal) readFrom(ctx context.Context, subjects []string, from uint64, each func(msg jetstream.Msg, seq uint64) error) error {
+	within := func() (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, requestTimeout) }
+	try, cancel := within()
+	defer cancel()
+	consumer, err := j.stream.OrderedConsumer(try, jetstream.OrderedConsumerConfig{
+		FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
+	})
 	if err != nil {
-		return fmt.Errorf("reading the stream: %w", err)
+		return err
+	}
+	info, err := consumer.Info(try)
+	if err != nil {
+		return err
 	}
 	defer func() {
 		// The engine removes it by itself, if later.
-		_ = j.stream.DeleteConsumer(context.WithoutCancel(ctx), info.Name)
+		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+		defer cancel()
+		_ = j.stream.DeleteConsumer(try, info.Name)
 	}()
 	left := info.NumPending
 	if left == 0 {
@@ -327,17 +377,19 @@ func (j *Journal) read(ctx context.Context, subjects []string, each func(msg jet
 	}
 	all, err := consumer.Messages(jetstream.PullMaxMessages(readAhead))
 	if err != nil {
-		return fmt.Errorf("reading the stream: %w", err)
+		return err
 	}
 	defer all.Stop()
 	for left > 0 {
-		msg, err := all.Next(jetstream.NextContext(ctx))
+		try, cancel := within()
+		msg, err := all.Next(jetstream.NextContext(try))
+		cancel()
 		if err != nil {
-			return fmt.Errorf("reading the stream: %w", err)
+			return err
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return fmt.Errorf("reading the stream: %w", err)
+			return err
 		}
 		if err := each(msg, meta.Sequence.Stream); err != nil {
 			return err
@@ -349,7 +401,11 @@ func (j *Journal) read(ctx context.Context, subjects []string, each func(msg jet
 
 // count counts the messages of queues, and removes those of queues that are no more.
 func (j *Journal) count(ctx context.Context, queues []Queue) error {
-	info, err := j.stream.Info(ctx, jetstream.WithSubjectFilter(j.o.Prefix+">"))
+	var info *jetstream.StreamInfo
+	err := insist(ctx, func(ctx context.Context) (err error) {
+		info, err = j.stream.Info(ctx, jetstream.WithSubjectFilter(j.o.Prefix+">"))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("counting messages: %w", err)
 	}

@@ -36,7 +36,7 @@ const (
 	window, windowBytes = 512, 8 << 20
 	// answerWait is how long an answer is waited for before the stream is asked what it
 	// has.
-	answerWait = 3 * time.Second
+	answerWait = time.Second
 	// requestTimeout bounds one question to the engine, and again is how long it is
 	// until the next one.
 	requestTimeout, again = 5 * time.Second, 50 * time.Millisecond

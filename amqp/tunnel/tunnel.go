@@ -35,6 +35,9 @@ const (
 	end
 )
 
+// noResponders is the engine's status of what nobody hears.
+const noResponders = "503"
+
 // ErrLost is the error of a stream whose other end is silent, or that has lost something.
 var ErrLost = errors.New("the other end of the tunnel is lost")
 
@@ -138,7 +141,8 @@ func (c *conn) tick() {
 	case silent || c.nc.IsClosed():
 		c.fail(ErrLost)
 	case to != "":
-		_ = c.nc.Publish(to, []byte{alive}) // if it cannot be said, that shows
+		// If nobody listens there any more, the engine answers.
+		_ = c.nc.PublishRequest(to, c.inbox, []byte{alive}) // if it cannot be said, that shows
 	}
 }
 
@@ -157,6 +161,9 @@ func (c *conn) fail(err error) {
 // hear takes what the other end says.
 func (c *conn) hear(msg *nats.Msg) {
 	if len(msg.Data) == 0 {
+		if msg.Header.Get("Status") == noResponders {
+			c.fail(ErrLost)
+		}
 		return
 	}
 	kind, body := msg.Data[0], msg.Data[1:]

@@ -122,15 +122,16 @@ func (l *line) consume(ctx context.Context, ch *amqp091.Channel, killed func() t
 	return nil
 }
 
-// settled is how long an acknowledgement may not be known to the fleet.
-const settled = time.Second
+// settled is how long an acknowledgement may not be known to the fleet: a stream whose leader
+// changes takes nothing for a while.
+const settled = 3 * time.Second
 
 func (l *line) took(n int, redelivered bool, killed time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before, known := l.came[n]
 	switch {
-	case !known && n < l.first:
+	case !known && !redelivered && n < l.first: // what another was given may come later
 		l.ill = append(l.ill, fmt.Sprintf("%d came after %d", n, l.first))
 	case known && !redelivered:
 		l.ill = append(l.ill, fmt.Sprintf("%d came again, and was not marked", n))
