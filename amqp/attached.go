@@ -53,6 +53,7 @@ func (h *attached) do(ctx context.Context, m frame.Method) (frame.Method, error)
 		if err != nil {
 			return nil, err
 		}
+		h.flush(ctx, q)
 		n, err := q.Purge()
 		return &frame.QueuePurgeOk{MessageCount: uint32(n)}, h.gone(err, m.Queue)
 	case *frame.QueueDelete:
@@ -115,6 +116,7 @@ func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (fra
 		if err != nil {
 			return nil, err
 		}
+		h.flush(ctx, q)
 		return declared(q), nil
 	}
 	named := *m
@@ -146,6 +148,7 @@ func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (fra
 	if made {
 		h.owns(q)
 	}
+	h.flush(ctx, q)
 	q.Touch()
 	return declared(q), nil
 }
@@ -160,6 +163,16 @@ func (h *attached) owns(q *queue.Queue) {
 		h.tidy = 2*len(h.own) + 16
 	}
 	h.own = append(h.own, q)
+}
+
+// flush returns when a queue has what was published to it before, also by this connection,
+// unless nothing can be stored.
+func (h *attached) flush(ctx context.Context, q *queue.Queue) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if err := q.Flush(ctx); err != nil {
+		h.log.Debug("messages of AMQP are not stored yet", "error", err)
+	}
 }
 
 func declared(q *queue.Queue) *frame.QueueDeclareOk {
@@ -237,6 +250,7 @@ func (h *attached) deleteQueue(ctx context.Context, m *frame.QueueDelete) (frame
 	if err != nil {
 		return nil, err
 	}
+	h.flush(ctx, q)
 	n, err := h.remove(ctx, q, m.IfUnused, m.IfEmpty)
 	if errors.Is(err, queue.ErrGone) {
 		err = nil
@@ -396,6 +410,10 @@ func (h *attached) get(ctx context.Context, name string, noAck bool) (*delivery,
 		return nil, 0, err
 	}
 	d, left, ok, err := q.Get(ctx, noAck)
+	if err == nil && !ok { // what it published before may be on its way
+		h.flush(ctx, q)
+		d, left, ok, err = q.Get(ctx, noAck)
+	}
 	if err != nil || !ok {
 		return nil, 0, h.gone(err, name)
 	}

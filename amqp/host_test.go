@@ -531,3 +531,26 @@ func TestDurable(t *testing.T) {
 		return ch.ExchangeDeclarePassive("x-false", "topic", false, false, false, false, nil)
 	})
 }
+
+// TestGetsWhatItPublished has a client find in a durable queue what it published before,
+// without a confirm.
+func TestGetsWhatItPublished(t *testing.T) {
+	ch := start(t, real).channel(t)
+	if _, err := ch.QueueDeclare("kept", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		publish(t, ch, "kept", "a", "b", "c")
+		if m, ok, err := ch.Get("kept", true); err != nil || !ok || string(m.Body) != "a" {
+			t.Fatalf("round %d: got %+v, %v, %v", i, m, ok, err)
+		}
+		publish(t, ch, "kept", "d")
+		if q, err := ch.QueueDeclarePassive("kept", true, false, false, false, nil); err != nil || q.Messages != 3 {
+			t.Fatalf("round %d: %+v, %v", i, q, err)
+		}
+		publish(t, ch, "kept", "e")
+		if n, err := ch.QueuePurge("kept", false); err != nil || n != 4 {
+			t.Fatalf("round %d: %d purged, %v", i, n, err)
+		}
+	}
+}

@@ -1,6 +1,9 @@
 package queue
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // durable is what a queue with a log has beside the rest.
 type durable struct {
@@ -14,7 +17,14 @@ type durable struct {
 	reading      bool
 	retry        int64 // when to read again after an error; 0: at once
 	waiting      []chan error
+	flushes      []flush
 	spare        []stored // of the inbox
+}
+
+// flush is somebody who waits for what was published up to a place.
+type flush struct {
+	place uint64
+	done  chan struct{}
 }
 
 type pending struct {
@@ -117,6 +127,29 @@ func (q *Queue) settleStored(all []stored) {
 	q.d.pending = q.d.pending[n:]
 	if len(q.d.pending) == 0 {
 		q.d.pending = nil
+	}
+	for len(q.d.flushes) > 0 && (len(q.d.pending) == 0 || q.d.pending[0].place > q.d.flushes[0].place) {
+		close(q.d.flushes[0].done)
+		q.d.flushes = q.d.flushes[1:]
+	}
+}
+
+// Flush returns when all that was published before is in the queue or cannot be stored. An
+// error is that of ctx.
+func (q *Queue) Flush(ctx context.Context) error {
+	q.mu.Lock()
+	if q.d == nil || len(q.d.pending) == 0 {
+		q.unlock()
+		return nil
+	}
+	f := flush{place: q.place, done: make(chan struct{})}
+	q.d.flushes = append(q.d.flushes, f)
+	q.unlock()
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -226,4 +259,13 @@ func (d *durable) wake(err error) {
 		c <- err
 	}
 	d.waiting = nil
+}
+
+// leave has nobody wait any more.
+func (d *durable) leave() {
+	d.wake(ErrGone)
+	for _, f := range d.flushes {
+		close(f.done)
+	}
+	d.flushes = nil
 }

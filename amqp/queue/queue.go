@@ -458,7 +458,7 @@ func (q *Queue) stop() (log Log) {
 	}
 	if q.d != nil {
 		log = q.d.log
-		q.d.wake(ErrGone)
+		q.d.leave()
 	}
 	q.list, q.lists, q.unacked, q.subs, q.groups, q.d = list{}, nil, unacked{}, nil, nil, nil
 	q.ready, q.lasting, q.bytes = 0, 0, 0
