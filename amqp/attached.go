@@ -120,6 +120,7 @@ func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (fra
 		return declared(q), nil
 	}
 	named := *m
+	own := m.Queue == "" && m.Exclusive // nobody else can use it
 	switch {
 	case m.Queue == "":
 		named.Queue = generated + rand.Text()
@@ -129,15 +130,17 @@ func (h *attached) declareQueue(ctx context.Context, m *frame.QueueDeclare) (fra
 		}
 		return nil, frame.ChannelError(frame.AccessRefused, "queue name '%s' contains reserved prefix 'amq.*'", m.Queue)
 	}
-	if err := h.mayQueue(configure, named.Queue); err != nil {
-		return nil, err
+	if !own {
+		if err := h.mayQueue(configure, named.Queue); err != nil {
+			return nil, err
+		}
 	}
 	s, err := queue.Parse(h.who.vhost, &named, h.who.id)
 	if err != nil {
 		return nil, err
 	}
 	if s.DeadLetters {
-		if err := errors.Join(h.mayQueue(read, s.Name), h.mayExchange(write, s.DeadLetterExchange), onlyPublished(s.DeadLetterExchange)); err != nil {
+		if err := errors.Join(h.may(read, "queue", s.Name), h.mayExchange(write, s.DeadLetterExchange), onlyPublished(s.DeadLetterExchange)); err != nil {
 			return nil, err
 		}
 	}
