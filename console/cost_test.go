@@ -71,11 +71,15 @@ func TestConsoles(t *testing.T) {
 	const windows = 4
 	makeFleet(t, specs)
 	all := make([]*process, nodes)
-	for i, s := range specs {
-		all[i] = startNode(t, s)
-	}
-	for _, p := range all {
-		p.waitReady(t)
+	// As many as elect a leader, and then the others a few at a time: each shakes hands
+	// with all that are there.
+	for from, to := 0, min(nodes/2+1, nodes); from < nodes; from, to = to, min(to+4, nodes) {
+		for i := from; i < to; i++ {
+			all[i] = startNode(t, specs[i])
+		}
+		for _, p := range all[from:to] {
+			p.waitReady(t)
+		}
 	}
 	n1 := all[0]
 	alone, memory := watching(t, n1.Process.Pid, long)

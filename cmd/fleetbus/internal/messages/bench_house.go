@@ -16,7 +16,7 @@ import (
 
 // benchVerbs are what measures this project, for those who work on it.
 func benchVerbs(a *command.App) []*cobra.Command {
-	return []*cobra.Command{newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchCertificatesCommand(a), newBenchScaleCommand(a)}
+	return []*cobra.Command{newBenchHouseCommand(a), newBenchMQTTCommand(a), newBenchAMQPCommand(a), newBenchCertificatesCommand(a), newBenchScaleCommand(a)}
 }
 
 // newBenchHouseCommand makes the command that looks at the project itself.
@@ -39,6 +39,17 @@ func newBenchMQTTCommand(a *command.App) *cobra.Command {
 		Long: `Build this program and the bare engine, and measure the MQTT of both and of
 mosquitto, where it is installed, with the same client. It needs Go and runs in
 the source tree. A target that is missed is no failure.`,
+	})
+}
+
+// newBenchAMQPCommand is beside bench house: the same, of AMQP.
+func newBenchAMQPCommand(a *command.App) *cobra.Command {
+	return measures(a, bench.AMQP, &cobra.Command{
+		Use:   "amqp",
+		Short: "Measure what this project promises of AMQP",
+		Long: `Build this program, and measure its AMQP and that of RabbitMQ, which has to be
+installed, with the same client. It needs Go and runs in the source tree. A target
+that is missed is no failure.`,
 	})
 }
 
