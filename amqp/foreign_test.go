@@ -81,7 +81,7 @@ func TestOslo(t *testing.T) {
 	addr := h.Addr("amqp").String()
 	for name, c := range map[string]struct{ login, method, more string }{
 		"certificate": {"", "EXTERNAL", "ssl_cert_file = " + cert + "\nssl_key_file = " + key},
-		"password":    {"nova:" + password + "@", "AMQPLAIN", ""},
+		"password":    {"acme.nova:" + password + "@", "AMQPLAIN", ""},
 		"quorum":      {"nova:" + password + "@", "PLAIN", "rabbit_quorum_queue = true\namqp_durable_queues = true"},
 	} {
 		t.Run(name, func(t *testing.T) {

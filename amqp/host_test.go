@@ -413,14 +413,14 @@ func TestPermissions(t *testing.T) {
 		"configure access to exchange 'x' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {
 			return ch.ExchangeDeclare("x", "topic", false, false, false, false, nil)
 		},
-		"read access to exchange 'amq.topic' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {
-			return ch.QueueBind("nova.q", "#", "amq.topic", false, nil)
+		"read access to exchange 'amq.fanout' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {
+			return ch.QueueBind("nova.q", "#", "amq.fanout", false, nil)
 		},
-		"write access to exchange 'amq.topic' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {
+		"write access to exchange 'amq.fanout' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {
 			if err := ch.Tx(); err != nil {
 				return err
 			}
-			send(t, ch, "amq.topic", "k", amqp091.Publishing{})
+			send(t, ch, "amq.fanout", "k", amqp091.Publishing{})
 			return ch.TxCommit()
 		},
 		"read access to queue 'other' in vhost '/' refused for user 'nova'": func(ch *amqp091.Channel) error {

@@ -60,8 +60,12 @@ func (c *conn) credentials(mechanism, response string) (identity.Credentials, er
 	return withSecret(with, secret), nil
 }
 
-// qualified is a user's name with its account.
+// qualified is a user's name with its account, which a dot may stand behind for clients that
+// make an address of it.
 func (p *Protocol) qualified(user string) string {
+	if account, name, ok := strings.Cut(user, "."); ok && !strings.Contains(user, "/") {
+		return account + "/" + name
+	}
 	if p.Account != "" && user != "" && !strings.Contains(user, "/") {
 		return p.Account + "/" + user
 	}

@@ -11,7 +11,7 @@ import (
 // Options are what may be set of the protocol. The zero value is good.
 type Options struct {
 	// Account is the one of users that log in with a name that has no account in it.
-	// Default: there is none, and a name is account/user.
+	// Default: there is none, and a name is account/user, or account.user.
 	Account string
 	// Passwords offers the mechanisms PLAIN and AMQPLAIN on TLS, beside EXTERNAL: users
 	// with passwords, and bearer tokens in place of passwords. On a listener in plain

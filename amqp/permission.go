@@ -31,12 +31,13 @@ func allowed(p *identity.Permissions, r right, name string) bool {
 	return p.Publish.Allows(subject)
 }
 
-// subjectOf is a name as words of a subject: what cannot be in one is written %XX, and a
-// word that is empty is %.
+// subjectOf is a name as words of a subject: a dot or an underscore begins a word, what cannot
+// be in one is written %XX, and a word that is empty is %.
 func subjectOf(name string) string {
 	if name == "" {
 		name = defaultExchange
 	}
+	name = strings.ReplaceAll(name, "_", ".")
 	plain := !strings.ContainsFunc(name, escaped) && !strings.Contains(name, "..") && name[0] != '.' && name[len(name)-1] != '.'
 	if plain {
 		return name
