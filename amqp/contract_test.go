@@ -93,7 +93,7 @@ func (c *contractClient) Publish(ctx context.Context, subject, text string) erro
 func (c *contractClient) Subscribe(ctx context.Context, subject string) error {
 	key := keyOfSubject(subject)
 	if above, ok := strings.CutSuffix(subject, ">"); ok {
-		key = keyOfSubject(above+"x")[:len(above)] + "*.#"
+		key = keyOfSubject(above + "x")[:len(above)] + "*.#"
 	} else if strings.Contains(subject, "*") {
 		key = subject
 	}
