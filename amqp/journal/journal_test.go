@@ -192,10 +192,15 @@ func TestKeeps(t *testing.T) {
 			ids = append(ids, d.ID)
 		}
 	}
+	before := messages(t, nc, "amqp.m.*")
+	if before > 500 {
+		t.Errorf("1000 records took %d messages: none went together", before)
+	}
 	o.q.Settle(ids, queue.Ack)
 	await.Nil(t, "what is done with is out of the stream, as far as it can be", func() error {
-		if n := messages(t, nc, "amqp.m.*"); n != 900 {
-			return fmt.Errorf("%d are there", n)
+		// Each of the first records had a message of its own.
+		if n := messages(t, nc, "amqp.m.*"); n > before-20 {
+			return fmt.Errorf("%d are there, of %d", n, before)
 		}
 		return nil
 	})

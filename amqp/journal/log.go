@@ -3,6 +3,7 @@ package journal
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,16 +78,46 @@ func (j *Journal) Log(id string) queue.Log { return &log{j: j, id: id, done: map
 func (l *log) messages() string { return l.j.o.Prefix + "m." + l.id }
 func (l *log) notes() string    { return l.j.o.Prefix + "n." + l.id }
 
+// A message of the stream has several records of a queue. A record is numbered by its message
+// and its place there, and numbers are in the order of the queue.
+const numberBits = 10
+
+func number(seq uint64, place int) uint64 { return seq<<numberBits | uint64(place) }
+
+// messageOf is the message of a record.
+func messageOf(number uint64) uint64 { return number >> numberBits }
+
+// records are those of a message.
+func records(data []byte) (all [][]byte, err error) {
+	for len(data) > 0 {
+		size, n := binary.Uvarint(data)
+		if n <= 0 || size > uint64(len(data)-n) || len(all) == most {
+			return nil, queue.ErrRecord
+		}
+		all = append(all, data[n:n+int(size):n+int(size)])
+		data = data[n+int(size):]
+	}
+	return all, nil
+}
+
 // Append implements queue.Log.
 func (l *log) Append(r *queue.Record, q *queue.Queue, place uint64) {
-	l.j.w.write(l.messages(), r.Append(nil), func(seq uint64, err error) {
-		if err == nil {
-			l.mu.Lock()
-			l.all = append(l.all, seq)
-			l.mu.Unlock()
+	l.j.w.record(l, r.Append(nil), part{q, place})
+}
+
+// stored takes up that records are stored in a message, all of them before somebody can be
+// done with one.
+func (l *log) stored(seq uint64, parts []part, err error) {
+	if err == nil {
+		l.mu.Lock()
+		for i := range parts {
+			l.all = append(l.all, number(seq, i))
 		}
-		q.Stored(place, seq, err)
-	})
+		l.mu.Unlock()
+	}
+	for i, p := range parts {
+		p.q.Stored(p.place, number(seq, i), err)
+	}
 }
 
 // Note implements queue.Log.
@@ -226,7 +257,14 @@ func (n *notes) finished() func(seq uint64) bool {
 // is left.
 func (l *log) tidy(ctx context.Context) (left bool) {
 	l.mu.Lock()
-	floor, alone := l.floor, l.alone
+	// The first message of which something is needed.
+	floor, alone := uint64(0), l.alone
+	switch {
+	case len(l.all) > 0:
+		floor = messageOf(l.all[0])
+	case l.floor > 0:
+		floor = messageOf(l.floor-1) + 1
+	}
 	purge, clean := floor > l.purged, alone > l.cleared
 	l.mu.Unlock()
 	if purge && l.j.purge(ctx, l.messages(), floor) {
@@ -265,18 +303,27 @@ func (l *log) Read(seqs []uint64, done func([]*queue.Message, error)) {
 		ctx, cancel := context.WithTimeout(l.j.life, 2*requestTimeout)
 		defer cancel()
 		all := make([]*queue.Message, len(seqs))
+		var read [][]byte
+		last := uint64(0) // whose records are read
 		for i, seq := range seqs {
-			msg, err := l.j.stream.GetMsg(ctx, seq)
-			if errors.Is(err, jetstream.ErrMsgNotFound) {
+			if at := messageOf(seq); at != last {
+				read, last = nil, at
+				msg, err := l.j.stream.GetMsg(ctx, at)
+				if err == nil {
+					read, err = records(msg.Data)
+				}
+				if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+					done(nil, fmt.Errorf("reading message %d again: %w", at, err))
+					return
+				}
+			}
+			place := int(seq - number(last, 0))
+			if place >= len(read) {
 				continue
 			}
+			r, err := queue.DecodeRecord(read[place])
 			if err != nil {
-				done(nil, fmt.Errorf("reading message %d again: %w", seq, err))
-				return
-			}
-			r, err := queue.DecodeRecord(msg.Data)
-			if err != nil {
-				done(nil, fmt.Errorf("reading message %d again: %w", seq, err))
+				done(nil, fmt.Errorf("reading message %d again: %w", last, err))
 				return
 			}
 			all[i] = r.Message
@@ -301,20 +348,30 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 		ctx, cancel := context.WithTimeout(l.j.life, replayTimeout)
 		defer cancel()
 		err = l.j.read(ctx, []string{l.messages()}, func(msg jetstream.Msg, seq uint64) error {
-			if seq < l.floor {
-				return nil
-			}
-			l.all = append(l.all, seq)
-			if finished(seq) {
-				l.done[seq] = struct{}{}
-				return nil
-			}
-			r, err := queue.DecodeRecord(msg.Data())
+			all, err := records(msg.Data())
 			if err != nil {
 				return fmt.Errorf("message %d of the stream: %w", seq, err)
 			}
-			r.Seq = seq
-			return each(r)
+			for i, one := range all {
+				at := number(seq, i)
+				if at < l.floor {
+					continue
+				}
+				l.all = append(l.all, at)
+				if finished(at) {
+					l.done[at] = struct{}{}
+					continue
+				}
+				r, err := queue.DecodeRecord(one)
+				if err != nil {
+					return fmt.Errorf("message %d of the stream: %w", seq, err)
+				}
+				r.Seq = at
+				if err := each(r); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 	}
 	if !l.j.closed { // who had it may have handed out what it did not note

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/fleetbus/fleetbus/amqp/queue"
 )
 
 // ErrDeposed is the error of what is written after another journal was opened, or the
@@ -32,8 +35,10 @@ const (
 	// headers is the room for what a message has beside its payload.
 	headers = 512
 	// window is how many messages are on their way to the stream at once, and
-	// windowBytes how many bytes.
-	window, windowBytes = 512, 8 << 20
+	// windowBytes how many bytes. What comes meanwhile for a queue goes together.
+	window, windowBytes = 32, 8 << 20
+	// most is how many records go together, and mostBytes how many bytes before another.
+	most, mostBytes = 1 << numberBits, 128 << 10
 	// answerWait is how long an answer is waited for before the stream is asked what it
 	// has.
 	answerWait = time.Second
@@ -72,9 +77,10 @@ type writer struct {
 	first   uint64 // that interrupt wrote
 	base    uint64 // the last message that is known to be stored
 	waiting []*writing
-	head    int // of waiting: before it are those that are told
-	sent    int // of waiting, from head: on their way
-	bytes   int // of those
+	open    map[string]*writing // of waiting, what more records of a queue can go with, by subject
+	head    int                 // of waiting: before it are those that are told
+	sent    int                 // of waiting, from head: on their way
+	bytes   int                 // of those
 	round   uint64
 	silent  bool // nothing is sent until the stream was asked
 	ids     uint64
@@ -89,6 +95,25 @@ type writing struct {
 	asked   time.Time
 	done    func(seq uint64, err error)
 	stored  bool
+
+	// Of records:
+	log   *log
+	parts []part
+}
+
+// part is a record that goes with others, and the queue that waits for it.
+type part struct {
+	q     *queue.Queue
+	place uint64
+}
+
+// tell says what became of it.
+func (one *writing) tell(seq uint64, err error) {
+	if one.log != nil {
+		one.log.stored(seq, one.parts, err)
+		return
+	}
+	one.done(seq, err)
 }
 
 // newWriter writes behind the message last. It is opening until it is fenced.
@@ -96,7 +121,7 @@ func newWriter(ctx context.Context, nc *nats.Conn, stream jetstream.Stream, run 
 	ctx, stop := context.WithCancel(ctx)
 	w := &writer{
 		nc: nc, stream: stream, run: run, inbox: nc.NewRespInbox() + ".", base: last, opening: true, stop: stop,
-		ended: make(chan struct{}), lost: make(chan struct{}, 1), failed: failed, refuse: refused,
+		ended: make(chan struct{}), lost: make(chan struct{}, 1), open: map[string]*writing{}, failed: failed, refuse: refused,
 	}
 	var err error
 	if w.sub, err = nc.Subscribe(w.inbox+"*", w.answered); err != nil {
@@ -128,10 +153,42 @@ func (w *writer) write(subject string, data []byte, done func(seq uint64, err er
 		done(0, err)
 		return
 	}
-	w.ids++
-	w.waiting = append(w.waiting, &writing{subject: subject, data: data, id: w.run + strconv.FormatUint(w.ids, 36), done: done})
-	w.send()
+	w.add(&writing{subject: subject, data: data, done: done})
 	w.mu.Unlock()
+}
+
+// add has one be sent; mu is held.
+func (w *writer) add(one *writing) {
+	w.ids++
+	one.id = w.run + strconv.FormatUint(w.ids, 36)
+	w.waiting = append(w.waiting, one)
+	w.send()
+}
+
+// record stores a record of l, with those of the same queue that wait already. The queue is
+// told as write tells.
+func (w *writer) record(l *log, record []byte, p part) {
+	w.mu.Lock()
+	err := w.err
+	if int64(len(record)) > Largest(w.nc)-binary.MaxVarintLen64 {
+		err = ErrTooLarge
+	}
+	if err != nil {
+		w.mu.Unlock()
+		p.q.Stored(p.place, 0, err)
+		return
+	}
+	defer w.mu.Unlock()
+	subject := l.messages()
+	if one := w.open[subject]; one != nil && len(one.parts) < most && len(one.data)+len(record) < mostBytes {
+		one.data = append(binary.AppendUvarint(one.data, uint64(len(record))), record...)
+		one.parts = append(one.parts, p)
+		return
+	}
+	one := &writing{subject: subject, log: l, parts: []part{p}}
+	one.data = append(binary.AppendUvarint(make([]byte, 0, len(record)+3), uint64(len(record))), record...)
+	w.open[subject] = one
+	w.add(one)
 }
 
 // send sends what there is room for; mu is held, so that it goes out in order.
@@ -139,6 +196,9 @@ func (w *writer) send() {
 	now := time.Now()
 	for !w.silent && w.head+w.sent < len(w.waiting) && w.sent < window && w.bytes < windowBytes {
 		one := w.waiting[w.head+w.sent]
+		if w.open[one.subject] == one {
+			delete(w.open, one.subject)
+		}
 		before := w.base + uint64(w.sent)
 		one.asked = now
 		msg := &nats.Msg{Subject: one.subject, Data: one.data, Header: nats.Header{
@@ -208,7 +268,7 @@ func (w *writer) answered(msg *nats.Msg) {
 		w.mu.Unlock()
 		err := fmt.Errorf("the stream does not take it: %w", a.Error)
 		w.refuse(err)
-		one.done(0, err)
+		one.tell(0, err)
 		return
 	}
 	w.waiting[i].stored = true
@@ -246,7 +306,7 @@ func (w *writer) settle() {
 	w.send()
 	w.mu.Unlock()
 	for i, one := range told {
-		one.done(base+uint64(i)+1, nil)
+		one.tell(base+uint64(i)+1, nil)
 	}
 }
 
@@ -338,7 +398,7 @@ func (w *writer) ask(ctx context.Context) error {
 	w.send()
 	w.mu.Unlock()
 	for _, one := range stored {
-		one.done(there[one.id], nil)
+		one.tell(there[one.id], nil)
 	}
 	return nil
 }
@@ -353,10 +413,11 @@ func (w *writer) end(err error) {
 	w.err, w.silent = err, true
 	rest := w.waiting[w.head:]
 	w.waiting, w.head, w.sent = nil, 0, 0
+	clear(w.open)
 	w.mu.Unlock()
 	w.telling.Lock()
 	for _, one := range rest {
-		one.done(0, err)
+		one.tell(0, err)
 	}
 	w.telling.Unlock()
 	if !errors.Is(err, ErrClosed) {
