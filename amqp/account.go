@@ -33,7 +33,7 @@ func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timer
 	}
 	a.journal, a.largest = j, int(journal.Largest(conn.Conn))-recordOverhead
 	if err = a.restore(queues); err == nil {
-		a.bus, err = openBus(conn, a)
+		a.bus, err = openBus(ctx, conn, a)
 	}
 	if err != nil {
 		a.close()

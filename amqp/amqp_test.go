@@ -47,7 +47,7 @@ func start(t *testing.T, edit ...func(*Protocol)) *house {
 // connect connects the field's client by its certificate, unless edit says otherwise.
 func (h *house) connect(t *testing.T, edit ...func(*amqp091.Config)) (*amqp091.Connection, error) {
 	t.Helper()
-	config := amqp091.Config{TLSClientConfig: h.config, SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: time.Minute}
+	config := amqp091.Config{TLSClientConfig: h.config.Clone(), SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: time.Minute}
 	for _, e := range edit {
 		e(&config)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
@@ -39,12 +40,14 @@ const (
 // bound to it.
 type bus struct {
 	a     *account
-	conn  *fleetbus.Session // does not hear what it publishes
-	wire  *wire.Conn        // over which it hears
-	inbox string            // of answers, with its dot
-	key   []byte            // of names of answers
-	lost  atomic.Uint64     // messages, since it was told
-	room  room
+	conn  *fleetbus.Session   // does not hear what it publishes
+	wire  *wire.Conn          // over which it hears
+	inbox string              // of answers, with its dot
+	key   []byte              // of names of answers
+	lost  atomic.Uint64       // messages, since it was told
+	room  *semaphore.Weighted // bytes that are in no log yet
+	life  context.Context
+	stop  context.CancelFunc
 	ended sync.WaitGroup
 
 	mu      sync.Mutex
@@ -64,40 +67,36 @@ type interest struct {
 }
 
 // openBus opens the bus for a, which has its table.
-func openBus(conn *fleetbus.Session, a *account) (*bus, error) {
+func openBus(ctx context.Context, conn *fleetbus.Session, a *account) (*bus, error) {
 	b := &bus{
 		a: a, key: make([]byte, sha256.Size), keys: map[string]*interest{}, subs: map[uint64]*interest{}, names: map[string]*interest{},
-		all: route.NewTable(a.name), wire: wire.NewListener(busQueue), inbox: "_INBOX.amqp-" + rand.Text()[:16] + ".",
+		all: route.NewTable(a.name), wire: wire.NewListener(busQueue), room: semaphore.NewWeighted(busPending), inbox: "_INBOX.amqp-" + rand.Text()[:16] + ".",
 	}
 	_, _ = rand.Read(b.key) // it does not fail
-	b.room.free = busPending
-	b.room.cond.L = &b.room.mu
+	b.life, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	every := identity.Rule{Allow: []string{">"}}
 	var err error
 	if b.conn, err = conn.Account("amqp", identity.Permissions{Publish: every, Subscribe: every}, nats.NoEcho(), b.wire.Option()); err != nil {
+		b.stop()
 		return nil, err
 	}
 	if b.inbound, err = b.wire.Subscribe(b.inbox+"*.*.*", ""); err != nil {
-		b.conn.Close()
+		b.close()
 		return nil, err
 	}
 	b.conn.SetClosedHandler(func(*nats.Conn) { a.fail(nats.ErrConnectionClosed) })
 	a.table.Watch(topicExchange, b.want)
 	if err := b.conn.Flush(); err != nil {
-		b.conn.Close()
+		b.close()
 		return nil, fmt.Errorf("listening to the bus: %w", err)
 	}
-	stop := make(chan struct{})
-	b.ended.Go(func() {
-		defer close(stop)
-		b.hear()
-	})
-	b.ended.Go(func() { b.tell(stop) })
+	b.ended.Go(b.hear)
+	b.ended.Go(b.tell)
 	return b, nil
 }
 
 func (b *bus) close() {
-	b.room.end()
+	b.stop()
 	b.conn.Close()
 	b.ended.Wait()
 }
@@ -191,12 +190,12 @@ func (b *bus) hear() {
 }
 
 // tell tells the operator of what was dropped.
-func (b *bus) tell(stop <-chan struct{}) {
+func (b *bus) tell() {
 	tick := time.NewTicker(lostEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case <-stop:
+		case <-b.life.Done():
 			return
 		case <-tick.C:
 			if n := b.lost.Swap(0); n > 0 {
@@ -263,11 +262,11 @@ func (b *bus) put(exchange, key string, p *frame.Properties, payload []byte) {
 		b.a.log.Debug("a message of the bus cannot be one of AMQP", "account", b.a.name, "error", err)
 		return
 	}
-	size := len(payload) + len(encoded)
-	if !b.room.take(size) {
+	size := min(int64(len(payload)+len(encoded)), busPending)
+	if b.room.Acquire(b.life, size) != nil { // the account is about to be elsewhere
 		return
 	}
-	b.a.put(m, queues, func(bool) { b.room.give(size) })
+	b.a.put(m, queues, func(bool) { b.room.Release(size) })
 }
 
 // judgeTopic says where on the bus a message goes that is published to amq.topic, or
@@ -412,37 +411,4 @@ func (b *bus) nameOf(subject string) string {
 func (b *bus) subjectOfName(name string) (string, bool) {
 	seal, subject, ok := strings.Cut(strings.TrimPrefix(name, busAnswer), ".")
 	return subject, ok && hmac.Equal([]byte(seal), []byte(b.seal(subject)))
-}
-
-// room bounds what is on its way. The zero value has none.
-type room struct {
-	mu   sync.Mutex
-	cond sync.Cond
-	free int // bytes; below 0 if one message is larger than there is room
-	over bool
-}
-
-// take waits until there is some. It is false after the end.
-func (r *room) take(n int) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for r.free <= 0 && !r.over {
-		r.cond.Wait()
-	}
-	r.free -= n
-	return !r.over
-}
-
-func (r *room) give(n int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.free += n
-	r.cond.Broadcast()
-}
-
-func (r *room) end() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.over = true
-	r.cond.Broadcast()
 }

@@ -17,7 +17,7 @@ import (
 func (c *crash) amqpClient(ctx context.Context, visit func(context.Context, *amqp091.Channel) error) {
 	for ctx.Err() == nil {
 		conn, err := amqp091.DialConfig("amqps://"+c.nodes[rand.IntN(len(c.nodes))].amqp, amqp091.Config{
-			TLSClientConfig: c.tls, SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: 10 * time.Second, Dial: amqp091.DefaultDial(5 * time.Second),
+			TLSClientConfig: c.tls.Clone(), SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: 10 * time.Second, Dial: amqp091.DefaultDial(5 * time.Second),
 		})
 		if err == nil {
 			var ch *amqp091.Channel

@@ -147,9 +147,11 @@ log.file = false
 	return b, b.await(ctx)
 }
 
-// dial connects to a node.
+// connect connects to a node.
 func (b *amqpBroker) connect(node int) (*amqp091.Connection, error) {
-	return amqp091.DialConfig("amqps://"+b.addrs[node]+"/", b.config)
+	config := b.config
+	config.TLSClientConfig = config.TLSClientConfig.Clone() // it is changed
+	return amqp091.DialConfig("amqps://"+b.addrs[node]+"/", config)
 }
 
 // await returns when every node takes a message to a durable queue, and all nodes are one
