@@ -36,9 +36,11 @@ const (
 	headers = 512
 	// window is how many messages are on their way to the stream at once, and
 	// windowBytes how many bytes. What comes meanwhile for a queue goes together.
-	window, windowBytes = 32, 8 << 20
+	window, windowBytes = 8, 8 << 20
 	// most is how many records go together, and mostBytes how many bytes before another.
 	most, mostBytes = 1 << numberBits, 128 << 10
+	// tidyFrom is how many that are told are forgotten at once, at least.
+	tidyFrom = 512
 	// answerWait is how long an answer is waited for before the stream is asked what it
 	// has.
 	answerWait = time.Second
@@ -300,7 +302,7 @@ func (w *writer) settle() {
 	told := w.waiting[first:w.head:w.head]
 	if w.head == len(w.waiting) {
 		w.waiting, w.head = nil, 0
-	} else if w.head > window {
+	} else if w.head > tidyFrom && w.head > len(w.waiting)/2 {
 		w.waiting, w.head = append([]*writing(nil), w.waiting[w.head:]...), 0
 	}
 	w.send()
