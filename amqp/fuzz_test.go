@@ -12,6 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/wire"
 )
 
 // noPanic fails a test by what is logged of a panic.
@@ -210,4 +211,26 @@ func BenchmarkThrough(b *testing.B) {
 	case <-time.After(time.Minute):
 		b.Fatal("not all came")
 	}
+}
+
+// FuzzInward reads headers of any bytes: what comes of them can be a message's.
+func FuzzInward(f *testing.F) {
+	f.Add([]byte("NATS/1.0\r\nContent-Type: a/b\r\nMqtt-Expires: 99999999999999\r\nAmqp-Priority: 3\r\nAmqp-Headers: AAAAAA==\r\nMqtt-User: AWEBYg==\r\n\r\n"))
+	f.Add([]byte("NATS/1.0\r\nSite: \"x\\r\\n\"\r\nCC: q\r\nAmqp-Timestamp: 7\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, over := properties(&wire.Message{Header: b})
+		if over {
+			return
+		}
+		encoded, err := p.Append(nil)
+		if err != nil {
+			t.Fatalf("%+v: %v", p, err)
+		}
+		if err := frame.CheckProperties(encoded); err != nil {
+			t.Fatalf("%+v: %v", p, err)
+		}
+		if _, is := p.Headers["CC"]; is || p.UserID != "" {
+			t.Fatalf("%+v", p)
+		}
+	})
 }

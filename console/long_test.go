@@ -1,6 +1,9 @@
+//go:build long
+
 package console
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -73,14 +76,11 @@ func (a *alarms) say(format string, args ...any) {
 	}
 }
 
-// TestLong has a fleet of three work for FLEETBUS_TEST_LONG, such as 30m, and asks each node
-// again and again: by the doctor, by its status, and by its console. None of them may find
-// anything but what is true of the machine.
+// TestLong has a fleet of three work for FLEETBUS_TEST_LONG, or half an hour, and asks each
+// node again and again: by the doctor, by its status, and by its console. None of them may
+// find anything but what is true of the machine.
 func TestLong(t *testing.T) {
-	text := os.Getenv("FLEETBUS_TEST_LONG")
-	if text == "" {
-		t.Skip("it is asked for by FLEETBUS_TEST_LONG=30m")
-	}
+	text := cmp.Or(os.Getenv("FLEETBUS_TEST_LONG"), "30m")
 	long, err := time.ParseDuration(text)
 	if err != nil {
 		t.Fatal(err)
