@@ -47,7 +47,7 @@ func AMQP(ctx context.Context, o Options) (Report, error) {
 	h.Conditions = append(h.Conditions,
 		Condition{"client", "the same for both: amqp091-go over TLS 1.3, in one process; messages of 256 B"},
 		Condition{"ours", "fleetbus serve, release build; clients show a certificate; a durable queue's message is written and synced before it is confirmed"},
-		Condition{"rabbitmq", "Debian's; a classic durable queue syncs what it confirms, and a quorum queue writes and syncs on most nodes"},
+		Condition{"rabbitmq", "Debian's, as it comes; a classic durable queue on one node, a quorum queue on three"},
 		Condition{"rounds", fmt.Sprintf("%d, each load on both in turn, after one to warm up; medians, and the quartiles of the ratios of rounds as spread", h.effort.rounds)})
 	return h.measure(ctx, []part{
 		{"measuring one node against RabbitMQ", h.measureOneAMQP},
