@@ -304,23 +304,25 @@ func has(properties []byte, flag uint16) bool {
 	return len(properties) >= 2 && (uint16(properties[0])<<8|uint16(properties[1]))&flag != 0
 }
 
-// outgoing is a message that was judged, and where on the bus it goes.
+// outgoing is where on the bus a message goes, and as what. Most go nowhere there, and have
+// none.
 type outgoing struct {
-	*queue.Message
-	subjects []string // nil: nowhere
-	reply    string   // the subject of answers
-	answers  bool     // it is one, which no queue takes
+	subjects []string
+	reply    string // the subject of answers
+	answers  bool   // it is one, which no queue takes
 	p        frame.Properties
 }
 
+func (o *outgoing) isAnswer() bool { return o != nil && o.answers }
+
 // publish implements host.
 func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, error) {
-	o, err := h.route(m)
+	q, o, err := h.route(m)
 	if err != nil {
 		return false, err
 	}
-	h.toBus(o)
-	if len(h.found) == 0 && !o.answers {
+	h.toBus(q, o)
+	if len(h.found) == 0 && !o.isAnswer() {
 		return false, nil
 	}
 	var done func(bool)
@@ -328,57 +330,57 @@ func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, er
 		tag := m.tag
 		done = func(taken bool) { c.confirm(tag, taken) }
 	}
-	h.put(o.Message, h.found, done)
+	h.put(q, h.found, done)
 	h.published()
 	clear(h.found)
 	return true, nil
 }
 
 // route judges a message, and has found be the queues that it goes to.
-func (h *attached) route(m *message) (o *outgoing, err error) {
+func (h *attached) route(m *message) (q *queue.Message, o *outgoing, err error) {
 	q, to, err := h.prepare(m)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	o = &outgoing{Message: q}
 	switch {
 	case m.exchange == topicExchange:
-		err = h.judgeTopic(o, to)
+		o, err = h.judgeTopic(q, to)
 	case m.exchange == "" && strings.HasPrefix(m.key, busAnswer):
-		err = h.judgeAnswer(o)
+		o, err = h.judgeAnswer(q)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	h.names, err = h.table.Publish(h.names[:0], to)
 	h.found = h.find(h.found[:0], h.names)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return o, h.fits(q, h.found)
+	return q, o, h.fits(q, h.found)
 }
 
 // commit implements host.
 func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []int, err error) {
 	type routed struct {
-		*outgoing
+		m      *queue.Message
+		bus    *outgoing
 		queues []*queue.Queue
 	}
 	all := make([]routed, len(messages))
 	for i, m := range messages {
-		o, err := h.route(m)
+		q, o, err := h.route(m)
 		if err != nil {
 			return nil, err
 		}
-		all[i] = routed{o, append([]*queue.Queue(nil), h.found...)}
-		if len(h.found) == 0 && !o.answers {
+		all[i] = routed{q, o, append([]*queue.Queue(nil), h.found...)}
+		if len(h.found) == 0 && !o.isAnswer() {
 			unrouted = append(unrouted, i)
 		}
 	}
 	stored := make(chan struct{}, len(all))
 	for _, one := range all {
-		h.toBus(one.outgoing)
-		h.put(one.Message, one.queues, func(bool) { stored <- struct{}{} })
+		h.toBus(one.m, one.bus)
+		h.put(one.m, one.queues, func(bool) { stored <- struct{}{} })
 	}
 	for range all {
 		select {

@@ -244,49 +244,66 @@ func (b *bus) put(exchange, key string, p *frame.Properties, payload []byte) {
 		b.lost.Add(1)
 		return
 	}
-	encoded, err := p.Append(nil)
-	var m *queue.Message
-	if err == nil {
-		m, err = queue.NewMessage(exchange, key, encoded, append([]byte(nil), payload...))
-	}
-	var names []string
-	if err == nil {
-		names, err = b.a.table.Publish(nil, &route.Message{Exchange: exchange, Key: key, Headers: func() frame.Table { return p.Headers }})
-	}
-	queues := b.a.find(nil, names)
-	if err == nil {
-		err = b.a.fits(m, queues)
-	}
+	m, queues, err := b.made(exchange, key, p, payload)
 	if err != nil {
 		b.lost.Add(1)
 		b.a.log.Debug("a message of the bus cannot be one of AMQP", "account", b.a.name, "error", err)
 		return
 	}
-	size := min(int64(len(payload)+len(encoded)), busPending)
+	size := min(int64(len(m.Body)+len(m.Properties)), busPending)
 	if b.room.Acquire(b.life, size) != nil { // the account is about to be elsewhere
 		return
 	}
 	b.a.put(m, queues, func(bool) { b.room.Release(size) })
 }
 
+// made is a message of AMQP of what came over the bus, and where it goes.
+func (b *bus) made(exchange, key string, p *frame.Properties, payload []byte) (*queue.Message, []*queue.Queue, error) {
+	encoded, err := p.Append(nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := queue.NewMessage(exchange, key, encoded, append([]byte(nil), payload...))
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := b.a.table.Publish(nil, &route.Message{Exchange: exchange, Key: key, Headers: func() frame.Table { return p.Headers }})
+	if err != nil {
+		return nil, nil, err
+	}
+	queues := b.a.find(nil, names)
+	return m, queues, b.a.fits(m, queues)
+}
+
+// forBus reads what goes to the bus, and refuses what is too large for it. what is where it
+// goes, for who is refused.
+func (h *attached) forBus(q *queue.Message, what string) (*outgoing, error) {
+	if size := len(q.Body) + len(q.Properties); size > h.largest {
+		return nil, frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of %s", size, h.largest, what)
+	}
+	o := &outgoing{}
+	if err := o.p.Decode(q.Properties); err != nil {
+		return nil, frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
+	}
+	return o, nil
+}
+
 // judgeTopic says where on the bus a message goes that is published to amq.topic, or
 // refuses it.
-func (h *attached) judgeTopic(o *outgoing, to *route.Message) error {
-	if size := len(o.Body) + len(o.Properties); size > h.largest {
-		return frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of exchange '%s'", size, h.largest, topicExchange)
+func (h *attached) judgeTopic(q *queue.Message, to *route.Message) (*outgoing, error) {
+	o, err := h.forBus(q, "exchange '"+topicExchange+"'")
+	if err != nil {
+		return nil, err
 	}
 	for _, key := range append([]string{to.Key}, to.Copies...) {
 		subject := subjectOfKey(key)
 		switch {
 		case engines(subject):
-			return frame.ChannelError(frame.AccessRefused, "write access to topic '%s' in exchange '%s' refused: it belongs to the engine", frame.Clip(key), topicExchange)
+			return nil, frame.ChannelError(frame.AccessRefused, "write access to topic '%s' in exchange '%s' refused: it belongs to the engine", frame.Clip(key), topicExchange)
 		case !h.who.principal.Permissions.Publish.Allows(subject):
-			return h.refusesTopic(write, key)
+			return nil, h.refusesTopic(write, key)
 		}
 		o.subjects = append(o.subjects, subject)
-	}
-	if err := o.p.Decode(o.Properties); err != nil {
-		return frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
 	}
 	switch to := o.p.ReplyTo; {
 	case to == "":
@@ -295,34 +312,32 @@ func (h *attached) judgeTopic(o *outgoing, to *route.Message) error {
 	case strings.HasPrefix(to, replyTo+"."), h.mayQueue(read, to) == nil: // or somebody else would be answered
 		o.reply = h.bus.subjectFor(to, o.p.CorrelationID)
 	}
-	return nil
+	return o, nil
 }
 
 // judgeAnswer says where an answer goes to a question that came over the bus. Of one that
 // was not asked it says nothing, and it is not routed.
-func (h *attached) judgeAnswer(o *outgoing) error {
-	subject, ok := h.bus.subjectOfName(o.Key)
+func (h *attached) judgeAnswer(q *queue.Message) (*outgoing, error) {
+	subject, ok := h.bus.subjectOfName(q.Key)
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	if size := len(o.Body) + len(o.Properties); size > h.largest {
-		return frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d of an answer over the bus", size, h.largest)
+	o, err := h.forBus(q, "an answer over the bus")
+	if err != nil {
+		return nil, err
 	}
 	o.subjects, o.answers = []string{subject}, true
-	if err := o.p.Decode(o.Properties); err != nil {
-		return frame.ConnectionError(frame.SyntaxError, "properties that cannot be read")
-	}
-	return nil
+	return o, nil
 }
 
-// toBus publishes what goes to the bus.
-func (h *attached) toBus(o *outgoing) {
-	if len(o.subjects) == 0 {
+// toBus publishes q where o says.
+func (h *attached) toBus(q *queue.Message, o *outgoing) {
+	if o == nil {
 		return
 	}
 	header := outward(&o.p, time.Now())
 	for _, subject := range o.subjects {
-		err := h.bus.conn.PublishMsg(&nats.Msg{Subject: subject, Reply: o.reply, Header: header, Data: o.Body})
+		err := h.bus.conn.PublishMsg(&nats.Msg{Subject: subject, Reply: o.reply, Header: header, Data: q.Body})
 		if err != nil {
 			h.log.Warn("a message of AMQP did not reach the bus", "account", h.account.name, "error", err)
 		}
@@ -406,9 +421,9 @@ func (b *bus) nameOf(subject string) string {
 	return name
 }
 
-// subjectOfName is the subject that a client answers to by a name. An error says that there
-// is none.
-func (b *bus) subjectOfName(name string) (string, bool) {
+// subjectOfName is the subject that a client answers to by a name; ok is false if the
+// account gave nobody that name.
+func (b *bus) subjectOfName(name string) (subject string, ok bool) {
 	seal, subject, ok := strings.Cut(strings.TrimPrefix(name, busAnswer), ".")
 	return subject, ok && hmac.Equal([]byte(seal), []byte(b.seal(subject)))
 }

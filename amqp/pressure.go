@@ -40,7 +40,7 @@ func (p *pressure) refused(err error) {
 
 // published has it be looked at once if there is too much.
 func (p *pressure) published() {
-	if p.held.Load() > p.most && !p.blocked.Load() {
+	if p.full() && !p.blocked.Load() {
 		p.lookNow()
 	}
 }

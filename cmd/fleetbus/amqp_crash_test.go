@@ -72,7 +72,8 @@ func (l *line) publish(ctx context.Context, ch *amqp091.Channel) error {
 			return nil
 		case err := <-closed:
 			return fmt.Errorf("closed: %w", err)
-		case room <- struct{}{}:
+		case <-time.After(rand.N(4 * time.Millisecond)):
+			room <- struct{}{} // each that is there leaves, also when the channel is closed
 		}
 		l.mu.Lock()
 		n := l.sent
@@ -96,7 +97,6 @@ func (l *line) publish(ctx context.Context, ch *amqp091.Channel) error {
 			}
 			<-room
 		})
-		time.Sleep(rand.N(4 * time.Millisecond)) // the load, not a wait for anything
 	}
 }
 

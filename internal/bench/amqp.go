@@ -58,27 +58,11 @@ func AMQP(ctx context.Context, o Options) (Report, error) {
 
 // amqpFleet runs n nodes of ours.
 func (h *house) amqpFleet(ctx context.Context, n int) (*amqpBroker, error) {
-	s, err := h.fleet(n)
+	s, addrs, config, err := h.listening(ctx, n, "amqp")
 	if err != nil {
 		return nil, err
 	}
-	_, addrs, err := h.place(n)
-	if err != nil {
-		return nil, err
-	}
-	for i := range s.lines {
-		s.lines[i] = append(s.lines[i], "--listeners-amqp-addr", addrs[i])
-	}
-	if err := s.run(ctx); err != nil {
-		return nil, err
-	}
-	b := &amqpBroker{system: s, addrs: addrs, config: amqp091.Config{TLSClientConfig: s.trust.Clone(), SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}}}
-	cert, err := s.device(ctx)
-	if err != nil {
-		s.stop()
-		return nil, err
-	}
-	b.config.TLSClientConfig.Certificates = []tls.Certificate{cert}
+	b := &amqpBroker{system: s, addrs: addrs, config: amqp091.Config{TLSClientConfig: config, SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}}}
 	return b, b.await(ctx)
 }
 

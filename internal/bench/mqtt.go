@@ -52,28 +52,37 @@ func MQTT(ctx context.Context, o Options) (Report, error) {
 
 // mqttFleet runs n nodes of ours.
 func (h *house) mqttFleet(ctx context.Context, n int, flags ...string) (*mqttBroker, error) {
-	s, err := h.fleet(n)
+	s, addrs, config, err := h.listening(ctx, n, "mqtt", flags...)
 	if err != nil {
 		return nil, err
 	}
-	_, addrs, err := h.place(n)
-	if err != nil {
-		return nil, err
+	b := &mqttBroker{s, mqttload.Broker{Addrs: addrs, TLS: config}}
+	return b, b.await(ctx)
+}
+
+// listening runs n nodes of ours with a listener of a protocol, and returns where each
+// listens and the TLS settings of a user with a certificate.
+func (h *house) listening(ctx context.Context, n int, protocol string, flags ...string) (s *system, addrs []string, config *tls.Config, err error) {
+	if s, err = h.fleet(n); err != nil {
+		return nil, nil, nil, err
+	}
+	if _, addrs, err = h.place(n); err != nil {
+		return nil, nil, nil, err
 	}
 	for i := range s.lines {
-		s.lines[i] = append(append(s.lines[i], "--listeners-mqtt-addr", addrs[i]), flags...)
+		s.lines[i] = append(append(s.lines[i], "--listeners-"+protocol+"-addr", addrs[i]), flags...)
 	}
 	if err := s.run(ctx); err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	b := &mqttBroker{s, mqttload.Broker{Addrs: addrs, TLS: s.trust.Clone()}}
 	cert, err := s.device(ctx)
 	if err != nil {
 		s.stop()
-		return nil, err
+		return nil, nil, nil, err
 	}
-	b.TLS.Certificates = []tls.Certificate{cert}
-	return b, b.await(ctx)
+	config = s.trust.Clone()
+	config.Certificates = []tls.Certificate{cert}
+	return s, addrs, config, nil
 }
 
 // device makes a user with a certificate.
