@@ -81,7 +81,7 @@ func (h *attached) declareExchange(ctx context.Context, m *frame.ExchangeDeclare
 }
 
 func (h *attached) bindExchanges(ctx context.Context, kind route.Kind, b route.Binding) error {
-	if err := errors.Join(h.mayExchange(write, b.Destination), h.mayExchange(read, b.Source), h.mayHear(&b), onlyPublished(b.Destination)); err != nil {
+	if err := errors.Join(h.mayExchange(write, b.Destination), h.mayBind(b.Source, b.Key), h.mayHear(&b), onlyPublished(b.Destination)); err != nil {
 		return err
 	}
 	return h.change(ctx, route.Change{Kind: kind, Binding: &b}, h.lasting(b.Source) && h.lasting(b.Destination))
@@ -218,7 +218,7 @@ func (h *attached) queueFor(r right, name string) (*queue.Queue, error) {
 func (h *attached) bindQueue(ctx context.Context, m *frame.QueueBind) error {
 	q, err := h.queueFor(write, m.Queue)
 	if err == nil {
-		err = h.mayExchange(read, m.Exchange)
+		err = h.mayBind(m.Exchange, m.RoutingKey)
 	}
 	if err != nil {
 		return err
@@ -233,7 +233,7 @@ func (h *attached) bindQueue(ctx context.Context, m *frame.QueueBind) error {
 func (h *attached) unbindQueue(ctx context.Context, m *frame.QueueUnbind) error {
 	q, err := h.queueFor(write, m.Queue)
 	if err == nil {
-		err = h.mayExchange(read, m.Exchange)
+		err = h.mayBind(m.Exchange, m.RoutingKey)
 	}
 	if fault, ok := errors.AsType[*frame.Error](err); ok && fault.Code == frame.NotFound {
 		return nil // what is not there is not bound
@@ -263,7 +263,7 @@ func (h *attached) deleteQueue(ctx context.Context, m *frame.QueueDelete) (frame
 
 // prepare judges a message and makes it ready.
 func (h *attached) prepare(m *message) (*queue.Message, *route.Message, error) {
-	if err := h.mayExchange(write, m.exchange); err != nil {
+	if err := h.mayPublish(m.exchange, m.key); err != nil {
 		return nil, nil, err
 	}
 	var headers frame.Table
@@ -286,6 +286,11 @@ func (h *attached) prepare(m *message) (*queue.Message, *route.Message, error) {
 		to, err := routed(m.exchange, m.key, headers)
 		if err != nil {
 			return nil, nil, err
+		}
+		for _, key := range to.Copies {
+			if err := h.mayPublish(m.exchange, key); err != nil {
+				return nil, nil, err
+			}
 		}
 		if route.DropBlind(headers) || changed {
 			if properties, err = p.Append(nil); err != nil {

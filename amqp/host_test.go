@@ -1,6 +1,7 @@
 package amqp
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -433,6 +434,109 @@ func TestPermissions(t *testing.T) {
 		},
 	} {
 		h.fails(t, 403, "ACCESS_REFUSED - "+name, do)
+	}
+}
+
+// TestRightsByKey has who may publish or have only some keys of an exchange be refused the
+// others, on every way there is to them.
+func TestRightsByKey(t *testing.T) {
+	h := start(t, real)
+	admins := h.Admin()
+	all := h.channel(t)
+	for name, kind := range map[string]string{"nova": "topic", "fan_out": "fanout"} {
+		if err := all.ExchangeDeclare(name, kind, false, false, false, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	declare(t, all, "conductor")
+	if err := all.QueueBind("conductor", "conductor.#", "nova", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	for role, p := range map[string]identity.Permissions{
+		"compute": {
+			Publish:   identity.Rule{Allow: []string{"amqp.configure.>", "amqp.write.compute.>", "amqp.key.nova.conductor", "amqp.key.nova.conductor.>", "amqp.key.amq%2Edefault.reply.>", "amqp.key.fan_out.>"}},
+			Subscribe: identity.Rule{Allow: []string{"amqp.key.nova.compute.a", "amqp.key.nova.compute.a.>", "amqp.read.compute.>"}},
+		},
+		"muted": {
+			Publish:   identity.Rule{Allow: []string{"amqp.>"}, Deny: []string{"amqp.key.nova.scheduler.>"}},
+			Subscribe: identity.Rule{Allow: []string{"amqp.>"}, Deny: []string{"amqp.key.nova.scheduler.>"}},
+		},
+	} {
+		if _, err := admins.AddRole(t.Context(), identity.Role{Name: role, Permissions: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type step struct {
+		what string
+		do   func(ch *amqp091.Channel) error
+		may  bool
+	}
+	publishing := func(exchange, key string, headers amqp091.Table) func(*amqp091.Channel) error {
+		return func(ch *amqp091.Channel) error {
+			if err := ch.Tx(); err != nil {
+				return err
+			}
+			send(t, ch, exchange, key, amqp091.Publishing{Headers: headers})
+			return ch.TxCommit()
+		}
+	}
+	binding := func(exchange, key string) func(*amqp091.Channel) error {
+		return func(ch *amqp091.Channel) error {
+			if _, err := ch.QueueDeclare("compute.q", false, false, false, false, nil); err != nil {
+				return err
+			}
+			return ch.QueueBind("compute.q", key, exchange, false, nil)
+		}
+	}
+	for role, steps := range map[string][]step{
+		"compute": {
+			{"a key", publishing("nova", "conductor", nil), true},
+			{"a key with words", publishing("nova", "conductor.ctl1", nil), true},
+			{"another key", publishing("nova", "scheduler", nil), false},
+			{"another key as a copy", publishing("nova", "conductor", amqp091.Table{"CC": []any{"scheduler"}}), false},
+			{"another key as a blind copy", publishing("nova", "conductor", amqp091.Table{"BCC": []any{"scheduler"}}), false},
+			{"no key", publishing("nova", "", nil), false},
+			{"an answer", publishing("", "reply_1", nil), true},
+			{"a queue by the default exchange", publishing("", "conductor", nil), false},
+			{"an exchange that knows no keys", publishing("fan_out", "k", nil), false},
+			{"an exchange that is not there", publishing("none", "k", nil), false},
+			{"a binding", binding("nova", "compute.a"), true},
+			{"a binding of all below", binding("nova", "compute.a.#"), true},
+			{"a binding of one below", binding("nova", "compute.a.*"), true},
+			{"another binding", binding("nova", "compute.b"), false},
+			{"a binding of more", binding("nova", "compute.*"), false},
+			{"a binding of all", binding("nova", "#"), false},
+			{"a binding with a wildcard first", binding("nova", "*.a"), false},
+			{"a way from there to an own exchange", func(ch *amqp091.Channel) error {
+				if err := ch.ExchangeDeclare("compute.x", "fanout", false, false, false, false, nil); err != nil {
+					return err
+				}
+				return ch.ExchangeBind("compute.x", "#", "nova", false, nil)
+			}, false},
+		},
+		"muted": {
+			{"a key", publishing("nova", "conductor", nil), true},
+			{"a denied key", publishing("nova", "scheduler.x", nil), false},
+			{"a denied binding", binding("nova", "scheduler.x"), false},
+			{"a binding with a denied part", binding("nova", "#"), false},
+			{"a binding", binding("nova", "conductor.#"), true},
+			{"a way there by dead letters", func(ch *amqp091.Channel) error {
+				_, err := ch.QueueDeclare("muted.d", false, false, false, false, amqp091.Table{"x-dead-letter-exchange": "nova", "x-dead-letter-routing-key": "scheduler.x"})
+				return err
+			}, false},
+			{"a way there by a binding", func(ch *amqp091.Channel) error {
+				return ch.ExchangeBind("nova", "scheduler.x", "amq.fanout", false, nil)
+			}, false},
+		},
+	} {
+		h.config.Certificates[0] = h.Certificate(admin.UserRequest{Name: "acme/" + role, Role: role})
+		for _, s := range steps {
+			err := s.do(h.channel(t))
+			refusal, ok := errors.AsType[*amqp091.Error](err)
+			if s.may && err != nil || !s.may && (!ok || refusal.Code != amqp091.AccessRefused) {
+				t.Errorf("%s, %s: %v; allowed: %v", role, s.what, err, s.may)
+			}
+		}
 	}
 }
 
