@@ -18,6 +18,13 @@ type attached struct {
 	*account
 	who peer
 
+	// mine are the exchange and the key of the last message that it may publish by its
+	// right to the exchange: the next one's often are the same.
+	mine struct {
+		exchange, key string
+		known         bool
+	}
+
 	names []string // of the queues that the last message goes to
 	found []*queue.Queue
 

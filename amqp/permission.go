@@ -105,8 +105,12 @@ func (h *attached) mayPublish(exchange, key string) error {
 	if exchange == topicExchange {
 		return nil // the key is judged as a subject
 	}
+	if h.mine.known && h.mine.exchange == exchange && h.mine.key == key {
+		return nil
+	}
 	may := &h.who.principal.Permissions.Publish
 	if allowed(&h.who.principal.Permissions, write, exchange) && (len(may.Deny) == 0 || !denied(may, keyed(exchange, key))) {
+		h.mine.exchange, h.mine.key, h.mine.known = exchange, key, true
 		return nil
 	}
 	if h.byKey(exchange) && may.Allows(keyed(exchange, key)) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/amqp/tunnel"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
@@ -89,6 +90,20 @@ func (c *conn) relay() error {
 		defer close(down)
 		c.leaveFor(c.down(room))
 	}()
+	var gathered []byte // what is whole here goes together
+	pass := func() error {
+		if len(gathered) == 0 {
+			return nil
+		}
+		if _, err := c.there.Write(gathered); err != nil {
+			c.leaveFor(err)
+			return c.why()
+		}
+		if gathered = gathered[:0]; cap(gathered) > 2*tunnel.Part {
+			gathered = nil
+		}
+		return nil
+	}
 	for {
 		f, err := c.next(c.alive)
 		if err != nil {
@@ -97,18 +112,20 @@ func (c *conn) relay() error {
 		if f.Channel == 0 && f.Kind == frame.KindMethod {
 			m, err := c.r.Method(f)
 			if err != nil {
-				return err
+				return errors.Join(pass(), err)
 			}
 			if m, ok := m.(*frame.ConnectionUpdateSecret); ok { // the session is here
-				if err := c.updateSecret(m); err != nil {
+				if err := errors.Join(pass(), c.updateSecret(m)); err != nil {
 					return err
 				}
 				continue
 			}
 		}
-		if _, err := c.there.Write(frame.AppendFrame(nil, f)); err != nil {
-			c.leaveFor(err)
-			return c.why()
+		gathered = frame.AppendFrame(gathered, f)
+		if c.r.Buffered() == 0 || len(gathered) >= tunnel.Part {
+			if err := pass(); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -35,8 +35,10 @@ const (
 	// headers is the room for what a message has beside its payload.
 	headers = 512
 	// window is how many messages are on their way to the stream at once, and
-	// windowBytes how many bytes. What comes meanwhile for a queue goes together.
-	window, windowBytes = 8, 8 << 20
+	// windowBytes how many bytes. What comes meanwhile for a queue goes together. narrow
+	// is the window of one queue that has it for itself: fewer messages, of more
+	// records, cost less and take as long.
+	window, narrow, windowBytes = 8, 3, 8 << 20
 	// most is how many records go together, and mostBytes how many bytes before another.
 	most, mostBytes = 1 << numberBits, 128 << 10
 	// tidyFrom is how many that are told are forgotten at once, at least.
@@ -196,7 +198,7 @@ func (w *writer) record(l *log, record []byte, p part) {
 // send sends what there is room for; mu is held, so that it goes out in order.
 func (w *writer) send() {
 	now := time.Now()
-	for !w.silent && w.head+w.sent < len(w.waiting) && w.sent < window && w.bytes < windowBytes {
+	for !w.silent && w.room() && w.bytes < windowBytes {
 		one := w.waiting[w.head+w.sent]
 		if w.open[one.subject] == one {
 			delete(w.open, one.subject)
@@ -215,6 +217,13 @@ func (w *writer) send() {
 		w.sent++
 		w.bytes += len(one.data)
 	}
+}
+
+// room reports whether the next that waits can be sent now; mu is held. If it waits alone,
+// more of its queue can join it.
+func (w *writer) room() bool {
+	waits := len(w.waiting) - w.head - w.sent
+	return waits > 0 && w.sent < narrow || waits > 1 && w.sent < window
 }
 
 // doubt has the stream be asked what it has; mu is held.

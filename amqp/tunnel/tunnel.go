@@ -19,10 +19,13 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// Part is how many bytes go together at most. What is written with one call goes in as few
+// messages as that allows.
+const Part = 60 << 10
+
 const (
-	// window is how many bytes are under way to an end that has not read them, and part
-	// the most of one message.
-	window, part = 1 << 20, 60 << 10
+	// window is how many bytes are under way to an end that has not read them.
+	window = 1 << 20
 	// beat is how often an end says that it is there, and dead how long it may be silent.
 	beat, dead = 2 * time.Second, 10 * time.Second
 )
@@ -253,7 +256,7 @@ func (c *conn) Read(b []byte) (int, error) {
 // Write implements net.Conn. Of several at once, each part is whole.
 func (c *conn) Write(b []byte) (n int, err error) {
 	for len(b) > 0 {
-		m, err := c.writePart(b[:min(len(b), part)])
+		m, err := c.writePart(b[:min(len(b), Part)])
 		n += m
 		if err != nil {
 			return n, err
