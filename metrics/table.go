@@ -10,7 +10,7 @@ import "slices"
 // says how many they are. A stream and its consumers are told of by the node that leads
 // the stream.
 func Families() []Family {
-	return slices.Concat(nodeFamilies(), trafficFamilies(), linkFamilies(), streamFamilies(), certificateFamilies(), sourceFamilies())
+	return slices.Concat(nodeFamilies(), trafficFamilies(), linkFamilies(), streamFamilies(), queueFamilies(), certificateFamilies(), sourceFamilies())
 }
 
 func nodeFamilies() []Family {
@@ -85,6 +85,21 @@ func streamFamilies() []Family {
 		{"fleetbus_consumer_pending_messages", "Messages that wait for the consumer.", Gauge, consumer},
 		{"fleetbus_consumer_ack_pending_messages", "Messages that the consumer got and did not acknowledge yet.", Gauge, consumer},
 		{"fleetbus_consumer_redelivered", "Messages that the consumer got more than once and has not acknowledged yet.", Gauge, consumer},
+	}
+}
+
+// queueFamilies are of AMQP's accounts, of which the node tells that has them.
+func queueFamilies() []Family {
+	account := []string{"account"}
+	return []Family{
+		{"fleetbus_amqp_queues", "Queues of an account, durable or not.", Gauge, []string{"account", "durable"}},
+		{"fleetbus_amqp_messages", "Messages in the account's queues, by state: ready, or unacknowledged by who has them.", Gauge, []string{"account", "state"}},
+		{"fleetbus_amqp_consumers", "Consumers of the account's queues.", Gauge, account},
+		{"fleetbus_amqp_connections", "AMQP clients of the account, at whatever node they are connected.", Gauge, account},
+		{"fleetbus_amqp_idle_queues", "Queues with messages and no consumer.", Gauge, account},
+		{"fleetbus_amqp_memory_bytes", "Messages that are in the node's memory.", Gauge, nil},
+		{"fleetbus_amqp_memory_limit_bytes", "How many may be before publishers are blocked.", Gauge, nil},
+		{"fleetbus_amqp_blocked", "Whether publishers are blocked on the node: 1, or 0.", Gauge, nil},
 	}
 }
 

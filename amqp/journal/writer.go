@@ -275,6 +275,8 @@ func (w *writer) answered(msg *nats.Msg) {
 		// It is refused for good, and what was sent behind it expects it to be there.
 		one := w.waiting[i]
 		w.waiting = append(w.waiting[:i], w.waiting[i+1:]...)
+		w.sent--
+		w.bytes -= len(one.data)
 		w.doubt()
 		w.mu.Unlock()
 		err := fmt.Errorf("the stream does not take it: %w", a.Error)
