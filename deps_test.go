@@ -77,6 +77,7 @@ func places() map[string]place {
 		"internal/backup":     {"the state of a fleet in a file, and a fleet made of it", []string{"admin", "identity", "internal/home"}},
 		"internal/await":      {"how tests wait, which is the same everywhere", nil},
 		"internal/bench":      {"what is promised of speed and size, measured beside peers; a fleet of processes and its load", []string{"", "admin", "cert", "certmanager", "certmanager/private", "identity", "internal/mqttload", "internal/natsload", "ledger"}},
+		"internal/bench/page": {"what was measured, as a page; the program does without", []string{"internal/bench"}},
 		"internal/broker":     {"the engine, in one place", []string{"identity", "internal/portowner", "admin"}},
 		"internal/check":      {"a fleet is judged as plugins of Nagios judge; decisions, without a fleet", []string{"admin", "doctor"}},
 		"internal/config":     {"file, environment and flags into Options", []string{"", "amqp", "change/sse", "hub", "identity", "mqtt", "probe", "provision/stranger", "console"}},
