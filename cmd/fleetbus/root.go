@@ -9,6 +9,7 @@ import (
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/accounts"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/certificates"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/changes"
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/clouds"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/health"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/joining"
@@ -26,6 +27,7 @@ func commands(a *command.App) []*cobra.Command {
 		joining.Commands(a),
 		messages.Commands(a),
 		changes.Commands(a),
+		clouds.Commands(a),
 		nodes.Commands(a),
 		health.Commands(a),
 	)
