@@ -138,8 +138,8 @@ func warnings(log string) string {
 	return strings.Join(lines[max(0, len(lines)-60):], "\n")
 }
 
-// newCrash makes the fleet.
-func newCrash(t *testing.T, seed uint64) *crash {
+// newCrash makes the fleet. more are settings of all nodes, as flags.
+func newCrash(t *testing.T, seed uint64, more ...string) *crash {
 	c := &crash{t: t, m: newHost(t), rng: rand.New(rand.NewPCG(seed, 0))}
 	var addrs []string
 	for i := range 3 {
@@ -148,7 +148,7 @@ func newCrash(t *testing.T, seed uint64) *crash {
 		if i > 0 {
 			args = []string{"join", addrs[0], "--token", secret(c.m.must("token", "add", "node", "--data-dir", "n1"))}
 		}
-		args = c.m.node(n.name, append(args, "--listeners-mqtt-addr", n.mqtt, "--listeners-amqp-addr", n.amqp)...)
+		args = c.m.node(n.name, append(append(args, "--listeners-mqtt-addr", n.mqtt, "--listeners-amqp-addr", n.amqp), more...)...)
 		c.m.must(args...)
 		addrs = append(addrs, args[slices.Index(args, "--listeners-nats-addr")+1])
 		n.process = c.m.serve(n.name)
