@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck"}},
+		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
@@ -68,7 +68,7 @@ func places() map[string]place {
 		"metrics/collector":            {"the same for programs that have a registry of Prometheus, whose client only they link", []string{"metrics"}},
 		"trace":                        {"OpenTelemetry's traces across protocols, which few want; it knows no protocol", nil},
 		"probe":                        {"a protocol: HTTP for those who watch a node", []string{"", "identity", "metrics"}},
-		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/portowner"}},
+		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/iface", "internal/portowner"}},
 
 		"internal/adapter":    {"messages of other accounts are stored before their senders are told", []string{"admin", "identity"}},
 		"internal/admission":  {"who may shake hands, and who waits; of any listener, so that it knows no protocol", nil},
@@ -104,7 +104,7 @@ func places() map[string]place {
 		"internal/source":     {"each source of changes runs on one node; decisions about databases are not its", []string{"admin", "change", "lease"}},
 		"internal/keys":       {"which keys a fleet shares and who holds on to old ones; decisions, without a server", []string{"admin", "doctor", "identity"}},
 		"internal/document":   {"what commands found out, for programs and for terminals", nil},
-		"internal/localcheck": {"what is wrong on this machine, without a server", []string{"doctor", "identity", "internal/explain", "internal/human", "internal/portowner"}},
+		"internal/localcheck": {"what is wrong on this machine, without a server", []string{"doctor", "identity", "internal/explain", "internal/human", "internal/iface", "internal/portowner"}},
 		"internal/human":      {"values as people read them, in all that the program prints", nil},
 		"internal/mqttload":   {"the load of MQTT clients, to measure brokers of any make with", []string{"mqtt/packet"}},
 		"internal/natsload":   {"very many NATS clients, each as light as it can be, to measure nodes with", nil},
@@ -113,6 +113,7 @@ func places() map[string]place {
 		"internal/smalldisk":  {"a disk that is full, for all tests that need one", []string{"internal/await"}},
 		"internal/target":     {"a machine that serves certificates: its directory, its groups, and the program there", []string{"admin", "cert", "cert/proxy", "identity"}},
 		"internal/openstack":  {"which accounts, roles and users OpenStack's services need; decisions, without a fleet", []string{"identity"}},
+		"internal/iface":      {"addresses by the names of network interfaces, for a server, a joiner and the doctor", nil},
 		"internal/loopback":   {"addresses for tests, each for one", nil},
 		"internal/traces":     {"spans of MQTT's messages, in programs that are built with them", []string{"", "mqtt", "trace"}},
 		"internal/wire":       {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},

@@ -231,7 +231,7 @@ func reachable(advertise, addr, host string) string {
 	if n, e := strconv.Atoi(port); err != nil || e != nil || n <= 0 {
 		return ""
 	}
-	if ip := net.ParseIP(h); h != "" && (ip == nil || !ip.IsUnspecified()) {
+	if ip := net.ParseIP(h); h != "" && h[0] != '%' && (ip == nil || !ip.IsUnspecified()) {
 		host = h
 	}
 	return net.JoinHostPort(host, port)

@@ -89,7 +89,7 @@ type Options struct {
 type Listener struct {
 	// Name identifies the listener in roles, logs and findings.
 	Name string
-	// Addr is host:port; an empty host is every address, port 0 any free one.
+	// Addr is host:port; an empty host is every address, %eth1 that of an interface, port 0 any free one.
 	Addr string
 	// Advertise is the host:port that clients are told. Default: Options.Advertise
 	// and the bound port.

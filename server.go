@@ -24,6 +24,7 @@ import (
 	"github.com/fleetbus/fleetbus/internal/disk"
 	"github.com/fleetbus/fleetbus/internal/events"
 	"github.com/fleetbus/fleetbus/internal/home"
+	"github.com/fleetbus/fleetbus/internal/iface"
 	"github.com/fleetbus/fleetbus/internal/links"
 	"github.com/fleetbus/fleetbus/internal/listener"
 	"github.com/fleetbus/fleetbus/internal/loginlink"
@@ -130,6 +131,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			err = cause
 		}
 	}()
+	if err := s.resolve(); err != nil {
+		return err
+	}
 	if s.opts.Mode == Client {
 		err = s.startClient(ctx, &undo)
 	} else {
@@ -139,6 +143,18 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	<-ctx.Done()
+	return nil
+}
+
+// resolve puts addresses in the place of the names of interfaces.
+func (s *Server) resolve() (err error) {
+	s.opts.Listeners = slices.Clone(s.opts.Listeners)
+	for i := range s.opts.Listeners {
+		l := &s.opts.Listeners[i]
+		if l.Addr, err = iface.Resolve(l.Addr); err != nil {
+			return fmt.Errorf("opening listener %q: %w", l.Name, err)
+		}
+	}
 	return nil
 }
 

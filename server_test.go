@@ -3,6 +3,8 @@ package fleetbus_test
 import (
 	"context"
 	"errors"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,6 +80,32 @@ func TestOneNode(t *testing.T) {
 	t.Logf("%+v", spread)
 	if len(spread.Nodes) != 1 || spread.Closed() != 1 {
 		t.Errorf("the denial acted as %+v", spread)
+	}
+}
+
+// TestInterface has a listener at the address of an interface.
+func TestInterface(t *testing.T) {
+	at := func(addr string) func(*fleetbus.Options) {
+		return func(o *fleetbus.Options) {
+			for i := range o.Listeners {
+				o.Listeners[i].Addr = addr
+			}
+		}
+	}
+	if _, err := net.InterfaceByName("lo"); err != nil {
+		t.Skip("the loopback interface is not called lo")
+	}
+	s := fleetbustest.Start(t, at("%lo:0"))
+	if host, _, err := net.SplitHostPort(s.Addr("nats").String()); err != nil || host != "127.0.0.1" {
+		t.Errorf("it listens at %v, %v", s.Addr("nats"), err)
+	}
+	o := fleetbus.Options{Dir: t.TempDir(), Listeners: []fleetbus.Listener{{Name: "nats", Protocol: fleetbus.NATS(), Addr: "%no-such:4222"}}}
+	lost, err := fleetbus.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.Run(limited(t, 20*time.Second)); err == nil || !strings.Contains(err.Error(), `opening listener "nats": looking for interface "no-such"`) {
+		t.Errorf("of an interface that is not there it says: %v", err)
 	}
 }
 

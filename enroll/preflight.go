@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/iface"
 	"github.com/fleetbus/fleetbus/internal/portowner"
 )
 
@@ -110,7 +111,12 @@ func (p *preflight) listen(ctx context.Context) {
 		}
 		p.wanted = append(p.wanted, w)
 		var config net.ListenConfig
-		if w.ln, w.err = config.Listen(ctx, "tcp", w.addr); w.err != nil {
+		addr, err := iface.Resolve(w.addr)
+		if err != nil {
+			w.err = err
+			continue
+		}
+		if w.ln, w.err = config.Listen(ctx, "tcp", addr); w.err != nil {
 			continue
 		}
 		if p.join.Advertise != "" {

@@ -128,7 +128,8 @@ func (c *cloud) python(args ...string) *process {
 
 // TestOpenStackKilled has a service call another without a pause while the node that has the
 // account is killed, and then one that the client is connected to: no call fails, and all is
-// well again within seconds.
+// well again within seconds. Of queues in memory the call may fail that is under way when their
+// node is killed.
 func TestOpenStackKilled(t *testing.T) {
 	needsOslo(t)
 	t.Parallel()
@@ -165,7 +166,11 @@ func TestOpenStackKilled(t *testing.T) {
 			enough("services talk without a node", 100)
 			all, failed, longest := calls(client)
 			t.Logf("%s: %s (%s; the owner was %s) was killed: %d calls, %d failed, the longest took %.1f s, and before %.1f s", way.dir, what, n.name, owner.name, all, failed, longest, before)
-			if failed > 0 {
+			lost := 0
+			if way.dir == "transient" && n == owner {
+				lost = 1
+			}
+			if failed > lost {
 				t.Errorf("%s: %d calls failed:\n%s\n%s", way.dir, failed, client.log, server.log)
 			}
 			client.kill()

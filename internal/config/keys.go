@@ -77,7 +77,7 @@ func Keys() []Key {
 			Doc: "Where clients connect, by name. A listener that is named is on: \"nats: {}\" is enough. TLS is on."},
 		{Path: "listeners.*", Type: Section, Doc: "One listener."},
 		{Path: "listeners.*.addr", Type: Text, Example: "0.0.0.0:4222", Otherwise: "the usual port of the protocol, on every address", minimal: true,
-			Doc: "host:port to listen on; without a host, on every address; port 0 is any free one."},
+			Doc: "host:port to listen on; without a host, on every address; '%eth1:4222', in quotes, at the address that the interface has at the start; port 0 is any free one."},
 		{Path: "listeners.*.advertise", Type: Text, Example: "nats.example.net:4222", Otherwise: "the host of advertise and the port of addr",
 			Doc: "host:port that clients are told."},
 		{Path: "listeners.*.protocol", Type: Choice, Choices: protocolNames(), Example: "nats", Otherwise: "the protocol that the listener is named after",

@@ -20,6 +20,7 @@ import (
 	"github.com/fleetbus/fleetbus/doctor"
 	"github.com/fleetbus/fleetbus/internal/explain"
 	"github.com/fleetbus/fleetbus/internal/human"
+	"github.com/fleetbus/fleetbus/internal/iface"
 	"github.com/fleetbus/fleetbus/internal/portowner"
 )
 
@@ -325,12 +326,17 @@ func (l *look) ports(ctx context.Context) {
 		if _, port, err := net.SplitHostPort(p.Addr); err != nil || port == "0" {
 			continue
 		}
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.Addr)
+		addr, err := iface.Resolve(p.Addr)
+		if err != nil {
+			l.found("PORT-DENIED", doctor.Fail, subject, "name an interface that has an address: "+p.Name+".addr", "it cannot be listened at: %v", err)
+			continue
+		}
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 		owner := ""
 		if err == nil {
 			ln.Close()
 		} else if errors.Is(err, syscall.EADDRINUSE) {
-			owner = portowner.Of(p.Addr)
+			owner = portowner.Of(addr)
 		}
 		switch {
 		case err == nil && l.m.Server != 0:

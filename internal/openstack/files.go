@@ -68,6 +68,9 @@ func (s Service) Settings(passwords map[string]string) string {
 		line("ssl_key_file = ", s.at(s.Key(first)))
 		line("rabbit_login_method = EXTERNAL")
 	}
+	// A consumer tries a node that is gone eight times before it tries another, with 1 s in
+	// between unless this says otherwise.
+	line("kombu_reconnect_delay = 0.2")
 	if !s.plan.Transient {
 		line("rabbit_quorum_queue = true")
 	}
