@@ -1,6 +1,6 @@
 # lean leaves out what few nodes need and is large: sources of databases, managers that use
-# ACME, the console, and the benches of this project. Empty leaves out nothing, as packages
-# have it.
+# ACME, the console, the demonstration, what is about other brokers, and the benches of this
+# project. Empty leaves out nothing, as packages have it.
 TAGS = lean
 
 .PHONY: build package test lint compare

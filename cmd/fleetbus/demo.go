@@ -1,3 +1,5 @@
+//go:build !lean
+
 package main
 
 import (
@@ -13,6 +15,7 @@ import (
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/boot"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/certificates"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/command"
+	"github.com/fleetbus/fleetbus/console"
 	"github.com/fleetbus/fleetbus/internal/demo"
 	"github.com/fleetbus/fleetbus/internal/human"
 )
@@ -40,7 +43,7 @@ Nothing is left behind. The exit code is 0 only if every step held.`,
 func demonstrate(ctx context.Context, a *command.App, keep bool) error {
 	a.Fleet.Timeout = demo.StepTimeout
 	d, err := demo.New(ctx, demo.Options{
-		Env: a.Env, SourceTypes: boot.SourceTypes(), CertManager: certificates.OpenManager, Console: demoConsole(),
+		Env: a.Env, SourceTypes: boot.SourceTypes(), CertManager: certificates.OpenManager, Console: &console.Protocol{},
 		Connect: func(ctx context.Context, addr, creds, ca string, more ...nats.Option) (*nats.Conn, error) {
 			return a.Connect(ctx, command.Endpoint{Servers: []string{"tls://" + addr}, Creds: creds, CA: ca}, more...)
 		},
