@@ -22,7 +22,6 @@ func verbs(a *command.App) []*cobra.Command {
 type planFlags struct {
 	r     openstack.Request
 	hosts string
-	file  []byte
 }
 
 func (f *planFlags) add(cmd *cobra.Command) {
