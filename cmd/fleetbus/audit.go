@@ -21,7 +21,8 @@ import (
 )
 
 func newAuditCommand(a *command.App) *cobra.Command {
-	return a.OnFleet(command.Noun("audit", "Who did what, who came in and who was refused", newAuditList(a), newAuditVerify(a), newAuditExport(a), newAuditKeep(a)))
+	verbs := append([]*cobra.Command{newAuditList(a), newAuditVerify(a), newAuditExport(a), newAuditKeep(a)}, auditFiles(a)...)
+	return a.OnFleet(command.Noun("audit", "Who did what, who came in and who was refused; and whether what others run is hardened", verbs...))
 }
 
 func newAuditList(a *command.App) *cobra.Command {

@@ -34,6 +34,8 @@ type file struct {
 	Link string
 	// used is set when it was judged.
 	used bool
+	// gone is a symbolic link that leads nowhere here.
+	gone bool
 }
 
 // disk has the files that were found.
@@ -141,6 +143,10 @@ func (d *disk) read(a *audit, path, top string, asked bool) *file {
 		}
 	}
 	h, err := os.Open(f.Real)
+	if err != nil && f.Link != "" && errors.Is(err, fs.ErrNotExist) {
+		f.gone = true
+		return f
+	}
 	if err != nil {
 		if asked || !errors.Is(err, fs.ErrNotExist) {
 			a.unread(path, 0, "it cannot be read: %v", cause(err))
@@ -214,6 +220,14 @@ func (d *disk) abs(path string) string {
 // find is a file that another one names: below the root, beside those that were given, or
 // on this machine if that is where they are.
 func (d *disk) find(a *audit, named string, by *file) *file {
+	if f := d.look(a, named, by); f != nil && !f.gone {
+		return f
+	}
+	return nil
+}
+
+// look is find, and has links that lead nowhere, too.
+func (d *disk) look(a *audit, named string, by *file) *file {
 	named = strings.TrimSpace(named)
 	if named == "" {
 		return nil
@@ -343,7 +357,7 @@ func (a *audit) modes(rule string, f *file, what string, more fs.FileMode, verdi
 		if bad&0o022 != 0 {
 			v = Fail
 		}
-		a.add(rule, v, at, fmt.Sprintf("chmod %04o %s", f.Mode.Perm()&^more, f.Abs), "%s may be used by others: its mode is %04o", what, f.Mode.Perm())
+		a.add(rule, v, at, fmt.Sprintf("chmod %04o %s", f.Mode.Perm()&^more, f.Abs), "%s may be used by others: the mode is %04o", what, f.Mode.Perm())
 	}
 	a.owner(rule, f, what)
 	for dir := filepath.Dir(f.Path); ; dir = filepath.Dir(dir) {

@@ -65,7 +65,7 @@ func (a *audit) bundle(named string, at place, by *file) (fingerprint string) {
 		a.fail("4", at, fix, "the authorities are those that the system trusts for everything: %s", named)
 		return ""
 	}
-	f := a.disk.find(a, named, by)
+	f := a.disk.look(a, named, by)
 	if f == nil {
 		a.unknown("4", at, "name the file, or --root DIR", "%s is not among the files here", named)
 		return ""
@@ -77,6 +77,9 @@ func (a *audit) bundle(named string, at place, by *file) (fingerprint string) {
 	}
 	certs, err := certificates(f.Data)
 	switch {
+	case f.gone:
+		a.unknown("4", at, "name the file, or --root DIR", "%s is a link to %s, which is not among the files here", named, f.Link)
+		return ""
 	case err != nil:
 		a.unread(f.Path, 0, "it has a certificate that cannot be read: %v", err)
 		a.unknown("4", at, fix, "%s cannot be read", named)

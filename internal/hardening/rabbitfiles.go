@@ -514,6 +514,11 @@ func (a *audit) knownKey(key string, at place) { a.knownKeyAs(key, key, at) }
 func (a *audit) knownKeyAs(key, shown string, at place) {
 	parts := strings.Split(key, ".")
 	first := false
+	if lower := strings.ToLower(key); lower != key && shown == key && slices.ContainsFunc(rabbitKeys(), func(k []string) bool { return matches(k, strings.Split(lower, ".")) && !matches(k, parts) }) &&
+		!slices.ContainsFunc(rabbitKeys(), func(k []string) bool { return matches(k, parts) }) {
+		a.warn(ruleKeys, at, "write "+lower, "unknown key %q: keys are in small letters; what it should set is not set", key)
+		return
+	}
 	best, far := "", 3
 	for _, known := range rabbitKeys() {
 		first = first || known[0] == parts[0]
