@@ -211,15 +211,13 @@ func (a *audit) versions(n *node, prefix, what string) {
 		}
 	}
 	if len(list) == 0 {
-		old, known := before(a.version(n), 3, 9)
-		switch {
-		case known && !old:
-			a.add("6", Pass, in(n.main), "", "%s.versions is not set: RabbitMQ %s runs on an Erlang that speaks TLS 1.2 and 1.3 by default", prefix, a.version(n))
-		case known:
-			a.fail("6", in(n.main), fix, "%s.versions is not set: RabbitMQ %s runs on an Erlang that may speak TLS 1.0 and 1.1 by default", prefix, a.version(n))
-		default:
-			a.warn("6", in(n.main), fix+"; or --rabbitmq-version, if that is 3.9 or newer", "%s.versions is not set: before RabbitMQ 3.9, Erlang may speak TLS 1.0 and 1.1 by default", prefix)
+		// RabbitMQ 3.10 on Erlang 25 answers to TLS 1.0 and 1.1 then, and says nothing of it.
+		old, known := before(a.version(n), 4, 0)
+		add := a.warn
+		if known && old {
+			add = a.fail
 		}
+		add("6", in(n.main), fix, "%s.versions is not set: on many releases of Erlang, RabbitMQ then speaks TLS 1.0 and 1.1, too", prefix)
 	}
 	for _, v := range n.below(prefix + ".ciphers") {
 		if weak := weakCipher(v.value); weak != "" {

@@ -65,6 +65,7 @@ func rabbitSeeds() []seed {
 		{"etc/rabbitmq/tls/broker.key", allLines, "0644", "5:fail"},
 		{"etc/rabbitmq/tls/broker.pem", allLines, "0644", "5:warn"},
 		{rabbitConf, "tlsv1.2", "tlsv1.1", "6:fail"},
+		{rabbitConf, "ssl_options.versions.1           = tlsv1.3\nssl_options.versions.2           = tlsv1.2\n", "", "6:fail"},
 		{rabbitConf, "ssl_options.versions.2           = tlsv1.2", "ssl_options.versions.2 = tlsv1.2\nssl_options.versions.3 = tlsv1", "6:fail"},
 		{rabbitConf, "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-RC4-SHA", "6:fail"},
 		{rabbitConf, "ECDHE-ECDSA-AES256-GCM-SHA384", "DES-CBC3-SHA", "6:fail"},
