@@ -200,9 +200,6 @@ func (a *audit) peers(n *node) {
 func (a *audit) versions(n *node, prefix, what string) {
 	fix := prefix + ".versions.1 = tlsv1.3, and .2 = tlsv1.2"
 	list := n.below(prefix + ".versions")
-	if len(list) == 0 {
-		list = n.below("ssl.versions")
-	}
 	for _, v := range list {
 		switch strings.ToLower(strings.Trim(v.value, "'")) {
 		case "tlsv1.2", "tlsv1.3":
@@ -211,13 +208,8 @@ func (a *audit) versions(n *node, prefix, what string) {
 		}
 	}
 	if len(list) == 0 {
-		// RabbitMQ 3.10 on Erlang 25 answers to TLS 1.0 and 1.1 then, and says nothing of it.
-		old, known := before(a.version(n), 4, 0)
-		add := a.warn
-		if known && old {
-			add = a.fail
-		}
-		add("6", in(n.main), fix, "%s.versions is not set: on many releases of Erlang, RabbitMQ then speaks TLS 1.0 and 1.1, too", prefix)
+		// What the application ssl has is not asked: RabbitMQ takes what Erlang was built with.
+		a.fail("6", in(n.main), fix, "%s.versions is not set: RabbitMQ then takes every version that Erlang has, TLS 1.0 and 1.1 too", prefix)
 	}
 	for _, v := range n.below(prefix + ".ciphers") {
 		if weak := weakCipher(v.value); weak != "" {

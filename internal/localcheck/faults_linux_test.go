@@ -88,6 +88,38 @@ func certificate(t *testing.T, name string, from, to time.Time) (cert, key strin
 	return cert, key
 }
 
+// addresses are those of a machine, as prefixes.
+func addresses(all ...string) func() ([]net.Addr, error) {
+	return func() (addrs []net.Addr, err error) {
+		for _, text := range all {
+			ip, network, err := net.ParseCIDR(text)
+			if err != nil {
+				return nil, err
+			}
+			addrs = append(addrs, &net.IPNet{IP: ip, Mask: network.Mask})
+		}
+		return addrs, nil
+	}
+}
+
+// TestEverywhere has listeners of AMQP that are well: at one address, on a machine that is
+// in one network, and of another protocol.
+func TestEverywhere(t *testing.T) {
+	for _, c := range []struct {
+		port  Port
+		addrs []string
+	}{
+		{Port{"listeners.amqp", "127.0.0.1:1"}, []string{"10.0.0.5/24", "192.0.2.5/24"}},
+		{Port{"listeners.amqp", "[::]:1"}, []string{"127.0.0.1/8", "10.0.0.5/24", "10.0.0.6/24", "2001:db8::5/64", "fe80::1/64"}},
+		{Port{"listeners.nats", ":1"}, []string{"10.0.0.5/24", "192.0.2.5/24"}},
+	} {
+		l := &look{m: Machine{Ports: []Port{c.port}, addrs: addresses(c.addrs...)}}
+		if l.everywhere(t.Context()); len(foundIn(l.all)) > 0 {
+			t.Errorf("%v on %v: %+v", c.port, c.addrs, l.all)
+		}
+	}
+}
+
 // foundIn are the codes of results, those of what was only noted too.
 func foundIn(all []doctor.Result) (codes []string) {
 	for _, r := range all {
@@ -190,6 +222,13 @@ func TestFaults(t *testing.T) {
 			t.Cleanup(func() { ln.Close() })
 		}},
 		{"PORT-DENIED", func(_ *testing.T, m *Machine) { m.Ports = []Port{{"nats", "192.0.2.1:4222"}} }},
+		{"AMQP-EVERYWHERE", func(_ *testing.T, m *Machine) {
+			_, port, err := net.SplitHostPort(m.Ports[0].Addr)
+			must(err)
+			m.Ports = []Port{{"listeners.amqp", ":" + port}}
+			m.addrs = addresses("127.0.0.1/8", "10.0.0.5/24", "192.0.2.5/24", "fe80::1/64")
+		}},
+		{"KEY-DIR-OPEN", func(_ *testing.T, m *Machine) { must(os.Chmod(filepath.Dir(m.Key), 0o777)) }},
 		{"NAME-UNKNOWN", func(_ *testing.T, m *Machine) {
 			m.lookup = func(_ context.Context, host string) ([]string, error) {
 				return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}

@@ -47,6 +47,7 @@ type Machine struct {
 	Env []string
 
 	now    func() time.Time
+	addrs  func() ([]net.Addr, error)
 	lookup func(ctx context.Context, host string) ([]string, error)
 	synced func() (bool, error)
 	statfs func(dir string, into *syscall.Statfs_t) error
@@ -70,6 +71,9 @@ func (m Machine) Look(ctx context.Context) []doctor.Result {
 	if m.lookup == nil {
 		m.lookup = net.DefaultResolver.LookupHost
 	}
+	if m.addrs == nil {
+		m.addrs = net.InterfaceAddrs
+	}
 	if m.synced == nil {
 		m.synced = clockSynced
 	}
@@ -77,7 +81,7 @@ func (m Machine) Look(ctx context.Context) []doctor.Result {
 		m.statfs = syscall.Statfs
 	}
 	l := &look{m: m}
-	for _, check := range []func(context.Context){l.dataDir, l.disk, l.files, l.memory, l.clock, l.ports, l.names, l.proxy, l.secrets, l.certificate} {
+	for _, check := range []func(context.Context){l.dataDir, l.disk, l.files, l.memory, l.clock, l.ports, l.everywhere, l.names, l.proxy, l.secrets, l.certificate} {
 		check(ctx)
 	}
 	for i := range l.all {
@@ -358,6 +362,59 @@ func (l *look) ports(ctx context.Context) {
 	}
 }
 
+// everywhere tells of a listener of AMQP on all interfaces of a machine that has several:
+// the security guides want it on the management network alone.
+func (l *look) everywhere(context.Context) {
+	for _, p := range l.m.Ports {
+		name := strings.TrimPrefix(p.Name, "listeners.")
+		if name != "amqp" && !strings.HasPrefix(name, "amqp-") {
+			continue
+		}
+		host, _, err := net.SplitHostPort(p.Addr)
+		if err != nil {
+			continue
+		}
+		subject := p.Name + " " + p.Addr
+		if ip, err := netip.ParseAddr(host); host != "" && (err != nil || !ip.IsUnspecified()) {
+			l.ok("exposure", subject, "it is at one address alone")
+			continue
+		}
+		mine, err := l.m.addrs()
+		if err != nil {
+			l.plain("exposure", doctor.Unknown, "NOT-MEASURED", subject, "the addresses of this machine are not known: %v", err)
+			continue
+		}
+		if all := networks(mine); len(all) > 1 {
+			l.found("AMQP-EVERYWHERE", doctor.Warn, subject, "--listeners-amqp-addr ADDRESS:5671, with that of the management network", "it is on all interfaces, which are in %s", strings.Join(all, ", "))
+			continue
+		}
+		l.ok("exposure", subject, "it is on all interfaces, and the machine is in one network")
+	}
+}
+
+// networks are those that addresses are in, without loopback and those of one link; of a
+// machine with both kinds of IP, those of IPv4.
+func networks(addrs []net.Addr) (all []string) {
+	var six []string
+	for _, a := range addrs {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil || prefix.Addr().IsLoopback() || prefix.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		text := prefix.Masked().String()
+		switch {
+		case prefix.Addr().Unmap().Is4() && !slices.Contains(all, text):
+			all = append(all, text)
+		case !prefix.Addr().Unmap().Is4() && !slices.Contains(six, text):
+			six = append(six, text)
+		}
+	}
+	if len(all) == 0 {
+		return six
+	}
+	return all
+}
+
 // names looks the advertised name up.
 func (l *look) names(ctx context.Context) {
 	host := l.m.Advertise
@@ -451,8 +508,30 @@ func (l *look) secrets(context.Context) {
 			found = append(found, openSecret(l.m.Key, info.Mode()))
 		}
 	}
-	if l.take(found) == 0 {
+	open := l.keyDirs()
+	if l.take(found) == 0 && !open {
 		l.ok("key-files", l.m.Dir, "%s that nobody else may read", human.Count(n, "file"))
+	}
+}
+
+// keyDirs tells of a directory above the node's own key in which others may put another
+// file in its place.
+func (l *look) keyDirs() (open bool) {
+	if l.m.Key == "" {
+		return false
+	}
+	path, err := filepath.Abs(l.m.Key)
+	if err != nil {
+		return false
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			l.found("KEY-DIR-OPEN", doctor.Fail, dir, "chmod go-w "+dir, "others may put another file in the place of %s (mode %04o)", filepath.Base(path), info.Mode().Perm())
+			open = true
+		}
+		if dir == filepath.Dir(dir) {
+			return open
+		}
 	}
 }
 
