@@ -113,7 +113,7 @@ func (d *disk) walk(a *audit, dir, top string, depth int) {
 // interesting reports whether a file of a directory may be one that is judged.
 func interesting(path string) bool {
 	name := strings.ToLower(filepath.Base(path))
-	if strings.HasSuffix(name, "~") || strings.HasSuffix(name, ".rpmsave") || strings.HasSuffix(name, ".dpkg-old") || strings.HasSuffix(name, ".bak") || strings.HasSuffix(name, ".sample") || strings.HasSuffix(name, ".example") {
+	if strings.HasSuffix(name, "~") || strings.HasSuffix(name, ".rpmsave") || strings.HasSuffix(name, ".rpmnew") || strings.HasSuffix(name, ".dpkg-dist") || strings.HasSuffix(name, ".orig") || strings.HasSuffix(name, ".swp") || strings.HasSuffix(name, ".j2") || strings.HasSuffix(name, ".dpkg-old") || strings.HasSuffix(name, ".bak") || strings.HasSuffix(name, ".sample") || strings.HasSuffix(name, ".example") {
 		return false
 	}
 	switch name {
@@ -125,7 +125,7 @@ func interesting(path string) bool {
 			return true
 		}
 	}
-	return strings.Contains(name, "iptables") || strings.Contains(path, "apparmor.d") || strings.Contains(name, "acl")
+	return strings.Contains(name, ".conf.") || strings.Contains(name, "iptables") || strings.Contains(path, "apparmor.d") || strings.Contains(name, "acl")
 }
 
 // read reads one file; only a failure on one that was asked for is a finding at once.

@@ -189,7 +189,7 @@ func (a *audit) firewall() {
 			continue
 		}
 		f.used = true
-		filtered, named := false, false
+		filtered, named, hook := false, false, false
 		for i, line := range strings.Split(string(f.Data), "\n") {
 			text := strings.TrimSpace(line)
 			if text == "" || strings.HasPrefix(text, "#") {
@@ -201,11 +201,18 @@ func (a *audit) firewall() {
 				strings.HasPrefix(lower, "-a input") && (strings.HasSuffix(lower, "-j drop") || strings.Contains(lower, "-j reject")) && !strings.Contains(lower, "dport") || lower == "drop" || strings.HasPrefix(lower, "reject") && !strings.Contains(lower, "dport") {
 				filtered = true
 			}
+			hook = hook && !strings.HasPrefix(lower, "chain ") || strings.Contains(lower, "hook input")
+			filtered = filtered || hook && strings.Contains(lower, "policy drop")
 			port := ""
 			for _, p := range []string{"5671", "5672", "amqps", "amqp", "5671-5672", "5671:5672"} {
 				if slices.Contains(strings.FieldsFunc(lower, func(r rune) bool { return strings.ContainsRune(" ,{}", r) }), p) {
 					port = p
 				}
+			}
+			if port != "" && (strings.Contains(lower, "drop") || strings.Contains(lower, "reject")) {
+				// What was not taken before is refused for this port.
+				filtered, named = true, true
+				continue
 			}
 			if port == "" || !strings.Contains(lower, "accept") {
 				continue
@@ -226,6 +233,8 @@ func (a *audit) firewall() {
 			}
 		}
 		switch {
+		case !filtered && strings.Contains(string(f.Data), "ufw-"):
+			a.unknown("21", in(f), "give the output of iptables-save", "what no rule takes is judged by other files of ufw")
 		case !filtered:
 			a.fail("21", in(f), fix, "what no rule takes is let in: no policy drop, and no last rule that refuses")
 		case !named:

@@ -46,7 +46,7 @@ func osloFile(f *file) bool {
 		return false
 	}
 	base := strings.ToLower(filepath.Base(f.Path))
-	if !strings.HasSuffix(base, ".conf") && !strings.HasSuffix(base, ".ini") || strings.Contains(base, "paste") || strings.Contains(base, "policy") {
+	if !strings.Contains(base, ".conf") && !strings.HasSuffix(base, ".ini") || strings.Contains(base, "paste") || strings.Contains(base, "policy") {
 		return false
 	}
 	text := string(f.Data)
@@ -60,8 +60,12 @@ func osloFile(f *file) bool {
 
 // projectOf is the project whose file one is: by its name, or by its directory's.
 func projectOf(f *file) string {
-	name := strings.ToLower(filepath.Base(f.Path))
-	name = strings.TrimSuffix(strings.TrimSuffix(name, ".conf"), ".ini")
+	name, _, _ := strings.Cut(strings.ToLower(filepath.Base(f.Path)), ".")
+	for _, p := range projects() {
+		if strings.HasSuffix(name, "-"+p) || strings.HasSuffix(name, "_"+p) {
+			return p
+		}
+	}
 	for _, try := range []string{name, strings.ToLower(filepath.Base(filepath.Dir(f.Path))), strings.ToLower(filepath.Base(filepath.Dir(filepath.Dir(f.Path))))} {
 		try = strings.TrimSuffix(strings.TrimSuffix(try, ".d"), ".conf")
 		if slices.Contains(projects(), try) {
@@ -88,11 +92,14 @@ func hostOf(f *file) string {
 	for strings.HasSuffix(dir, ".d") || strings.EqualFold(filepath.Base(dir), project) || strings.HasPrefix(strings.ToLower(filepath.Base(dir)), project+"-") && !strings.Contains(filepath.Base(f.Path), "-") {
 		dir = filepath.Dir(dir)
 	}
-	name := strings.TrimSuffix(strings.ToLower(filepath.Base(f.Path)), ".conf")
+	name, more, _ := strings.Cut(strings.ToLower(filepath.Base(f.Path)), ".conf")
+	if rest, ok := strings.CutSuffix(name, "-"+project); ok {
+		return filepath.Join(dir, rest)
+	}
 	if rest, ok := strings.CutPrefix(name, project+"-"); ok && !slices.Contains(roles(), strings.Split(rest, "-")[0]) {
 		return filepath.Join(dir, rest)
 	}
-	return dir
+	return filepath.Join(dir, strings.Trim(more, "."))
 }
 
 // services sorts the files that were found into services.
@@ -179,7 +186,7 @@ func (a *audit) readService(s *service) {
 					at.text = "[" + e.Section + "] transport_url = " + hidden
 				}
 			}
-			a.knownOption(s, section, e.Key, at)
+			a.knownOption(section, e.Key, at)
 			s.put(section+"/"+e.Key, e.Value, at)
 		}
 	}
@@ -202,7 +209,8 @@ func rabbitOptions() []string {
 
 // knownOption tells of keys and sections that are written wrong, or stand elsewhere than
 // where they are read.
-func (a *audit) knownOption(s *service, section, key string, at place) {
+func (a *audit) knownOption(section, key string, at place) {
+	at.text = "[" + section + "] " + key + " …" // a password may stand there whose key has a typing error
 	ours := []string{"ssl", "ssl_version", "ssl_key_file", "ssl_cert_file", "ssl_ca_file", "ssl_enforce_hostname_verification", "rabbit_login_method"}
 	switch {
 	case section == "oslo_messaging_rabbit":
@@ -230,7 +238,6 @@ func (a *audit) knownOption(s *service, section, key string, at place) {
 			a.warn(ruleKeys, at, "write ["+near+"]", "nobody reads section [%s]; did you mean [%s]?", section, near)
 		}
 	}
-	_ = s
 }
 
 // option is the value of a key of the driver's section, by the names that it had.

@@ -115,6 +115,7 @@ func (a *audit) readQpid(q *qpidd) {
 	for _, e := range entries {
 		at := place{f.Path, e.Line, e.Key + "=" + e.Value}
 		if !slices.Contains(qpidKeys(), e.Key) {
+			at := place{f.Path, e.Line, e.Key + "…"} // a password may stand there whose key has a typing error
 			if near := nearestOf(e.Key, qpidKeys()); near != "" {
 				a.warn(ruleKeys, at, "write "+near, "unknown key %q; did you mean %q? What it should set is not set", e.Key, near)
 			} else {

@@ -453,7 +453,7 @@ func (n *node) term(a *audit, f *file, prefix, key string, v erlang.Term, line i
 		}
 		if prefix == "" {
 			if near := nearestOf(key, []string{"tcp_listeners", "ssl_listeners", "ssl_options", "auth_mechanisms", "loopback_users", "default_user", "default_pass", "password_hashing_module", "ssl_cert_login_from", "anonymous_login_user", "ssl_allow_poodle_attack", "cluster_partition_handling"}); near != "" && near != key {
-				a.warn(ruleKeys, here, "write "+near, "there is no key %q of rabbit; did you mean %q?", key, near)
+				a.warn(ruleKeys, place{f.Path, line, "{" + key + ", …}"}, "write "+near, "there is no key %q of rabbit; did you mean %q?", key, near)
 			}
 		}
 		n.put(name, v.Plain(), here)
@@ -512,6 +512,7 @@ func (n *node) logTerm(f *file, v erlang.Term) {
 func (a *audit) knownKey(key string, at place) { a.knownKeyAs(key, key, at) }
 
 func (a *audit) knownKeyAs(key, shown string, at place) {
+	at.text = shown + " …" // a password may stand there whose key has a typing error
 	parts := strings.Split(key, ".")
 	first := false
 	if lower := strings.ToLower(key); lower != key && shown == key && slices.ContainsFunc(rabbitKeys(), func(k []string) bool { return matches(k, strings.Split(lower, ".")) && !matches(k, parts) }) &&
@@ -553,6 +554,8 @@ func (a *audit) knownKeyAs(key, shown string, at place) {
 		a.warn(ruleKeys, at, "write "+best, "unknown key %q; did you mean %q? What it should set is not set", shown, best)
 	case first:
 		a.warn(ruleKeys, at, "look it up in RabbitMQ's guide, and remove it or write it right", "unknown key %q: RabbitMQ does not start with it, or sets nothing", shown)
+	case len(parts) == 1 && slices.ContainsFunc(rabbitKeys(), func(k []string) bool { return len(k) == 2 && k[0] == "ssl_options" && k[1] == key }):
+		a.warn(ruleKeys, at, "write ssl_options."+key, "unknown key %q; did you mean %q? What it should set is not set", key, "ssl_options."+key)
 	default:
 		a.unknown(ruleKeys, at, "", "key %q is none of RabbitMQ or of the plug-ins that come with it", shown)
 	}
