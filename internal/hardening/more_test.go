@@ -123,3 +123,16 @@ func TestUnread(t *testing.T) {
 		t.Errorf("%v", lines)
 	}
 }
+
+// TestDocument has docs/audit.md name every rule, by its title.
+func TestDocument(t *testing.T) {
+	text, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range Rules() {
+		if !strings.Contains(string(text), "\n| "+r.ID+" | "+r.Title+" |") {
+			t.Errorf("docs/audit.md has no line for rule %s, %q", r.ID, r.Title)
+		}
+	}
+}
