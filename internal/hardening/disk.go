@@ -36,6 +36,8 @@ type file struct {
 	used bool
 	// gone is a symbolic link that leads nowhere here.
 	gone bool
+	// asked is set if it was given by itself, and not only its directory.
+	asked bool
 }
 
 // disk has the files that were found.
@@ -133,7 +135,7 @@ func (d *disk) read(a *audit, path, top string, asked bool) *file {
 	if f := d.at(path); f != nil {
 		return f
 	}
-	f := &file{Path: path, Real: path, top: top, UID: -1, Abs: d.abs(path)}
+	f := &file{Path: path, Real: path, top: top, UID: -1, Abs: d.abs(path), asked: asked}
 	link, err := os.Lstat(path)
 	if err == nil && link.Mode()&fs.ModeSymlink != 0 {
 		f.Link, _ = os.Readlink(path)

@@ -84,6 +84,34 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
+// TestTogether has all files of a machine in one directory, with those of others: each kind
+// finds its own.
+func TestTogether(t *testing.T) {
+	made := pems(t)
+	all := load(t, "rabbitmq.txtar", made)
+	for _, name := range []string{"qpid.txtar", "openstack.txtar"} {
+		s := load(t, name, made)
+		for path, data := range s.files {
+			path2 := strings.TrimPrefix(strings.TrimPrefix(path, "ctl1/"), "cmp1/")
+			all.files[path2], all.modes[path2] = data, s.modes[path]
+		}
+	}
+	for path, data := range map[string]string{
+		"etc/nginx/conf.d/site.conf": "server {\n  listen 80;\n}\n", "etc/apache2/conf.d/x.conf": "Listen 80\n", "etc/other/app.config": "<configuration/>\n", "etc/sasl2/smtpd.conf": "mech_list: PLAIN\n",
+		"etc/other.json": "{\"users\": 1", "etc/ldap/ldap.conf": "TLS_CACERT x\n", "etc/nfs/acl.conf": "what is this\n", "etc/my.cnf": "[mysqld]\nport=1\n", "etc/erl/sys.config": "[{kernel, []}].\n",
+	} {
+		all.files[path], all.modes[path] = data, 0o640
+	}
+	delete(all.files, "etc/other.json")
+	for _, kind := range []Kind{RabbitMQ, Qpid, OpenStack} {
+		r := audited(t, kind, all, Options{})
+		if r.Failed+r.Warned+r.Unread > 0 {
+			t.Errorf("%s: %s", kind, verdicts(r))
+			show(t, r)
+		}
+	}
+}
+
 // TestRoot reads a copy of a machine by the paths that files have there.
 func TestRoot(t *testing.T) {
 	s := load(t, "rabbitmq.txtar", pems(t))

@@ -50,6 +50,9 @@ func osloFile(f *file) bool {
 		return false
 	}
 	text := string(f.Data)
+	if !lineBegins(bytes.TrimPrefix(f.Data, []byte("\ufeff")), "[") && !f.asked {
+		return false // it has no section
+	}
 	for _, word := range []string{"transport_url", "oslo_messaging", "rabbit_", "rpc_backend", "qpid_", "kombu_", "oslo.messaging"} {
 		if strings.Contains(text, word) {
 			return true
@@ -606,6 +609,7 @@ func (a *audit) across(all []*service) {
 		at place
 	}
 	users := map[string][]owner{}
+	passwords := map[string]string{}
 	shared := map[string][]owner{}
 	var links []*link
 	for _, s := range all {
@@ -620,6 +624,10 @@ func (a *audit) across(all []*service) {
 				if h.user == "" || seen[h.user] {
 					continue
 				}
+				if other, ok := passwords[h.password]; ok && other != h.user && h.password != "" {
+					a.fail("14", l.at, "a random password for each user: openssl rand -hex 16", "%s has the same password as %s", h.user, other)
+				}
+				passwords[h.password] = h.user
 				seen[h.user] = true
 				users[h.user] = append(users[h.user], owner{s, l.at})
 				shared[l.vhost+"\x00"+h.user] = append(shared[l.vhost+"\x00"+h.user], owner{s, l.at})

@@ -26,7 +26,10 @@ type qpidd struct {
 // qpidFile says which of Qpid's files one is; empty if it is none.
 func qpidFile(f *file) string {
 	base, slashed := strings.ToLower(filepath.Base(f.Path)), filepath.ToSlash(f.Path)
+	ours := f.asked || strings.Contains(strings.ToLower(slashed), "qpid")
 	switch {
+	case !ours && !lineBegins(f.Data, "require-encryption") && !lineBegins(f.Data, "acl deny") && !lineBegins(f.Data, "ssl-cert-db"):
+		return ""
 	case isUnit(f) || isFilter(f) || isConfinement(f) || base == "passwd" || bytes.Contains(f.Data, []byte("-----BEGIN")):
 		return ""
 	case strings.HasSuffix(base, ".sasldb") || strings.HasSuffix(base, "sasldb2"):

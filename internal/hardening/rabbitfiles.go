@@ -108,6 +108,8 @@ func rabbitFile(f *file) string {
 	base, dir := filepath.Base(f.Path), filepath.Base(filepath.Dir(f.Path))
 	lower := strings.ToLower(base)
 	text := bytes.TrimSpace(bytes.TrimPrefix(f.Data, []byte("\ufeff")))
+	// In a directory with files of others, too, these are RabbitMQ's.
+	ours := f.asked || strings.Contains(strings.ToLower(f.Path), "rabbit") || bytes.Contains(text, []byte("ssl_options.")) || bytes.Contains(text, []byte("listeners."))
 	switch {
 	case strings.HasSuffix(lower, "erlang.cookie"):
 		return "cookie"
@@ -130,17 +132,17 @@ func rabbitFile(f *file) string {
 			return "dist"
 		case bytes.HasPrefix(text, []byte("[")) && bytes.Contains(text, []byte("{server")) && bytes.Contains(text, []byte("certfile")) && !bytes.Contains(text, []byte("{rabbit")):
 			return "dist"
-		case bytes.Contains(text, []byte("rabbit")) || bytes.HasPrefix(text, []byte("[")) || bytes.HasPrefix(text, []byte("%")):
+		case bytes.Contains(text, []byte("{rabbit")) || ours && (bytes.HasPrefix(text, []byte("[")) || bytes.HasPrefix(text, []byte("%"))):
 			return "classic"
 		}
 		return ""
-	case lower == "rabbitmq.conf" || dir == "conf.d" && !strings.Contains(f.Path, "systemd"):
+	case lower == "rabbitmq.conf" || dir == "conf.d" && ours && !lineBegins(text, "[DEFAULT]"):
 		// Some keep the terms of Erlang in a file with the new name.
 		if bytes.HasPrefix(text, []byte("[")) && bytes.HasSuffix(text, []byte("].")) {
 			return "classic"
 		}
 		return "conf"
-	case strings.HasSuffix(lower, ".conf") && (strings.Contains(lower, "rabbit") || bytes.Contains(text, []byte("listeners.")) || bytes.Contains(text, []byte("ssl_options."))):
+	case strings.HasSuffix(lower, ".conf") && (strings.Contains(lower, "rabbit") || bytes.Contains(text, []byte("listeners.")) || bytes.Contains(text, []byte("ssl_options."))) && !lineBegins(text, "[DEFAULT]"):
 		return "conf"
 	}
 	return ""

@@ -237,7 +237,7 @@ func openstackSeeds() []seed {
 		{novaConf, "rabbit_login_method = EXTERNAL", "", "13:warn 14:fail"},
 		{novaConf, "ssl_cert_file = /etc/nova/tls/service.pem", "", "13:fail"},
 		{novaConf, "transport_url = " + url, "transport_url = rabbit://cmp1:RABBIT_PASS@10.20.0.11:5671,cmp1:RABBIT_PASS@10.20.0.12:5671/nova", "13:warn 14:fail"},
-		{novaConf, "transport_url = " + url, "transport_url = rabbit://cmp1:c0ffee11c0ffee22@10.20.0.11:5671,cmp2:c0ffee11c0ffee22@10.20.0.12:5671/nova", "13:warn 27:warn"},
+		{novaConf, "transport_url = " + url, "transport_url = rabbit://cmp1:c0ffee11c0ffee22@10.20.0.11:5671,cmp2:c0ffee11c0ffee22@10.20.0.12:5671/nova", "13:warn 14:fail 27:warn"},
 		{novaConf, "rabbit_transient_queues_ttl = 1800", "rabbit_transient_queues_ttl = 0", "19:warn"},
 		{novaConf, url, "rabbit://10.20.0.11:5672,10.20.0.12:5671/nova", "27:fail 27:warn"},
 		{novaConf, url, "rabbit://10.20.0.11,10.20.0.12:5671/nova", "27:fail 27:warn"},
