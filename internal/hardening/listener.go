@@ -71,18 +71,10 @@ func (a *audit) listenerOn(host, port string, at place, fix string) {
 	}
 }
 
-// yes and no are how people write them. Both are false for anything else.
+// yes reports whether a setting is on, as people write it.
 func yes(v string) bool {
 	switch strings.ToLower(strings.TrimSpace(v)) {
 	case "yes", "true", "1", "on":
-		return true
-	}
-	return false
-}
-
-func no(v string) bool {
-	switch strings.ToLower(strings.TrimSpace(v)) {
-	case "no", "false", "0", "off":
 		return true
 	}
 	return false

@@ -164,3 +164,38 @@ func TestDocument(t *testing.T) {
 		}
 	}
 }
+
+func FuzzTransport(f *testing.F) {
+	for _, seed := range []string{"rabbit://a:b@c:5671,d:e@[::1]:5671/v?ssl=1", "rabbit://", "x://a@b@c:1/%zz", "qpid:///"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		parsed, err := parseTransport(text)
+		if err != nil {
+			return
+		}
+		for _, h := range parsed.hosts {
+			if h.port < 0 || h.port > 65535 {
+				t.Fatalf("port %d", h.port)
+			}
+		}
+		_ = parsed.masked()
+	})
+}
+
+func FuzzDefinitions(f *testing.F) {
+	for _, seed := range []string{`{"users": [{"name": "a"}, 1], "x": 2}`, `{"a": [[], {}]}`, "[]", `{"users": "x"`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		all, _ := items(data)
+		lines := strings.Count(string(data), "\n") + 1
+		for _, list := range all {
+			for _, i := range list {
+				if i.line < 1 || i.line > lines {
+					t.Fatalf("line %d of %d", i.line, lines)
+				}
+			}
+		}
+	})
+}

@@ -2,7 +2,6 @@ package hardening
 
 import (
 	"bytes"
-	"crypto/dsa" //nolint:staticcheck // such keys are what is looked for
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -160,7 +159,8 @@ func (a *audit) strong(c *x509.Certificate, named string, at place) {
 		if n := key.Curve.Params().BitSize; n < 224 {
 			weak = fmt.Sprintf("an elliptic key of %d bits", n)
 		}
-	case *dsa.PublicKey:
+	}
+	if c.PublicKeyAlgorithm == x509.DSA {
 		weak = "a DSA key"
 	}
 	switch c.SignatureAlgorithm {

@@ -19,7 +19,6 @@ type qpidd struct {
 	interfaces []setting
 	sasl       *file
 	sasldb     *file
-	acl        *file
 	acls       []*file
 }
 

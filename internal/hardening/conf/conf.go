@@ -258,6 +258,7 @@ func Variables(data []byte) (all []Entry, problems []Problem) {
 		}
 		text = strings.TrimSpace(strings.TrimPrefix(text, "export "))
 		key, value, ok := strings.Cut(text, "=")
+		key = strings.TrimSuffix(key, "+")
 		if !ok || key == "" || strings.ContainsAny(key, " \t$()[]{}\"'`;|&<>") {
 			continue
 		}
@@ -280,7 +281,7 @@ func Variables(data []byte) (all []Entry, problems []Problem) {
 		} else if at := strings.Index(value, " #"); at >= 0 {
 			value = value[:at]
 		}
-		all = append(all, Entry{Key: strings.TrimSuffix(key, "+"), Value: strings.TrimSpace(value), Line: first})
+		all = append(all, Entry{Key: key, Value: strings.TrimSpace(value), Line: first})
 	}
 	return all, problems
 }

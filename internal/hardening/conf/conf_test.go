@@ -71,6 +71,7 @@ func FuzzReaders(f *testing.F) {
 	f.Add([]byte("[DEFAULT]\ntransport_url = rabbit://a:b@c/\n  more\n"))
 	f.Add([]byte("group a b \\\n c\nacl deny all all\nquota connections 1 a\n"))
 	f.Add([]byte("A=\"x\\\ny'"))
+	f.Add([]byte("+=0"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		most := strings.Count(string(data), "\n") + 1
 		for _, read := range []func([]byte) ([]Entry, []Problem){Rabbit, Qpid, SASL, Oslo, Unit, Variables} {
