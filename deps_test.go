@@ -123,9 +123,6 @@ func places() map[string]place {
 		"internal/wire":             {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
 		"internal/portowner":        {"who holds a port, for a server and for a joiner", nil},
 		"internal/systemd":          {"how a service manager hears of its process", nil},
-		"internal/hardening":        {"settings of brokers and of what uses them are judged by the guides' rules; files and decisions, without a network", []string{"internal/hardening/conf", "internal/hardening/erlang"}},
-		"internal/hardening/conf":   {"files of settings that are not ours, line by line; it judges nothing", nil},
-		"internal/hardening/erlang": {"Erlang's terms in files, with limits; it judges nothing", nil},
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
