@@ -74,6 +74,10 @@ func pems(t *testing.T) map[string][]byte {
 	make1("soon", func(c *x509.Certificate) { broker(c); c.NotAfter = now.AddDate(0, 0, 10) }, ca, caKey)
 	make1("ended", func(c *x509.Certificate) { broker(c); c.NotAfter = now.AddDate(0, 0, -1) }, ca, caKey)
 	make1("elsewhere", func(c *x509.Certificate) { broker(c); c.IPAddresses = nil }, ca, caKey)
+	make1("misplaced", func(c *x509.Certificate) {
+		broker(c)
+		c.DNSNames, c.IPAddresses = nil, []net.IP{net.ParseIP("10.20.0.99")}
+	}, ca, caKey)
 	make1("nameless", func(c *x509.Certificate) { broker(c); c.IPAddresses, c.DNSNames = nil, nil }, ca, caKey)
 	make1("service", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, ca, caKey)
 	all["many"] = bytes.Repeat(all["ca"], 4)

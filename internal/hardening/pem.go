@@ -198,7 +198,11 @@ func (a *audit) certificate(named string, at place, by *file, server bool, hosts
 		}
 		for _, host := range hosts {
 			if !everywhere(host) && !local(host) && c.VerifyHostname(host) != nil && len(c.DNSNames)+len(c.IPAddresses) > 0 {
-				a.warn("6", at, "make one with all names and addresses of the broker", "the certificate in %s is not for %s, where the broker listens", named, host)
+				add := a.warn
+				if len(c.DNSNames) > 0 {
+					add = a.unknown // clients may use the name: their files say
+				}
+				add("6", at, "make one with all names and addresses of the broker", "the certificate in %s is not for %s, where the broker listens: clients that use that address refuse it", named, host)
 			}
 		}
 		if len(c.ExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
