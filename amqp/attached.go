@@ -10,6 +10,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/amqp/queue"
+	"github.com/fleetbus/fleetbus/amqp/right"
 	"github.com/fleetbus/fleetbus/amqp/route"
 )
 
@@ -211,7 +212,7 @@ func (h *attached) gone(err error, name string) error {
 }
 
 // queueFor is the queue of a name, if the connection may do something to it.
-func (h *attached) queueFor(r right, name string) (*queue.Queue, error) {
+func (h *attached) queueFor(r right.Right, name string) (*queue.Queue, error) {
 	if err := h.mayQueue(r, name); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/amqp/queue"
+	"github.com/fleetbus/fleetbus/amqp/right"
 	"github.com/fleetbus/fleetbus/amqp/route"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/wire"
@@ -344,7 +345,7 @@ func (h *attached) toBus(q *queue.Message, o *outgoing) {
 	}
 }
 
-func (h *attached) refusesTopic(r right, key string) error {
+func (h *attached) refusesTopic(r right.Right, key string) error {
 	return frame.ChannelError(frame.AccessRefused, "%s access to topic '%s' in exchange '%s' in vhost '%s' refused for user '%s'", r, frame.Clip(key), topicExchange, h.who.vhost, h.who.principal.Name)
 }
 

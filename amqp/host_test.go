@@ -10,6 +10,7 @@ import (
 	"github.com/rabbitmq/amqp091-go"
 
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/amqp/right"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/await"
 )
@@ -545,7 +546,7 @@ func TestSubjectOf(t *testing.T) {
 	for name, want := range map[string]string{
 		"": "amq.default", "a": "a", "a.b": "a.b", ".": "%.%", "a..b": "a.%.b", "a.": "a.%", "*": "%2A", "a b": "a%20b", "%": "%25", ">": "%3E", "\x00é": "%00%C3%A9",
 	} {
-		if got := subjectOf(name); got != want {
+		if got := right.Words(name); got != want {
 			t.Errorf("%q is %q, want %q", name, got, want)
 		}
 	}
