@@ -124,6 +124,8 @@ func places() map[string]place {
 		"internal/wire":             {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
 		"internal/portowner":        {"who holds a port, for a server and for a joiner", nil},
 		"internal/systemd":          {"how a service manager hears of its process", nil},
+		"internal/rabbittest":       {"a RabbitMQ of a test's own, for all tests that need one", []string{"identity", "internal/await", "internal/loopback"}},
+		"internal/definitions":      {"what RabbitMQ exports, and what of it there can be here; pure, so that rights that widen are found by tests", []string{"amqp/right", "identity"}},
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
