@@ -14,6 +14,7 @@ import (
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/health"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/joining"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/messages"
+	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/moving"
 	"github.com/fleetbus/fleetbus/cmd/fleetbus/internal/nodes"
 )
 
@@ -26,6 +27,7 @@ func commands(a *command.App) []*cobra.Command {
 		certificates.Commands(a),
 		joining.Commands(a),
 		messages.Commands(a),
+		moving.Commands(a),
 		changes.Commands(a),
 		clouds.Commands(a),
 		nodes.Commands(a),

@@ -186,7 +186,7 @@ func plain(v any) any {
 		}
 		return f
 	case map[string]any:
-		out := settings{}
+		out := map[string]any{}
 		for name, inner := range v {
 			out[name] = plain(inner)
 		}
