@@ -65,6 +65,7 @@ func places() map[string]place {
 		"deploy":                       {"tests of what installs the program: packages, image, chart", []string{"internal/await"}},
 		"deploy/sbom":                  {"what a package is made of; no package of the program needs it", nil},
 		"hub":                          {"a service: links a node to a central broker, in place of the mesh", []string{"admin", "change", "doctor", "identity", "mqtt/mapping", "mqtt/packet"}},
+		"hub/shovel":                   {"a service: carries messages between queues here and those of a RabbitMQ that keeps running", []string{"admin", "doctor", "identity", "lease"}},
 		"metrics":                      {"what a node counts and measures, as monitoring systems read it; of any node, so that it links none", nil},
 		"metrics/collector":            {"the same for programs that have a registry of Prometheus, whose client only they link", []string{"metrics"}},
 		"trace":                        {"OpenTelemetry's traces across protocols, which few want; it knows no protocol", nil},
@@ -81,7 +82,7 @@ func places() map[string]place {
 		"internal/bench/page":       {"what was measured, as a page; the program does without", []string{"internal/bench"}},
 		"internal/broker":           {"the engine, in one place", []string{"identity", "internal/portowner", "admin"}},
 		"internal/check":            {"a fleet is judged as plugins of Nagios judge; decisions, without a fleet", []string{"admin", "doctor"}},
-		"internal/config":           {"file, environment and flags into Options", []string{"", "amqp", "change/sse", "hub", "identity", "mqtt", "probe", "provision/stranger", "console"}},
+		"internal/config":           {"file, environment and flags into Options", []string{"", "amqp", "change/sse", "hub", "identity", "mqtt", "probe", "provision/stranger", "console", "hub/shovel"}},
 		"internal/crowd":            {"users keep to their number of connections; counts and decisions, without a server", []string{"admin"}},
 		"internal/demo":             {"shows that the bus holds what it promises, on a fleet of its own", []string{"", "admin", "cert", "cert/proxy", "certmanager", "change", "identity", "internal/human", "internal/pebble"}},
 		"internal/diagnose":         {"a fleet is judged by what its nodes tell; decisions, and who is asked", []string{"admin", "doctor", "identity", "internal/audit", "internal/explain", "internal/human"}},
@@ -168,7 +169,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub", "metrics", "metrics/collector", "provision", "trace"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub", "hub/shovel", "metrics", "metrics/collector", "provision", "trace"}
 }
 
 type goPackage struct {

@@ -68,8 +68,8 @@ func (s *Server) findings(ctx context.Context) []doctor.Finding {
 	all = append(all, s.failures.findings()...)
 	all = append(all, s.managers.findings(ctx)...)
 	for _, b := range s.opts.Services {
-		if l, ok := b.Service.(Linker); ok {
-			all = append(all, l.Check(ctx)...)
+		if c, ok := b.Service.(doctor.Checker); ok {
+			all = append(all, c.Check(ctx)...)
 		}
 	}
 	if s.home == nil {

@@ -26,12 +26,15 @@ type Linker interface {
 	Hub() admin.Hub
 }
 
-// hubs are how the links of this node stand.
+// hubs are how the links of this node stand: those in place of the mesh, and those beside it.
 func (s *Server) hubs() []admin.Hub {
 	all := []admin.Hub{}
 	for _, b := range s.opts.Services {
-		if l, ok := b.Service.(Linker); ok {
+		switch l := b.Service.(type) {
+		case Linker:
 			all = append(all, l.Hub())
+		case interface{ Beside() admin.Hub }:
+			all = append(all, l.Beside())
 		}
 	}
 	return all

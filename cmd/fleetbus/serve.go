@@ -73,8 +73,11 @@ func serve(b *boot.Flags, cmd *cobra.Command, c *config.Config, o fleetbus.Optio
 		}
 	}
 	for _, s := range o.Services {
-		if l, ok := s.Service.(*hub.Link); ok {
+		switch l := s.Service.(type) {
+		case *hub.Link:
 			l.Logger = o.Logger
+		case interface{ Tell(*slog.Logger) }:
+			l.Tell(o.Logger)
 		}
 	}
 	probe.Loaded(o, nil)

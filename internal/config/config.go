@@ -89,7 +89,7 @@ func load(root *node, problems []Problem, broken bool, sources Sources) (*Config
 	putFlags(root, sources.Flags)
 	t, found := decode(root, broken)
 	problems = append(problems, found...)
-	problems = append(problems, checkFiles(root, &t.options, &t.hub)...)
+	problems = append(problems, checkFiles(root, &t.options, &t.hub, &t.queues)...)
 	if len(problems) > 0 {
 		list := &ProblemList{problems}
 		list.sort()

@@ -135,7 +135,11 @@ func TestTable(t *testing.T) {
 // same options each time and the place in Show.
 func TestEveryKeyBySource(t *testing.T) {
 	cert, key := issue(t, t.TempDir(), "node")
-	texts := map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert, "client.creds": key, "hub.cert": cert, "hub.key": key, "hub.ca": cert, "hub.password_file": key}
+	texts := map[string]string{"tls.cert": cert, "tls.key": key, "tls.ca": cert, "client.creds": key, "hub.cert": cert, "hub.key": key, "hub.ca": cert, "hub.password_file": key,
+		"hub.local_ca": cert, "hub.local_cert": cert, "hub.local_key": key, "hub.local_password_file": key}
+	// A hub of type amqp has settings of its own.
+	links := map[string]string{"mode": "mesh", "hub.type": "amqp", "hub.accounts": "orders", "hub.servers": "amqps://127.0.0.1", "hub.cert": cert, "hub.key": key, "hub.in": "q",
+		"hub.local": "amqps://127.0.0.1", "hub.local_cert": cert, "hub.local_key": key}
 	hub := map[string]string{"mode": "hub", "hub.accounts": "orders", "hub.servers": "mqtts://127.0.0.1", "hub.cert": cert, "hub.key": key, "hub.user": "me"}
 	for _, k := range settings(protocolNames()) {
 		t.Run(k.Path, func(t *testing.T) {
@@ -173,6 +177,15 @@ func TestEveryKeyBySource(t *testing.T) {
 			}
 			if strings.HasPrefix(k.Path, "hub.") {
 				around = maps.Clone(hub)
+				if slices.Contains([]string{"hub.type", "hub.in", "hub.out", "hub.prefetch", "hub.park"}, k.Path) || strings.HasPrefix(k.Path, "hub.local") {
+					around = maps.Clone(links)
+				}
+				switch k.Path {
+				case "hub.local_user":
+					around["hub.local_password_file"] = key
+				case "hub.local_password_file":
+					around["hub.local_user"] = "me"
+				}
 				delete(around, k.Path)
 			}
 			both := maps.Clone(around)

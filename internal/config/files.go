@@ -17,12 +17,15 @@ import (
 
 // checkFiles looks at the files that o names: whether they can be read, hold
 // what they should, and keep their secrets.
-func checkFiles(root *node, o *fleetbus.Options, h *hub.Options) []Problem {
+func checkFiles(root *node, o *fleetbus.Options, h *hub.Options, q *linkSettings) []Problem {
 	c := checker{root: root}
 	c.authorities("hub.ca", h.CA)
-	c.pair("hub", h.Cert, h.Key)
+	c.pair("hub.", h.Cert, h.Key)
 	c.read("hub.password_file", h.PasswordFile, true)
-	c.pair("tls", o.TLS.Cert, o.TLS.Key)
+	c.authorities("hub.local_ca", q.ca)
+	c.pair("hub.local_", q.cert, q.key)
+	c.read("hub.local_password_file", q.passwordFile, true)
+	c.pair("tls.", o.TLS.Cert, o.TLS.Key)
 	for i, path := range o.TLS.CA {
 		c.authorities("tls.ca["+strconv.Itoa(i)+"]", path)
 	}
@@ -39,15 +42,16 @@ func (c *checker) refuse(field, text, fix string) {
 	c.problems = append(c.problems, Problem{Place: c.root.at(field), Key: field, Text: text, Fix: fix})
 }
 
-// pair looks at a certificate and its key, the keys cert and key of a section.
-func (c *checker) pair(section, certPath, keyPath string) {
-	cert := c.read(section+".cert", certPath, false)
-	key := c.read(section+".key", keyPath, true)
+// pair looks at a certificate and its key, the keys that are called cert and key behind a
+// prefix.
+func (c *checker) pair(prefix, certPath, keyPath string) {
+	cert := c.read(prefix+"cert", certPath, false)
+	key := c.read(prefix+"key", keyPath, true)
 	if cert == nil || key == nil {
 		return
 	}
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
-		c.refuse(section+".key", fmt.Sprintf("%q and %q are not a certificate and its key: %v", certPath, keyPath, err), "name the key that the certificate was issued for")
+		c.refuse(prefix+"key", fmt.Sprintf("%q and %q are not a certificate and its key: %v", certPath, keyPath, err), "name the key that the certificate was issued for")
 	}
 }
 

@@ -46,7 +46,8 @@ func protocolNames() []string { return slices.Sorted(maps.Keys(protocols())) }
 type target struct {
 	options   fleetbus.Options
 	hub       hub.Options
-	accounts  []string // of the hub
+	queues    linkSettings // of a hub of type amqp
+	accounts  []string     // of the hub
 	qos       string
 	log       Log
 	listeners []*listener
@@ -202,6 +203,28 @@ func (t *target) field(path []string) any {
 func (t *target) hubField(name string) any {
 	h := &t.hub
 	switch name {
+	case "type":
+		return &t.queues.kind
+	case "in":
+		return &t.queues.in
+	case "out":
+		return &t.queues.out
+	case "local":
+		return &t.queues.local
+	case "local_ca":
+		return &t.queues.ca
+	case "local_cert":
+		return &t.queues.cert
+	case "local_key":
+		return &t.queues.key
+	case "local_user":
+		return &t.queues.user
+	case "local_password_file":
+		return &t.queues.passwordFile
+	case "prefetch":
+		return &t.queues.prefetch
+	case "park":
+		return &t.queues.park
 	case "servers":
 		return &h.Servers
 	case "accounts":
@@ -241,6 +264,11 @@ func (t *target) hubField(name string) any {
 // linkHub adds a service for every account that is linked to the hub, if there is
 // one.
 func (t *target) linkHub(d *decoder, root *node) {
+	if t.queues.kind == "amqp" {
+		t.linkQueues(d, root)
+		return
+	}
+	t.queues.only(d, root)
 	if t.options.Mode != fleetbus.Hub && len(t.hub.Servers) == 0 {
 		return
 	}

@@ -126,13 +126,52 @@ func hubTable(p *command.Page, nodes []admin.NodeInfo) {
 		command.Col("RECEIVED", func(r row) string { return fmt.Sprint(r.Received) }),
 		command.Col("OTHER NODES", func(r row) string { return peerWords(r.Peers) }),
 	)
+	linkTable(p, nodes)
+}
+
+// linkTable shows links of queues, of the nodes that have them.
+func linkTable(p *command.Page, nodes []admin.NodeInfo) {
+	type row struct {
+		node, account string
+		admin.HubLink
+	}
+	var all []row
+	for _, n := range nodes {
+		for _, h := range n.Hubs {
+			for _, l := range h.Links {
+				if l.State != admin.HubStandby {
+					all = append(all, row{n.Name, h.Account, l})
+				}
+			}
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	p.Line("")
+	command.Table(p, all,
+		command.Col("NODE", func(r row) string { return r.node }),
+		command.Col("ACCOUNT", func(r row) string { return r.account }),
+		command.Col("LINK", func(r row) string { return r.Name }),
+		command.Col("STATE", func(r row) string {
+			if r.Blocked {
+				return "waits for room"
+			}
+			return strings.ReplaceAll(r.State, "_", " ")
+		}),
+		command.Col("MOVED", func(r row) string { return fmt.Sprint(r.Moved) }),
+		command.Col("AGAIN", func(r row) string { return fmt.Sprint(r.Again) }),
+		command.Col("REFUSED", func(r row) string { return fmt.Sprint(r.Returned + r.Refused) }),
+		command.Col("ASIDE", func(r row) string { return fmt.Sprint(r.Parked) }),
+		command.Col("ERROR", func(r row) string { return r.Error }),
+	)
 }
 
 // checkHubs fails if a hub is not connected.
 func checkHubs(nodes []admin.NodeInfo) error {
 	for _, n := range nodes {
 		for _, h := range n.Hubs {
-			if h.State != admin.HubConnected {
+			if h.State == admin.HubNotConnected {
 				return command.Fail(command.ExitFailed, "fleetbus doctor", "checking the fleet: node %s does not reach the hub of account %s: %s", n.Name, h.Account, cmp.Or(h.Error, "not yet"))
 			}
 		}
