@@ -168,7 +168,8 @@ func fleetFindings(status admin.Status) []doctor.Finding {
 			Fix: "start more of the nodes; if they are lost for good: fleetbus rescue",
 		})
 	}
-	switch hub := len(status.Nodes) == 1 && (len(status.Nodes[0].Hubs) > 0 || status.Nodes[0].Uplink != nil); {
+	inPlace := func(h admin.Hub) bool { return h.Links == nil } // of the mesh, and not beside it
+	switch hub := len(status.Nodes) == 1 && (slices.ContainsFunc(status.Nodes[0].Hubs, inPlace) || status.Nodes[0].Uplink != nil); {
 	case hub: // the others are fleets of their own
 	case len(status.Nodes) == 1:
 		all = append(all, doctor.Finding{

@@ -340,8 +340,11 @@ func remoteLinks(n *admin.NodeInfo, s admin.Status) (all []linkRow) {
 	}
 	for _, h := range n.Hubs {
 		l := linkRow{A: n.Name, B: h.Server, Kind: "hub", State: stateUp, Why: h.Error}
-		if h.State != admin.HubConnected {
+		if h.State == admin.HubNotConnected {
 			l.State, l.Fix = stateDown, "fleetbus hub check"
+			if h.Links != nil {
+				l.Fix = "fleetbus doctor"
+			}
 		}
 		all = append(all, l)
 	}

@@ -282,6 +282,9 @@ func TestLinks(t *testing.T) {
 		if reason, _ := aside.Headers[headerReason].(string); aside.MessageId != "big" || len(aside.Body) != 2<<20 || !strings.Contains(reason, "message size") {
 			t.Errorf("aside: %s, %d bytes, %v", aside.MessageId, len(aside.Body), aside.Headers)
 		}
+		if one := link(l, "in large"); one.Parked != 1 {
+			t.Errorf("%d were put aside", one.Parked)
+		}
 		if found := l.Check(t.Context()); len(found) != 1 || found[0].Code != "HUB-LINK-PARKED" {
 			t.Errorf("%v", found)
 		}

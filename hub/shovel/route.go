@@ -231,6 +231,7 @@ type passage struct {
 
 	closing sync.Mutex
 	closed  *amqp091.Error
+	put     bool // a message was put aside, for which the channel was closed: no other is
 }
 
 // A letter is a message that was published, and not confirmed yet.
@@ -408,6 +409,15 @@ func (p *passage) failed(ctx context.Context, d amqp091.Delivery, err error) err
 	if !p.careful { // one of those under way
 		p.setCareful(true)
 		return closed
+	}
+	// One is on its way at a time, and the next comes when this one is acknowledged: it
+	// meets the same closed channel, and is not why.
+	p.closing.Lock()
+	again := p.put
+	p.put = true
+	p.closing.Unlock()
+	if again {
+		return errCareful
 	}
 	if aside := p.aside(ctx, d, closed.Reason); aside != nil {
 		return errors.Join(closed, aside)
