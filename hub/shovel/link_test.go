@@ -173,15 +173,6 @@ func (s side) next(queue string) (m amqp091.Delivery) {
 	return m
 }
 
-func (s side) depth(queue string) int {
-	s.t.Helper()
-	q, err := s.QueueDeclarePassive(queue, true, false, false, false, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return q.Messages
-}
-
 func link(l *Link, name string) admin.HubLink {
 	for _, one := range l.Beside().Links {
 		if one.Name == name {

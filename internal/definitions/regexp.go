@@ -257,7 +257,7 @@ func expand(e *syntax.Regexp) ([]sequence, error) {
 		}
 		return out, nil
 	case syntax.OpAnyChar, syntax.OpAnyCharNotNL:
-		return nil, errors.New("any one character cannot be said; if a dot is meant, it is \\.")
+		return nil, errors.New("any one character cannot be said; a dot alone is written with a backslash before it")
 	}
 	return nil, fmt.Errorf("%q cannot be said", e)
 }

@@ -39,11 +39,10 @@ type Server struct {
 	// the user "link" with its key.
 	CA, Cert, Key string
 
-	t    testing.TB
-	dir  string
-	env  []string
-	cmd  *exec.Cmd
-	done chan struct{}
+	t   testing.TB
+	dir string
+	env []string
+	cmd *exec.Cmd
 }
 
 // Start starts one, and skips the test if there is none on this machine. Its user guest
