@@ -32,6 +32,7 @@ func places() map[string]place {
 		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
+		"signing":                      {"who signed a message, as those who sign and read them see it; it knows no server", nil},
 		"lease":                        {"one of many does a thing; of any things, so that it knows no noun", nil},
 		"cert":                         {"certificates as those see them who serve them", []string{"ledger"}},
 		"cert/certtest":                {"certificates and records of managers, for the tests of who follows them", []string{"cert"}},
@@ -169,7 +170,7 @@ func heavy() map[string]place {
 // light are the packages that programs link that are not servers. They never
 // reach the engine, however far around.
 func light() []string {
-	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub", "hub/shovel", "metrics", "metrics/collector", "provision", "trace"}
+	return []string{"identity", "ledger", "lease", "doctor", "cert", "cert/proxy", "change", "change/mysql", "change/outbox", "change/postgres", "change/sqlite", "admin", "enroll", "hub", "hub/shovel", "metrics", "metrics/collector", "provision", "trace", "signing"}
 }
 
 type goPackage struct {
