@@ -14,35 +14,35 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/grant"
+	"github.com/fleetbus/fleetbus/internal/signed"
 )
 
 // putAccount makes an account or sets the limits of one.
-func (f *fleet) putAccount(ctx context.Context, name string, limits identity.Limits) (uint64, error) {
-	if err := identity.CheckAccountName(name); err != nil {
-		return 0, admin.Errorf(admin.Invalid, "choose another name", "%v", err)
+func (f *fleet) putAccount(ctx context.Context, r admin.AccountRequest) (uint64, error) {
+	if err := r.Validate(); err != nil {
+		return 0, err
 	}
-	if err := limits.Validate(); err != nil {
-		return 0, admin.Errorf(admin.Invalid, "", "%v", err)
-	}
-	return f.change(ctx, "account."+name, func() (any, error) {
-		a, ok := f.directory.Account(name)
-		if ok && a.Limits == limits {
+	return f.change(ctx, "account."+r.Name, func() (any, error) {
+		a, ok := f.directory.Account(r.Name)
+		next := r.Apply(a)
+		switch {
+		case ok && sameRecord(next, a):
 			return nil, errSame
+		case ok && a.Guest():
+			return nil, admin.Errorf(admin.Invalid, "set them at the hub", "account %q is a guest here, and its limits are the hub's", r.Name)
+		case next.Signing == identity.SigningRequired && f.directory.HasSites(r.Name):
+			return nil, signed.ErrSites()
+		case ok:
+			return next, nil
 		}
-		if ok && a.Guest() {
-			return nil, admin.Errorf(admin.Invalid, "set them at the hub", "account %q is a guest here, and its limits are the hub's", name)
-		}
-		if ok {
-			a.Limits = limits
-			return a, nil
-		}
-		return f.authority.NewAccount(name, limits, time.Now())
+		a, err := f.authority.NewAccount(r.Name, r.Limits, time.Now())
+		return r.Apply(a), err
 	})
 }
 
 func (s *Server) addAccount(ctx context.Context, r admin.AccountRequest) (any, error) {
 	began := time.Now()
-	seq, err := s.fleet.putAccount(ctx, r.Name, r.Limits)
+	seq, err := s.fleet.putAccount(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -187,23 +187,12 @@ func (s *Server) addUser(ctx context.Context, r admin.UserRequest) (any, error) 
 			return nil, err
 		}
 	}
-	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
+	reply := admin.UserReply{User: user.Told(), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
 	if err := g.Issue(&reply); err != nil {
 		return nil, err
 	}
 	reply.Spread, err = s.fleet.spread(ctx, s.conn, seq, began)
 	return reply, err
-}
-
-// public is a user without what only the fleet may know.
-func public(u identity.User) identity.User {
-	if u.Password != "" {
-		u.Password = "set"
-	}
-	if u.Bearer != nil {
-		u.Bearer = &identity.Bearer{SecretHash: "set", Created: u.Bearer.Created, Expires: u.Bearer.Expires}
-	}
-	return u
 }
 
 func (s *Server) newGrant(account, name string, r admin.UserRequest) (*grant.Grant, error) {
@@ -231,14 +220,14 @@ func (s *Server) listUsers(_ context.Context, r admin.UsersRequest) (any, error)
 			if a.Name == after[0] && u.Name <= after[1] {
 				continue
 			}
-			text, err := json.Marshal(public(u))
+			text, err := json.Marshal(u.Told())
 			if err != nil {
 				return nil, err
 			}
 			if size += len(text); r.Pages && size > usersPage && len(all) > 0 {
 				return all, nil
 			}
-			all = append(all, public(u))
+			all = append(all, u.Told())
 		}
 	}
 	return all, nil
@@ -252,7 +241,7 @@ func (s *Server) getUser(ctx context.Context, r admin.Name) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	info := admin.UserInfo{User: public(u), Connections: []admin.Connection{}}
+	info := admin.UserInfo{User: u.Told(), Connections: []admin.Connection{}}
 	if a, ok := s.fleet.account(u.Account); ok {
 		some, all, err := s.fleetConnections(ctx, a.Public, u.Name, connectionsTold)
 		if err != nil {

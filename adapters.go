@@ -40,14 +40,17 @@ func (s *Server) newAdapters() *adapter.Adapters {
 	return adapter.New(adapter.Host{
 		Input: s.adapterInput, Logger: s.log,
 		Find: func(name string) (identity.Adapter, bool) { return s.fleet.directory.Adapter(name) },
-		Open: func(p identity.Principal) (*nats.Conn, func(), error) {
-			session, err := s.open(p)
-			if err != nil {
-				return nil, nil, err
-			}
-			return session.Conn, session.Close, nil
-		},
+		Open: s.dial,
 	})
+}
+
+// dial is open for who wants the connection alone, and how it ends.
+func (s *Server) dial(p identity.Principal) (*nats.Conn, func(), error) {
+	session, err := s.open(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	return session.Conn, session.Close, nil
 }
 
 // serveAdapters takes the messages of all accounts for all adapters. The nodes

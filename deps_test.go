@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck"}},
+		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck", "internal/signed"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"signing":                      {"who signed a message, as those who sign and read them see it; it knows no server", nil},
@@ -128,6 +128,7 @@ func places() map[string]place {
 		"internal/systemd":          {"how a service manager hears of its process", nil},
 		"internal/rabbittest":       {"a RabbitMQ of a test's own, for all tests that need one", []string{"identity", "internal/await", "internal/loopback"}},
 		"internal/definitions":      {"what RabbitMQ exports, and what of it there can be here; pure, so that rights that widen are found by tests", []string{"amqp/right", "identity"}},
+		"internal/signed":           {"each signed message is passed on once, by one node; decisions about users are not its", []string{"admin", "identity", "lease", "metrics", "signing"}},
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},

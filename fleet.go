@@ -54,9 +54,9 @@ type fleet struct {
 	// the follower runs.
 	broker *broker.Broker
 	system func() []nats.Option
-	// publics are the accounts' public keys by name, and adapting the accounts that
+	// publics are the accounts by name, as the engine has them, and adapting the accounts that
 	// each adapter takes from; for act alone.
-	publics  map[string]string
+	publics  map[string]identity.Account
 	adapting map[string][]string
 	// reservedNames are those of the reserved accounts by public key, and names
 	// those that were looked for.
@@ -95,7 +95,7 @@ type fleet struct {
 func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		node: h.Node.Node.Name, server: h.Node.Node.Server(), authority: authority, directory: identity.NewDirectory(), events: queue, log: log,
-		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]string{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, revoked: map[string]map[string]time.Time{}, sites: newSites(),
+		region: h.Node.Cluster, closed: map[uint64]int{}, written: map[uint64]string{}, publics: map[string]identity.Account{}, adapting: map[string][]string{}, reservedNames: map[string]string{}, revoked: map[string]map[string]time.Time{}, sites: newSites(),
 	}
 	reserved, err := f.reserved()
 	if err != nil {
@@ -124,7 +124,7 @@ func newFleet(h *home.Home, authority *identity.Authority, queue *events.Queue, 
 		return nil, err
 	}
 	for _, a := range f.directory.Accounts() {
-		f.publics[a.Name] = a.Public
+		f.publics[a.Name] = a
 	}
 	for _, a := range f.directory.Adapters() {
 		f.adapting[a.Name] = accountsOf(a)
@@ -288,15 +288,23 @@ func (f *fleet) actAccount(name string) (closed int, err error) {
 	old := f.publics[name]
 	delete(f.publics, name)
 	if ok {
-		f.publics[name] = a.Public
+		f.publics[name] = a
 		err = f.storeAccounts([]identity.Account{a})
 	}
-	if old == "" || old == a.Public {
+	if old.Public == a.Public && old.Signing != a.Signing { // as after a change of a role
+		users := map[string]bool{}
+		for _, u := range f.directory.Users(name) {
+			users[u.Name] = true
+		}
+		closed, e := f.closeSessions(a, users)
+		return closed, errors.Join(err, e)
+	}
+	if old.Public == "" || old.Public == a.Public {
 		return 0, err
 	}
-	conns, e := f.broker.Connections(old)
+	conns, e := f.broker.Connections(old.Public)
 	closed = len(conns) + f.resting.end(name, func(string) bool { return true })
-	return closed, errors.Join(err, e, f.dropAccount(old))
+	return closed, errors.Join(err, e, f.dropAccount(old.Public))
 }
 
 // dropAccount removes an account from the engine, which closes its connections.

@@ -81,6 +81,7 @@ func (s *Server) view() meter.View {
 		Conditions: s.Conditions, Findings: s.Check, Failed: func() int { return len(s.failures.findings()) }, Sources: s.knownSources,
 		Sequence: s.fleet.directory.Seq(), Stale: s.life.Stale.Load(), DiskFree: s.disk.Free, Reserve: s.opts.Store.Reserve, Held: s.disk.Held(), NotAfter: s.certs.NotAfter(),
 	}
+	v.Others = append(v.Others, s.signed)
 	for _, l := range s.opts.Listeners {
 		v.Others = append(v.Others, l.Protocol)
 	}

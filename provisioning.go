@@ -164,7 +164,7 @@ func (s *Server) provisionMachine(ctx context.Context, r admin.ProvisionRequest)
 	if err != nil {
 		return nil, err
 	}
-	reply := admin.UserReply{User: public(user), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
+	reply := admin.UserReply{User: user.Told(), CA: string(s.certs.CAPEM()), Servers: s.clientAddrs()}
 	if err := g.Issue(&reply); err != nil {
 		return nil, err
 	}

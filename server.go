@@ -32,6 +32,7 @@ import (
 	"github.com/fleetbus/fleetbus/internal/nodetls"
 	"github.com/fleetbus/fleetbus/internal/portowner"
 	"github.com/fleetbus/fleetbus/internal/profiler"
+	"github.com/fleetbus/fleetbus/internal/signed"
 )
 
 const (
@@ -57,6 +58,7 @@ type Server struct {
 	// conn is in the fleet account, as this node; exact, too: see ConnectExact.
 	conn, exact *nats.Conn
 	adapters    *adapter.Adapters
+	signed      *signed.Gates
 	started     time.Time
 	failures    failures
 	managers    managers
@@ -242,7 +244,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 		}
 	})
 	undo.background(ctx, s.certs.Keep)
-	s.adapters = s.newAdapters()
+	s.adapters, s.signed = s.newAdapters(), s.newGates()
 	if err := backup.Finish(ctx, s.home, authority.Hash(), s.inAccountAs, s.log); err != nil {
 		return err
 	}
@@ -260,6 +262,7 @@ func (s *Server) startNode(ctx context.Context, undo *cleanup) error {
 	close(s.ready)
 	s.startServices(ctx, undo)
 	undo.background(ctx, s.runSources)
+	undo.background(ctx, s.signed.Run)
 	undo.background(ctx, s.runManagers)
 	undo.background(ctx, s.adapters.Keep)
 	undo.background(ctx, func(ctx context.Context) {
@@ -594,7 +597,7 @@ func (s *Server) ensureAccounts(ctx context.Context) error {
 			s.log.Warn("an account is not made: it is not this region that makes accounts", "account", name, "region", s.fleet.directory.HomeRegion())
 			continue
 		}
-		if _, err := s.fleet.putAccount(ctx, name, identity.Limits{}); err != nil {
+		if _, err := s.fleet.putAccount(ctx, admin.AccountRequest{Name: name}); err != nil {
 			return fmt.Errorf("making account %q: %w", name, err)
 		}
 	}

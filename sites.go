@@ -19,6 +19,7 @@ import (
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
+	"github.com/fleetbus/fleetbus/internal/signed"
 )
 
 const (
@@ -648,6 +649,9 @@ func (s *Server) enrollLeaf(ctx context.Context, tokenID string, r enroll.LeafRe
 	site := &identity.Site{Signer: r.Signer, Fleet: r.Fleet, Machine: r.Machine, Networks: token.Networks, Region: s.fleet.authority.Region()}
 	if err := site.Validate(); err != nil {
 		return nil, admin.Errorf(admin.Invalid, "", "%v", err)
+	}
+	if account.Signing == identity.SigningRequired {
+		return nil, signed.ErrSites()
 	}
 	g, err := s.newGrant(account.Name, token.Name, admin.UserRequest{Name: account.Name + "/" + token.Name, Role: identity.RoleLeaf, Key: r.Key})
 	if err != nil {

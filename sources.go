@@ -17,6 +17,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/signed"
 	"github.com/fleetbus/fleetbus/internal/source"
 	"github.com/fleetbus/fleetbus/lease"
 )
@@ -57,6 +58,14 @@ func (s *Server) runSources(ctx context.Context) {
 			return session.Conn, session.Close, nil
 		},
 		Failed: func(name string, err error) { s.failures.set("source "+name, err) },
+	})
+}
+
+// newGates are those that verify signatures on this node.
+func (s *Server) newGates() *signed.Gates {
+	return signed.New(signed.Host{
+		Node: s.fleet.node, Conn: func() *nats.Conn { return s.conn }, Accounts: s.fleet.directory.Accounts, Signer: s.fleet.directory.KeySigner,
+		Open: s.dial, Failed: s.failures.set, Tell: s.events.Tell, Logger: s.log,
 	})
 }
 

@@ -177,6 +177,32 @@ func (s Spread) Closed() int {
 type AccountRequest struct {
 	Name   string          `json:"name"`
 	Limits identity.Limits `json:"limits"`
+	// Signing is what identity.ParseSigning reads. Empty: as it is, which is off for a
+	// new account.
+	Signing string `json:"signing,omitempty"`
+}
+
+// Validate returns an *Error if there can be no such account.
+func (r AccountRequest) Validate() error {
+	if err := identity.CheckAccountName(r.Name); err != nil {
+		return Errorf(Invalid, "choose another name", "%v", err)
+	}
+	if err := r.Limits.Validate(); err != nil {
+		return Errorf(Invalid, "", "%v", err)
+	}
+	if _, err := identity.ParseSigning(r.Signing); r.Signing != "" && err != nil {
+		return Errorf(Invalid, "", "%v", err)
+	}
+	return nil
+}
+
+// Apply sets what r, which is valid, asks for.
+func (r AccountRequest) Apply(a identity.Account) identity.Account {
+	a.Limits = r.Limits
+	if r.Signing != "" {
+		a.Signing, _ = identity.ParseSigning(r.Signing)
+	}
+	return a
 }
 
 // AccountInfo is an account and what it has.

@@ -39,13 +39,15 @@ const (
 	// EventProvision: a machine that nobody knew asked for an identity. State is granted,
 	// denied or pending.
 	EventProvision EventKind = "provision"
+	// EventUnsigned: messages were refused for their signatures, Count of them.
+	EventUnsigned EventKind = "unsigned"
 	// EventDropped: the node could not tell of everything.
 	EventDropped EventKind = "dropped"
 )
 
 // EventKinds are all kinds.
 func EventKinds() []EventKind {
-	return []EventKind{EventConnect, EventDisconnect, EventRefused, EventLimit, EventDenied, EventSlow, EventLeaf, EventRoute, EventGateway, EventProvision, EventDropped}
+	return []EventKind{EventConnect, EventDisconnect, EventRefused, EventLimit, EventDenied, EventSlow, EventLeaf, EventRoute, EventGateway, EventProvision, EventUnsigned, EventDropped}
 }
 
 // The states of a link.
@@ -75,7 +77,8 @@ type Event struct {
 	// State of a link, LinkUp or LinkDown, and the Peer at its other end.
 	State string `json:"state,omitempty"`
 	Peer  string `json:"peer,omitempty"`
-	// Count of the connections that a denial closed, or of the events dropped.
+	// Count of the connections that a denial closed, or of the events dropped, or of the
+	// messages refused.
 	Count int `json:"count,omitempty"`
 	// Duration of a connection that ended, and what came in from its client and went
 	// out to it.

@@ -46,6 +46,8 @@ type Account struct {
 	// Terms are the engine's token of an account that is a guest here, as its own
 	// fleet signed it. Empty for an account of this fleet.
 	Terms string `json:"terms,omitempty"`
+	// Signing says whether what its users publish must be signed.
+	Signing Signing `json:"signing,omitempty"`
 }
 
 // CheckAccountName says what is wrong with name as the name of a new account:

@@ -161,7 +161,7 @@ func (d *Directory) authenticateToken(c Credentials, now time.Time) (Principal, 
 func (d *Directory) principal(c Credentials, account, name string, now time.Time) (Principal, error) {
 	d.mu.RLock()
 	user, isUser := d.state.users[account+"/"+name]
-	_, isAccount := d.state.accounts[account]
+	record, isAccount := d.state.accounts[account]
 	isAccount = isAccount || account == FleetName || account == SystemName
 	role, isRole := d.state.role(user.Role)
 	d.mu.RUnlock()
@@ -176,7 +176,9 @@ func (d *Directory) principal(c Credentials, account, name string, now time.Time
 	case !isRole:
 		return Principal{}, refuse("user %q has role %s, which does not exist", p, quote(user.Role))
 	}
-	return role.principal(c, user.Kind, account, name, user.Life(role), now)
+	p, err := role.principal(c, user.Kind, account, name, user.Life(role), now)
+	p.Signing = record.Signing
+	return p, err
 }
 
 // principal is who has the role in an account and comes in with c now, for that long.

@@ -366,7 +366,7 @@ type state struct {
 	// for, by its KeyHash; members those of the users of each account.
 	holders, members map[string]map[string]struct{}
 	// denied and sites are the full names of those users, and keys those of the users
-	// who have a creds file, by account/public key.
+	// who have a creds file or a certificate, by account/public key or its KeyHash.
 	denied, sites map[string]struct{}
 	keys          map[string]string
 	// withdrawn are keys of removed users, by the public key. They are history:
@@ -481,8 +481,8 @@ func (s *state) foldUser(account, name string, data []byte) error {
 	for _, c := range before.Certificates {
 		drop(s.holders, c.SHA256, full)
 	}
-	for _, k := range before.Keys {
-		if key := account + "/" + k.Public; s.keys[key] == full {
+	for _, k := range before.keyNames() {
+		if key := account + "/" + k; s.keys[key] == full {
 			delete(s.keys, key)
 		}
 	}
@@ -515,7 +515,9 @@ func (s *state) foldUser(account, name string, data []byte) error {
 	}
 	for _, k := range after.Keys {
 		delete(s.withdrawn, k.Public)
-		s.keys[account+"/"+k.Public] = full
+	}
+	for _, k := range after.keyNames() {
+		s.keys[account+"/"+k] = full
 	}
 	for _, c := range after.Certificates {
 		if c.Registered {

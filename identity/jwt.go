@@ -209,7 +209,7 @@ func (a *Authority) roleScopes(account Account, role Role) ([]*jwt.UserScope, er
 func roleScope(account Account, role Role) *jwt.UserScope {
 	scope := jwt.NewUserScope()
 	scope.Role = role.Name
-	scope.Template.Permissions = enginePermissions(role.In(account.Name))
+	scope.Template.Permissions = enginePermissions(account.Signing.permissions(role.In(account.Name)))
 	if !isSpecialAccount(account.Name) {
 		allowRenewal(&scope.Template.Permissions)
 	}
@@ -365,7 +365,7 @@ func (a *Authority) sessionClaims(account Account, p Principal, userPublic strin
 	}
 	claims := jwt.NewUserClaims(userPublic)
 	claims.Name = p.Name
-	claims.Permissions = enginePermissions(p.Permissions.Expand(p.Account, p.Name))
+	claims.Permissions = enginePermissions(p.Signing.permissions(p.Permissions.Expand(p.Account, p.Name)))
 	claims.NatsLimits = natsLimits(p.Limits)
 	claims.Tags = jwt.TagList{NameTag + p.Name, KindTag + string(p.Kind)}
 	if p.Role != "" {

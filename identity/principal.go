@@ -59,6 +59,8 @@ type Principal struct {
 	Listeners []string `json:"listeners,omitempty"`
 	// Networks that it may come from, such as 10.0.0.0/8. Empty: any.
 	Networks []string `json:"networks,omitempty"`
+	// Signing of its account, if it is a user of one.
+	Signing Signing `json:"signing,omitempty"`
 	// Expires is when its sessions end. Zero: never.
 	Expires time.Time `json:"expires,omitzero"`
 }

@@ -110,6 +110,26 @@ func (u User) Publics() []string {
 	return keys
 }
 
+// Told is u without what only the fleet may know.
+func (u User) Told() User {
+	if u.Password != "" {
+		u.Password = "set"
+	}
+	if u.Bearer != nil {
+		u.Bearer = &Bearer{SecretHash: "set", Created: u.Bearer.Created, Expires: u.Bearer.Expires}
+	}
+	return u
+}
+
+// keyNames are its public keys, and the hashes of those of its certificates.
+func (u User) keyNames() []string {
+	names := u.Publics()
+	for _, c := range u.Certificates {
+		names = append(names, c.SHA256)
+	}
+	return names
+}
+
 func (u User) clone() User {
 	u.Keys = slices.Clone(u.Keys)
 	u.Certificates = slices.Clone(u.Certificates)

@@ -55,6 +55,7 @@ func trafficFamilies() []Family {
 		{"fleetbus_message_received_bytes_total", "Bytes of the messages that came in from clients and sites.", Counter, kind},
 		{"fleetbus_message_sent_bytes_total", "Bytes of the messages that went out to clients and sites.", Counter, kind},
 		{"fleetbus_messages_dropped_total", "Messages that were not delivered although they came in, by reason.", Counter, []string{"listener", "reason"}},
+		{"fleetbus_signed_messages_total", "Signed messages that this node verified: accepted, or refused by reason.", Counter, []string{"result"}},
 		{"fleetbus_slow_consumers_total", "Clients that were cut off because they did not read.", Counter, both},
 		{"fleetbus_denials_total", "Denials and removals that closed connections here.", Counter, account},
 		{"fleetbus_events_dropped_total", "Events of fleetbus events that the node could not tell of.", Counter, nil},

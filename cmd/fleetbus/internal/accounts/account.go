@@ -62,17 +62,22 @@ func (l *limitFlags) apply(flags *pflag.FlagSet, limits *identity.Limits) {
 
 func newAccountAdd(a *command.App) *cobra.Command {
 	var limits limitFlags
+	var sign string
 	var g command.Guard
 	cmd := &cobra.Command{
 		Use: "add NAME", Aliases: []string{"create"}, Args: command.Takes("NAME"), Annotations: command.Writes(),
-		Short: "Make an account, or set the limits of one",
+		Short: "Make an account, or set the limits of one and whether its messages are signed",
 		Example: `  fleetbus account add acme
-  fleetbus account add acme --storage 10GiB --connections 500`,
+  fleetbus account add acme --storage 10GiB --connections 500
+  fleetbus account add acme --signing required`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[0]
 			what := fmt.Sprintf("adding account %q", name)
 			if err := identity.CheckAccountName(name); err != nil {
 				return command.Fail(command.ExitUsage, "choose another name", "%s: %v", what, err)
+			}
+			if _, err := identity.ParseSigning(sign); sign != "" && err != nil {
+				return command.Fail(command.ExitUsage, "use off, optional or required", "%s: %v", what, err)
 			}
 			exists := true
 			info, err := command.Administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.AccountInfo, error) {
@@ -84,13 +89,15 @@ func newAccountAdd(a *command.App) *cobra.Command {
 				return err
 			}
 			limits.apply(cmd.Flags(), &info.Limits)
-			if g.DryRun && exists {
+			if g.DryRun && exists && sign != "" {
+				return a.ShowPlan("set the limits of account %s, and signing to %s", name, sign)
+			} else if g.DryRun && exists {
 				return a.ShowPlan("set the limits of account %s", name)
 			} else if g.DryRun {
 				return a.ShowPlan("make account %s", name)
 			}
 			s, err := command.Administer(cmd, a, what, func(ctx context.Context, c *admin.Client) (admin.Spread, error) {
-				return c.AddAccount(ctx, admin.AccountRequest{Name: name, Limits: info.Limits})
+				return c.AddAccount(ctx, admin.AccountRequest{Name: name, Limits: info.Limits, Signing: sign})
 			})
 			if err != nil {
 				return err
@@ -99,6 +106,7 @@ func newAccountAdd(a *command.App) *cobra.Command {
 		},
 	}
 	limits.add(cmd.Flags())
+	cmd.Flags().StringVar(&sign, "signing", "", "whether what is published must be signed: off, optional or required (default: as it is)")
 	g.Drying(cmd)
 	return a.Output(cmd)
 }
@@ -147,6 +155,7 @@ func newAccountInfo(a *command.App) *cobra.Command {
 				}
 				command.Fields(p, []command.Field{{"name", i.Name}, {"id", i.ID}, {"public key", i.Public}, {"created", human.Time(i.Created)},
 					{"users", human.Int(int64(i.Users))},
+					{"signing", i.Signing.String()},
 					{"connections", human.Int(int64(i.Connections)) + " of " + human.Limit(i.Limits.Connections, human.Int)},
 					{"links of sites", "at most " + human.Limit(i.Limits.Leafs, human.Int)},
 					{"streams", human.Int(int64(i.Streams)) + " of " + human.Limit(i.Limits.Streams, human.Int)},
