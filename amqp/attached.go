@@ -329,8 +329,8 @@ type outgoing struct {
 func (o *outgoing) isAnswer() bool { return o != nil && o.answers }
 
 // publish implements host.
-func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, error) {
-	q, o, err := h.route(m)
+func (h *attached) publish(ctx context.Context, m *message, c confirmer) (bool, error) {
+	q, o, err := h.route(ctx, m)
 	if err != nil {
 		return false, err
 	}
@@ -350,7 +350,7 @@ func (h *attached) publish(_ context.Context, m *message, c confirmer) (bool, er
 }
 
 // route judges a message, and has found be the queues that it goes to.
-func (h *attached) route(m *message) (q *queue.Message, o *outgoing, err error) {
+func (h *attached) route(ctx context.Context, m *message) (q *queue.Message, o *outgoing, err error) {
 	q, to, err := h.prepare(m)
 	if err != nil {
 		return nil, nil, err
@@ -360,6 +360,9 @@ func (h *attached) route(m *message) (q *queue.Message, o *outgoing, err error) 
 		o, err = h.judgeTopic(q, to)
 	case m.exchange == "" && strings.HasPrefix(m.key, busAnswer):
 		o, err = h.judgeAnswer(q)
+	}
+	if err == nil {
+		err = h.verify(ctx, q, to, o)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -381,7 +384,7 @@ func (h *attached) commit(ctx context.Context, messages []*message) (unrouted []
 	}
 	all := make([]routed, len(messages))
 	for i, m := range messages {
-		q, o, err := h.route(m)
+		q, o, err := h.route(ctx, m)
 		if err != nil {
 			return nil, err
 		}

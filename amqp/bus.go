@@ -41,6 +41,7 @@ const (
 // bound to it.
 type bus struct {
 	a     *account
+	owner *fleetbus.Session   // by which others are asked
 	conn  *fleetbus.Session   // does not hear what it publishes
 	wire  *wire.Conn          // over which it hears
 	inbox string              // of answers, with its dot
@@ -70,7 +71,7 @@ type interest struct {
 // openBus opens the bus for a, which has its table.
 func openBus(ctx context.Context, conn *fleetbus.Session, a *account) (*bus, error) {
 	b := &bus{
-		a: a, key: make([]byte, sha256.Size), keys: map[string]*interest{}, subs: map[uint64]*interest{}, names: map[string]*interest{},
+		a: a, owner: conn, key: make([]byte, sha256.Size), keys: map[string]*interest{}, subs: map[uint64]*interest{}, names: map[string]*interest{},
 		all: route.NewTable(a.name), wire: wire.NewListener(busQueue), room: semaphore.NewWeighted(busPending), inbox: "_INBOX.amqp-" + rand.Text()[:16] + ".",
 	}
 	_, _ = rand.Read(b.key) // it does not fail

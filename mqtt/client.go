@@ -162,11 +162,15 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		if reserved(topic) || !s.login.Principal.Permissions.Publish.Allows(subject) {
 			return failed(packet.NotAuthorized, "it may not publish its will", nil)
 		}
+		if s.mustSign(subject) {
+			return failed(packet.NotAuthorized, "the account requires signatures, and a will has none that is good when it is published", nil)
+		}
 	}
 	if s.a, err = s.p.account(ctx, s.login); err != nil {
 		return failed(packet.ServerUnavailable, "the engine is not ready", err)
 	}
-	s.key = digest(s.login.Principal.String(), s.id) // any will do [MQTT-3.1.3-5] [MQTT-3.1.3-8]
+	s.key = digest(s.login.Principal.String(), s.id)            // any will do [MQTT-3.1.3-5] [MQTT-3.1.3-8]
+	s.texts = c.Version == packet.V5 && !c.NoProblemInformation // [MQTT-3.1.2-29]
 	s.judged = len(s.login.Principal.Permissions.Subscribe.Deny) > 0
 	present, err := s.attach(ctx, c)
 	if errors.Is(err, errFull) {

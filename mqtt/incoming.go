@@ -16,7 +16,7 @@ import (
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
-// answer is a PUBACK or PUBREC that is owed. It has no texts. [MQTT-3.1.2-29]
+// answer is a PUBACK or PUBREC that is owed. It has a text if the client wants one.
 type answer struct {
 	packet.Ack
 	waits int   // for so many parts
@@ -37,6 +37,13 @@ func (s *session) published(p *packet.Publish) error {
 	if refusal != packet.Success && (p.QoS == 0 || s.v == packet.V311) {
 		// There is no packet that says so. [MQTT311-3.3.5-2]
 		s.log("MQTT client may not publish", "subject", clip(to.subject), "code", refusal.String())
+	}
+	s.why = ""
+	if refusal == packet.Success && s.mustSign(to.subject) {
+		to.allowed = false // the engine knows of no signature: it is the account that publishes
+		if refusal = s.verified(to, p); refusal != packet.Success && s.v == packet.V311 {
+			return fault(packet.NotAuthorized, "MQTT311-4.8.0-2", "PUBLISH without a good signature, which its account requires and MQTT 3.1.1 has no place for")
+		}
 	}
 	if refusal == packet.Success {
 		if err := s.speak(); err != nil {
@@ -279,7 +286,7 @@ func (s *session) accept(to address, p *packet.Publish, refusal packet.Code) (ke
 	case refusal != packet.Success:
 		reply.ready = true
 		if s.v == packet.V5 { // [MQTT-4.3.3-9]
-			reply.Code = refusal
+			reply.Code, reply.ReasonString = refusal, s.why
 		} else if p.QoS == 2 {
 			s.in[p.ID] = &arrival{stored: true}
 		}

@@ -48,6 +48,8 @@ type session struct {
 	// Of the goroutine that reads.
 	aliases map[uint16]string
 	normal  bool               // the client said good-bye
+	texts   bool               // it wants to be told why something is refused
+	why     string             // what it published last is refused
 	calm    int                // messages of QoS 1 since one of QoS 0
 	known   map[string]address // by topic
 	lines   []byte             // what it published, for over, until flush

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -120,8 +121,10 @@ func (s *Signer) textAt(subject string, body []byte, now time.Time) (string, err
 }
 
 // Exchange is what is signed in place of a subject, of a message to an exchange of AMQP
-// that is not amq.topic.
-func Exchange(exchange, key string) string { return "amqp:" + exchange + "/" + key }
+// that is not amq.topic. The length is in bytes.
+func Exchange(exchange, key string) string {
+	return "amqp:" + strconv.Itoa(len(exchange)) + ":" + exchange + "/" + key
+}
 
 // Sign signs msg as it is: its subject and body must stay, and who signs it again has
 // another message.
