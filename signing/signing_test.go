@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -420,5 +421,35 @@ func BenchmarkVerify(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestPythonVector has the example in Python make the vector's bytes.
+func TestPythonVector(t *testing.T) {
+	const python = "/usr/bin/python3"
+	if err := exec.CommandContext(t.Context(), python, "-c", "import cryptography").Run(); err != nil {
+		t.Skipf("%s has no module cryptography: install python3-cryptography", python)
+	}
+	raw, err := hex.DecodeString(vectorSeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err1 := nkeys.FromRawSeed(nkeys.PrefixByteUser, raw)
+	seed, err2 := pair.Seed()
+	public, err3 := pair.PublicKey()
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), python, "-B", "testdata/vector.py", string(seed), vectorAudience).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text := strings.TrimSpace(string(out))
+	v := NewVerifier(vectorAudience, KeyList{public: "vector"}, Options{Stored: true})
+	if p, err := v.VerifyText(t.Context(), text, vectorSubject, []byte(vectorBody)); err != nil || p.Name != "vector" {
+		t.Errorf("%q: %v, %v", text, p, err)
+	}
+	if !strings.Contains(text, "time=1790000000123;nonce=AAECAwQFBgcICQoLDA0ODw;sig=GfBKEpPMV_") {
+		t.Errorf("it is not the vector's: %q", text)
 	}
 }
