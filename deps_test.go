@@ -29,7 +29,7 @@ type place struct {
 // needs a line here.
 func places() map[string]place {
 	return map[string]place{
-		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck", "internal/signed"}},
+		"":                             {"what a Go program embeds", []string{"internal/ask", "admin", "doctor", "enroll", "identity", "internal/adapter", "internal/admission", "internal/broker", "internal/disk", "internal/events", "internal/home", "internal/iface", "internal/keys", "internal/links", "internal/listener", "internal/meter", "internal/nodetls", "internal/portowner", "internal/profiler", "internal/rates", "internal/region", "internal/source", "lease", "ledger", "cert", "change", "metrics", "internal/audit", "internal/backup", "internal/loginlink", "internal/grant", "internal/crowd", "internal/exam", "internal/localcheck", "internal/overview", "internal/signed"}},
 		"identity":                     {"who may connect and as whom; pure, because every decision about access is in it", nil},
 		"ledger":                       {"what the fleet agrees on; of any events, so that it knows no noun", nil},
 		"signing":                      {"who signed a message, as those who sign and read them see it; it knows no server", nil},
@@ -124,6 +124,7 @@ func places() map[string]place {
 		"internal/loopback":         {"addresses for tests, each for one", nil},
 		"internal/traces":           {"spans of MQTT's messages, in programs that are built with them", []string{"", "mqtt", "trace"}},
 		"internal/wire":             {"the engine's own protocol, for protocols whose messages must cost next to nothing", nil},
+		"internal/overview":         {"what is wrong with a fleet as a whole; decisions, of what its nodes told", []string{"admin", "doctor"}},
 		"internal/portowner":        {"who holds a port, for a server and for a joiner", nil},
 		"internal/systemd":          {"how a service manager hears of its process", nil},
 		"internal/rabbittest":       {"a RabbitMQ of a test's own, for all tests that need one", []string{"identity", "internal/await", "internal/loopback"}},

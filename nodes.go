@@ -19,6 +19,7 @@ import (
 	"github.com/fleetbus/fleetbus/internal/ask"
 	"github.com/fleetbus/fleetbus/internal/broker"
 	"github.com/fleetbus/fleetbus/internal/links"
+	"github.com/fleetbus/fleetbus/internal/overview"
 )
 
 // infoTimeout is how long a node may take to tell of itself.
@@ -102,7 +103,7 @@ func (s *Server) getStatus(ctx context.Context, _ struct{}) (any, error) {
 	copies, behind := s.stateCopies(ctx, len(members))
 	status.Survives = max(0, min(alive-(len(members)/2+1), copies))
 	status.Findings = doctor.Run(ctx, doctor.CheckerFunc(func(context.Context) []doctor.Finding {
-		return slices.Concat(status.Findings, behind, s.fleet.keys.Findings(time.Now(), s.fleet.downNodes()), fleetFindings(status), links.Findings(status), siteFindings(status.Sites), s.regionFindings(status.Regions))
+		return slices.Concat(status.Findings, behind, s.fleet.keys.Findings(time.Now(), s.fleet.downNodes()), overview.Findings(status), links.Findings(status), s.regionFindings(status.Regions))
 	}))
 	return status, nil
 }
@@ -143,46 +144,6 @@ func (s *Server) stateCopies(ctx context.Context, members int) (spare int, behin
 		})
 	}
 	return current - (info.Config.Replicas/2 + 1), behind
-}
-
-// fleetFindings are what only the whole shows.
-func fleetFindings(status admin.Status) []doctor.Finding {
-	var all []doctor.Finding
-	for _, n := range status.Nodes {
-		if n.State == "down" {
-			all = append(all, doctor.Finding{
-				Code: "NODE-DOWN", Severity: doctor.Problem, Subject: n.Name, Text: fmt.Sprintf("node %s does not answer", n.Name),
-				Fix: "start it, or remove it for good: fleetbus node rm " + n.Name,
-			})
-		}
-		if skew := n.Clock.Abs(); n.State == "up" && skew > 2*time.Second {
-			all = append(all, doctor.Finding{
-				Code: "CLOCK-SKEW", Severity: doctor.Warning, Subject: n.Name, Text: fmt.Sprintf("the clock of node %s is off by %v", n.Name, skew.Round(time.Second)),
-				Fix: "synchronize its clock",
-			})
-		}
-	}
-	if status.Leader == "" {
-		all = append(all, doctor.Finding{
-			Code: "NO-QUORUM", Severity: doctor.Problem, Subject: status.Fleet, Text: "no leader: nothing durable can be written",
-			Fix: "start more of the nodes; if they are lost for good: fleetbus rescue",
-		})
-	}
-	inPlace := func(h admin.Hub) bool { return h.Links == nil } // of the mesh, and not beside it
-	switch hub := len(status.Nodes) == 1 && (slices.ContainsFunc(status.Nodes[0].Hubs, inPlace) || status.Nodes[0].Uplink != nil); {
-	case hub: // the others are fleets of their own
-	case len(status.Nodes) == 1:
-		all = append(all, doctor.Finding{
-			Code: "ONE-NODE", Severity: doctor.Info, Subject: status.Fleet, Text: "one node survives no failure",
-			Fix: "add two: fleetbus token add node",
-		})
-	case len(status.Nodes) == 2:
-		all = append(all, doctor.Finding{
-			Code: "TWO-NODES", Severity: doctor.Warning, Subject: status.Fleet, Text: "two voters survive no failure: when either is away nothing durable can be written",
-			Fix: "add a third: fleetbus token add node",
-		})
-	}
-	return all
 }
 
 // connectionsRequest asks every node for the connections of a user, or how many there

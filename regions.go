@@ -699,5 +699,5 @@ func (s *Server) ensureRegion(ctx context.Context) error {
 	for i, n := range nodes {
 		joined[i] = n.Joined
 	}
-	return s.putRegion(ctx, identity.Region{Name: own, Addrs: s.gatewayAddrs(), Joined: joined[earliest(joined)]})
+	return s.putRegion(ctx, identity.Region{Name: own, Addrs: s.gatewayAddrs(), Joined: slices.MinFunc(joined, time.Time.Compare)})
 }

@@ -110,19 +110,6 @@ func (s *Server) thirdNode() time.Time {
 	for i, n := range nodes {
 		joined[i] = n.Joined
 	}
-	for range replicasWanted - 1 {
-		i := earliest(joined)
-		joined = append(joined[:i], joined[i+1:]...)
-	}
-	return joined[earliest(joined)].Add(time.Minute)
-}
-
-func earliest(times []time.Time) int {
-	first := 0
-	for i, t := range times {
-		if t.Before(times[first]) {
-			first = i
-		}
-	}
-	return first
+	slices.SortFunc(joined, time.Time.Compare)
+	return joined[replicasWanted-1].Add(time.Minute)
 }

@@ -544,21 +544,7 @@ func (s *Server) listSites(ctx context.Context, _ struct{}) (any, error) {
 	return status.(admin.Status).Sites, nil
 }
 
-// siteFindings are the sites that are not linked.
-func siteFindings(all []admin.Site) (findings []doctor.Finding) {
-	for _, site := range all {
-		if site.State == admin.SiteAway {
-			full := site.Account + "/" + site.Name
-			findings = append(findings, doctor.Finding{
-				Code: "SITE-AWAY", Severity: doctor.Warning, Subject: full, Text: fmt.Sprintf("site %s is not linked, and does not know of the newest denials", full),
-				Fix: fmt.Sprintf("look at fleetbus status there; if it is gone for good: fleetbus leaf rm %s %s", site.Account, site.Name),
-			})
-		}
-	}
-	return findings
-}
-
-// twiceFindings are the sites that another one poses as.
+// findings are the sites that another one poses as.
 func (l *sites) findings() (all []doctor.Finding) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/amqp/queue"
+	"github.com/fleetbus/fleetbus/amqp/right"
 	"github.com/fleetbus/fleetbus/amqp/route"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/signed"
@@ -23,9 +24,9 @@ func (h *attached) verify(ctx context.Context, q *queue.Message, to *route.Messa
 	refuse := func(why string) error {
 		return frame.ChannelError(frame.AccessRefused, "write access to exchange '%s' in vhost '%s' refused for user '%s': %s", frame.Clip(to.Exchange), h.who.vhost, h.who.principal.Name, why)
 	}
-	subject, right := signing.Exchange(to.Exchange, to.Key), "amqp.write."+subjectOf(to.Exchange)
+	subject, needed := signing.Exchange(to.Exchange, to.Key), "amqp.write."+right.Words(to.Exchange)
 	if o != nil && to.Exchange == topicExchange {
-		subject, right = o.subjects[0], o.subjects[0]
+		subject, needed = o.subjects[0], o.subjects[0]
 	}
 	if len(to.Copies) > 0 {
 		return refuse("a signed message goes by one key, and has no CC or BCC")
@@ -34,7 +35,7 @@ func (h *attached) verify(ctx context.Context, q *queue.Message, to *route.Messa
 	if to.Headers != nil {
 		text, _ = to.Headers()[signing.Header].(string)
 	}
-	err := signed.Ask(ctx, h.bus.owner.Conn, subject, right, text, q.Body)
+	err := signed.Ask(ctx, h.bus.owner.Conn, subject, needed, text, q.Body)
 	if errors.Is(err, signed.ErrUnavailable) {
 		h.log.Warn("the signature of a message could not be verified", "account", h.account.name, "error", err)
 		return refuse(signed.ErrUnavailable.Error())
