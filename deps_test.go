@@ -102,7 +102,7 @@ func places() map[string]place {
 		"internal/links":            {"nodes judge together how they reach one another", []string{"admin", "doctor"}},
 		"internal/listener":         {"strangers cost a bounded number of handshakes, whatever is spoken after it", nil},
 		"internal/loginlink":        {"links that let somebody in once; in memory, so that it knows no noun", nil},
-		"internal/nodetls":          {"the TLS settings of a node, all in one place", []string{"enroll", "identity"}},
+		"internal/nodetls":          {"the TLS settings of a node, all in one place", []string{"enroll", "identity", "internal/admission"}},
 		"internal/manual":           {"man pages and completions, made of the commands; packages have them, the program does without", []string{"internal/config"}},
 		"internal/meter":            {"what happens on a node is counted, and gathered for whoever watches", []string{"admin", "doctor", "internal/broker", "metrics"}},
 		"internal/profiler":         {"what a node spends its time and memory on, for operators who ask; nothing is open for it", []string{"admin"}},
@@ -130,6 +130,7 @@ func places() map[string]place {
 		"internal/rabbittest":       {"a RabbitMQ of a test's own, for all tests that need one", []string{"identity", "internal/await", "internal/loopback"}},
 		"internal/definitions":      {"what RabbitMQ exports, and what of it there can be here; pure, so that rights that widen are found by tests", []string{"amqp/right", "identity"}},
 		"internal/signed":           {"each signed message is passed on once, by one node; decisions about users are not its", []string{"admin", "identity", "lease", "metrics", "signing"}},
+		"internal/attack":           {"who attacks what, and how it is tried; its tests have a node with every listener", nil},
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},

@@ -40,7 +40,7 @@ const (
 	connectTimeout = 10 * time.Second
 	// strangerBytes is how much is read of a client that has not logged in, and
 	// strangerEntries how many values its tables have.
-	strangerBytes, strangerEntries = 64 << 10, 256
+	strangerBytes, strangerEntries = 16 << 10, 256
 	// loginTimeout bounds a login, which has to wait its turn.
 	loginTimeout = 15 * time.Second
 	// openTimeout bounds the opening of an account, with all that is durable in it.

@@ -33,9 +33,14 @@ import (
 
 const (
 	// headerTimeout bounds the wait for a request, maxHeader its headers in bytes.
-	headerTimeout, maxHeader = 10 * time.Second, 16 << 10
-	// maxBody bounds what is posted, in bytes.
-	maxBody = 64 << 10
+	headerTimeout, maxHeader = 10 * time.Second, 8 << 10
+	// maxBody bounds what is posted, in bytes, and maxLogin what is by somebody whom nobody
+	// knows.
+	maxBody, maxLogin = 64 << 10, 4 << 10
+	// streamsAtOnce is how many requests a browser has on one connection, and upload and
+	// uploadAll what is read of one, and of all of them, before somebody asks for it. The
+	// library would take 250 and a mebibyte, and frames of that size.
+	streamsAtOnce, upload, uploadAll, maxFrame = 64, 32 << 10, 64 << 10, 16 << 10
 	// idleTimeout ends a connection on which nothing is asked.
 	idleTimeout = 2 * time.Minute
 )
@@ -105,6 +110,9 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	}
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: streamsAtOnce, MaxReceiveBufferPerStream: upload, MaxReceiveBufferPerConnection: uploadAll, MaxReadFrameSize: maxFrame,
+		},
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -131,6 +139,7 @@ type Handler struct {
 
 	visitors visitors
 	guesses  guesses
+	knocking knockers
 	// returning is held while somebody is let in by a ticket.
 	returning sync.Mutex
 	feeds     feeds

@@ -58,11 +58,11 @@ func answer(w http.ResponseWriter, v any) {
 }
 
 // decode reads what was posted.
-func decode(w http.ResponseWriter, r *http.Request, in any) error {
+func decode(w http.ResponseWriter, r *http.Request, most int64, in any) error {
 	if kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); kind != "application/json" {
 		return errors.New("the body is not JSON")
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
 	d.DisallowUnknownFields()
 	if err := d.Decode(in); err != nil {
 		return fmt.Errorf("the body cannot be read: %w", err)
@@ -303,8 +303,14 @@ type loginRequest struct {
 }
 
 func (h *Handler) logIn(w http.ResponseWriter, r *http.Request) {
+	leave, ok := h.knocking.enter(r.RemoteAddr)
+	if !ok {
+		refuse(w, http.StatusTooManyRequests, "too many log in at once", "try again")
+		return
+	}
+	defer leave()
 	var in loginRequest
-	if err := decode(w, r, &in); err != nil {
+	if err := decode(w, r, maxLogin, &in); err != nil {
 		refuse(w, http.StatusBadRequest, err.Error(), "use the page")
 		return
 	}
@@ -447,6 +453,41 @@ func (h *Handler) logOut(w http.ResponseWriter, r *http.Request, v *visitor) {
 	v.end("you logged out")
 	http.SetCookie(w, h.cookie(r, "", 0))
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// knockersAll and knockersEach are how many requests to log in may be under way, and on one
+// connection: they are strangers', who may be slow, and each has headers and a goroutine.
+const (
+	knockersAll, knockersEach = 256, 2
+)
+
+// knockers are those who are logging in, by where they come from.
+type knockers struct {
+	mu   sync.Mutex
+	all  int
+	each map[string]int
+}
+
+// enter counts one more, until leave; false if there are too many.
+func (k *knockers) enter(remote string) (leave func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.all >= knockersAll || k.each[remote] >= knockersEach {
+		return nil, false
+	}
+	if k.each == nil {
+		k.each = map[string]int{}
+	}
+	k.all++
+	k.each[remote]++
+	return func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.all--
+		if k.each[remote]--; k.each[remote] == 0 {
+			delete(k.each, remote)
+		}
+	}, true
 }
 
 // guesses bounds how often somebody may guess. Who succeeds has not guessed.

@@ -300,7 +300,7 @@ func peek(ctx context.Context, nc *nats.Conn, name string) (any, error) {
 
 func (h *Handler) do(w http.ResponseWriter, r *http.Request, v *visitor) {
 	var in json.RawMessage
-	if err := decode(w, r, &in); err != nil {
+	if err := decode(w, r, maxBody, &in); err != nil {
 		refuse(w, http.StatusBadRequest, err.Error(), "use the page")
 		return
 	}

@@ -49,8 +49,9 @@ type opening struct {
 }
 
 const (
-	// connectTimeout bounds the wait for CONNECT, connectMax its size in bytes.
-	connectTimeout, connectMax = 10 * time.Second, 128 << 10
+	// connectTimeout bounds the wait for CONNECT, connectMax its size in bytes: nobody knows
+	// yet who sends it, and the buffer for it is a stranger's.
+	connectTimeout, connectMax = 10 * time.Second, 16 << 10
 	// writeTimeout is how long a client may take to read something.
 	writeTimeout = 30 * time.Second
 	// readBuffer is the size of the buffer of a connection, in bytes, and readBurst that

@@ -43,6 +43,37 @@ type Listener struct {
 	running    sync.WaitGroup
 }
 
+// handshakeBytes is how much is read of a client until its handshake is done. A hello has
+// two thousand, and a chain of four certificates eight. The library takes 64 KiB of the one
+// and 256 KiB of the other before it looks at them, and holds more than that meanwhile.
+const handshakeBytes = 16 << 10
+
+// errTalkative is why a handshake ends that is longer.
+var errTalkative = fmt.Errorf("more than %d bytes before the handshake is done", handshakeBytes)
+
+// metered is a connection of which so many bytes are read, until it is told that it is
+// known. Both are done by who does the handshake, and by whoever has the connection then.
+type metered struct {
+	net.Conn
+	left  int
+	known bool
+}
+
+func (m *metered) Read(b []byte) (int, error) {
+	if m.known {
+		return m.Conn.Read(b)
+	}
+	if m.left == 0 && len(b) > 0 {
+		return 0, errTalkative
+	}
+	n, err := m.Conn.Read(b[:min(len(b), m.left)])
+	m.left -= n
+	return n, err
+}
+
+// NetConn is what it is on.
+func (m *metered) NetConn() net.Conn { return m.Conn }
+
 // acceptPause is how long a listener rests when it could not accept: most likely
 // the process has no file descriptor left, and strangers must not be able to end
 // the server by taking them all.
@@ -107,8 +138,11 @@ func (w *Listener) shake(conn net.Conn) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(w.ctx, w.opts.Timeout)
 	defer cancel()
-	t := tls.Server(conn, w.opts.TLS)
-	return t, t.HandshakeContext(ctx)
+	m := &metered{Conn: conn, left: handshakeBytes}
+	t := tls.Server(m, w.opts.TLS)
+	err := t.HandshakeContext(ctx)
+	m.known = true
+	return t, err
 }
 
 // Accept returns the next connection whose handshake is done.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/admission"
 )
 
 // gateways are the connections of other regions to this node, by the region's name.
@@ -71,6 +72,7 @@ func (c *Certificates) ForGateways() *tls.Config {
 		return err
 	})
 	dial.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		admission.Watch(hello.Context(), hello.Conn)
 		config := accept.Clone()
 		config.VerifyConnection = func(cs tls.ConnectionState) error {
 			region, err := c.verifyRegion(cs)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/enroll"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/admission"
 )
 
 const (
@@ -320,6 +321,7 @@ func (c *Certificates) ForListener(required bool, admit func(context.Context) er
 		if err := admit(hello.Context()); err != nil {
 			return nil, err
 		}
+		admission.Watch(hello.Context(), hello.Conn)
 		return current(hello.ServerName), nil
 	}
 	return config
@@ -334,6 +336,7 @@ func (c *Certificates) ForSites(admit func(context.Context) error) *tls.Config {
 			if err := admit(hello.Context()); err != nil {
 				return nil, err
 			}
+			admission.Watch(hello.Context(), hello.Conn)
 			c.mu.RLock()
 			defer c.mu.RUnlock()
 			return c.minted, nil
@@ -345,7 +348,10 @@ func (c *Certificates) ForSites(admit func(context.Context) error) *tls.Config {
 // ForMesh are the TLS settings between nodes, in both directions.
 func (c *Certificates) ForMesh() *tls.Config {
 	accept, dial := mutual(c.meshCertificate, c.verifyPeer)
-	dial.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return accept, nil }
+	dial.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		admission.Watch(hello.Context(), hello.Conn)
+		return accept, nil
+	}
 	return dial
 }
 
