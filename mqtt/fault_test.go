@@ -39,7 +39,13 @@ func TestLongTexts(t *testing.T) {
 	if ack.Code != packet.TopicNameInvalid {
 		t.Errorf("a long will topic: %v", ack.Code)
 	}
-	c, _ := h.connect(t, &packet.Connect{ClientID: strings.Repeat("c", 0xFFFF), CleanStart: true, SessionExpiry: 60})
+	// Whom nobody knows gets no memory for as much as a CONNECT may have.
+	stranger := h.dial(t, packet.V5)
+	stranger.send(&packet.Connect{Version: packet.V5, ClientID: strings.Repeat("c", 16<<10), CleanStart: true})
+	if p, err := stranger.r.Next(); err == nil {
+		t.Errorf("a long CONNECT: %+v", p)
+	}
+	c, _ := h.connect(t, &packet.Connect{ClientID: strings.Repeat("c", 16<<10-100), CleanStart: true, SessionExpiry: 60})
 	c.send(publish(long, "", 1, 1))
 	if a := next[*packet.Ack](c); a.Code != packet.TopicNameInvalid {
 		t.Errorf("a long topic: %v", a.Code)
