@@ -124,7 +124,7 @@ func TestRefusals(t *testing.T) {
 	addRole(t, s, identity.Role{Name: "local", Networks: []string{"127.0.0.0/8"}})
 	outside := s.Password(admin.UserRequest{Name: "acme/oscar", Role: "inside"})
 	inside := s.Password(admin.UserRequest{Name: "acme/ines", Role: "local"})
-	token, err := api.AddToken(limited(t, 10*time.Second), admin.TokenRequest{Kind: identity.KindUser, Account: "acme"})
+	token, err := api.AddToken(limited(t, 10*time.Second), admin.TokenRequest{Kind: identity.KindUser, Account: "acme", Name: "new"})
 	if err != nil {
 		t.Fatal(err)
 	}

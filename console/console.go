@@ -196,6 +196,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	header.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
 	header.Set("Cache-Control", "no-store")
+	if len(r.TransferEncoding) > 0 {
+		// The library takes a length beside it away. Whoever is in between may have gone by
+		// that, so that what comes behind is nobody's request (RFC 9112, 6.3).
+		header.Set("Connection", "close")
+	}
 	if r.TLS != nil {
 		header.Set("Strict-Transport-Security", "max-age=31536000")
 	} else if !loopback(r) {

@@ -97,7 +97,12 @@ func checkTokenScope(kind Kind, account, name string) error {
 		if account != "" {
 			return fmt.Errorf("a region is in no account, but %s is given", quote(account))
 		}
-	case KindUser, KindLeaf, KindTarget:
+	case KindUser:
+		// Without a name it would be good for the place of any user there is.
+		if err := errors.Join(CheckName(account), CheckName(name)); err != nil {
+			return fmt.Errorf("checking the user: %w", err)
+		}
+	case KindLeaf, KindTarget:
 		if err := CheckName(account); err != nil {
 			return fmt.Errorf("checking the account: %w", err)
 		}

@@ -69,7 +69,8 @@ func TestNewTokenRefuses(t *testing.T) {
 		life                time.Duration
 	}{
 		"a node is in no account":             {KindNode, testHash, "acme", "", 1},
-		"checking the account":                {KindUser, testHash, "", "", 1},
+		"checking the user":                   {KindUser, testHash, "acme", "", 1}, // it would be any user's
+		"checking the account":                {KindTarget, testHash, "", "", 1},
 		"only a user, node, leaf, gateway or": {KindToken, testHash, "acme", "", 1},
 		`for a "service"`:                     {KindService, testHash, "acme", "", 1},
 		`name "a b"`:                          {KindLeaf, testHash, "acme", "a b", 1},

@@ -481,7 +481,7 @@ func information(s *scene) {
 }
 
 func identifiers(s *scene) {
-	for _, id := range []string{"0123456789abcdefghijklm", "NOPQRSTUVWXYZ", "x", "host.example.net", "a b", "a/+/#", "$SYS", "*>", "ü\U0001F680", "\ufeff", strings.Repeat("c", 0xFFFF)} {
+	for _, id := range []string{"0123456789abcdefghijklm", "NOPQRSTUVWXYZ", "x", "host.example.net", "a b", "a/+/#", "$SYS", "*>", "ü\U0001F680", "\ufeff", strings.Repeat("c", 16_000)} {
 		for _, clean := range []bool{true, false} {
 			if _, ack := s.h.connect(s.T, &packet.Connect{Version: s.v, ClientID: id, CleanStart: clean}); ack.Code != packet.Success {
 				s.Errorf("%.30q: %v", id, ack.Code)

@@ -103,7 +103,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 		answer(w, http.StatusNotFound, "there is nothing here: GET /metrics, /livez, /readyz or /startupz\n")
 	})
 	srv := &http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader,
+		Handler: alone(mux), ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -122,6 +122,18 @@ type handler struct {
 	*Protocol
 	node  metrics.Node
 	login fleetbus.Login
+}
+
+// alone ends a connection after a request in chunks. The library takes a length beside them
+// away; whoever is in between may have gone by that, so that what comes behind is nobody's
+// request (RFC 9112, 6.3).
+func alone(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TransferEncoding) > 0 {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func answer(w http.ResponseWriter, code int, text string) {

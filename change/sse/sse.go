@@ -99,6 +99,11 @@ func guarded(next http.Handler) http.Handler {
 		header.Set("Cache-Control", "no-store")
 		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 		header.Set("X-Content-Type-Options", "nosniff")
+		if len(r.TransferEncoding) > 0 {
+			// The library takes a length beside it away. Whoever is in between may have gone
+			// by that, so that what comes behind is nobody's request (RFC 9112, 6.3).
+			header.Set("Connection", "close")
+		}
 		next.ServeHTTP(w, r)
 	})
 }

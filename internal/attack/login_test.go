@@ -43,13 +43,20 @@ var errOut = errors.New("not let in")
 // errOften says that nobody looked at what somebody showed.
 var errOften = errors.New("too many logins failed")
 
+// A node is one in this process, or in another.
+type node interface {
+	Addr(listener string) net.Addr
+	URL() string
+	TLS() *tls.Config
+}
+
 // A way in is a listener that knows who comes.
 type way struct {
 	name  string
-	enter func(ctx context.Context, s *fleetbustest.Server, with shown) error
+	enter func(ctx context.Context, s node, with shown) error
 }
 
-func (with shown) config(s *fleetbustest.Server) *tls.Config {
+func (with shown) config(s node) *tls.Config {
 	config := s.TLS()
 	if with.cert != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return with.cert, nil }
@@ -71,7 +78,7 @@ func ways() []way {
 	return []way{{"nats", enterNATS}, {"mqtt", enterMQTT}, {"amqp", enterAMQP}, {"console", enterConsole}, {"sse", enterWeb("sse", "/changes/x")}, {"metrics", enterWeb("metrics", "/metrics")}}
 }
 
-func enterNATS(_ context.Context, s *fleetbustest.Server, with shown) error {
+func enterNATS(_ context.Context, s node, with shown) error {
 	opts := []nats.Option{nats.Secure(with.config(s)), nats.Timeout(30 * time.Second), nats.NoReconnect()}
 	switch {
 	case with.creds != "":
@@ -88,7 +95,7 @@ func enterNATS(_ context.Context, s *fleetbustest.Server, with shown) error {
 	return err
 }
 
-func enterMQTT(_ context.Context, s *fleetbustest.Server, with shown) error {
+func enterMQTT(_ context.Context, s node, with shown) error {
 	conn, err := tls.Dial("tcp", s.Addr("mqtt").String(), with.config(s))
 	if err != nil {
 		return err
@@ -115,7 +122,7 @@ func enterMQTT(_ context.Context, s *fleetbustest.Server, with shown) error {
 	return err
 }
 
-func enterAMQP(_ context.Context, s *fleetbustest.Server, with shown) error {
+func enterAMQP(_ context.Context, s node, with shown) error {
 	sasl := []amqp091.Authentication{&amqp091.PlainAuth{Username: with.user, Password: with.asPassword()}}
 	if with.cert != nil && with.user == "" {
 		sasl[0] = &amqp091.ExternalAuth{}
@@ -127,7 +134,7 @@ func enterAMQP(_ context.Context, s *fleetbustest.Server, with shown) error {
 	return err
 }
 
-func enterConsole(ctx context.Context, s *fleetbustest.Server, with shown) error {
+func enterConsole(ctx context.Context, s node, with shown) error {
 	body, err := json.Marshal(map[string]string{"user": with.user, "password": with.asPassword(), "link": with.link})
 	if err != nil {
 		return err
@@ -143,8 +150,8 @@ func enterConsole(ctx context.Context, s *fleetbustest.Server, with shown) error
 }
 
 // enterWeb comes in by a listener of HTTPS that has no login of its own.
-func enterWeb(listener, path string) func(context.Context, *fleetbustest.Server, shown) error {
-	return func(ctx context.Context, s *fleetbustest.Server, with shown) error {
+func enterWeb(listener, path string) func(context.Context, node, shown) error {
+	return func(ctx context.Context, s node, with shown) error {
 		code, err := ask(ctx, s, with, http.MethodGet, listener, path, nil)
 		if err == nil && code == http.StatusUnauthorized {
 			err = errOut
@@ -153,7 +160,7 @@ func enterWeb(listener, path string) func(context.Context, *fleetbustest.Server,
 	}
 }
 
-func ask(ctx context.Context, s *fleetbustest.Server, with shown, method, listener, path string, body io.Reader) (int, error) {
+func ask(ctx context.Context, s node, with shown, method, listener, path string, body io.Reader) (int, error) {
 	r, err := http.NewRequestWithContext(ctx, method, "https://"+s.Addr(listener).String()+path, body)
 	if err != nil {
 		return 0, err

@@ -35,8 +35,15 @@ func (l *logger) Fatalf(format string, v ...any) {
 	l.slog.Error("engine", "error", text)
 }
 
+// longest is how much of a line of the engine is logged, in bytes: a stranger's certificate
+// is in one, with a name as long as the stranger likes.
+const longest = 2000
+
 func (l *logger) line(level slog.Level, format string, v []any) {
 	text := fmt.Sprintf(format, v...)
+	if len(text) > longest {
+		text = text[:longest] + " …"
+	}
 	callout := l.sentinel != "" && strings.Contains(text, l.sentinel)
 	if strings.Contains(text, errNoSpace) {
 		l.full.Store(true)

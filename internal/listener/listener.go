@@ -118,6 +118,7 @@ func (w *Listener) accept() {
 			shaken, err := w.shake(conn)
 			<-w.busy
 			if err != nil {
+				err = clip(err)
 				w.opts.Logger.Info("stranger refused", "listener", w.opts.Name, "remote", conn.RemoteAddr().String(), "error", err)
 				w.opts.Refused(w.opts.Name, conn.RemoteAddr().String(), err)
 				conn.Close()
@@ -130,6 +131,17 @@ func (w *Listener) accept() {
 			}
 		})
 	}
+}
+
+// longest is how much of an error is told of, in bytes: the stranger's certificate may be in
+// it, with a name as long as the stranger likes.
+const longest = 1000
+
+func clip(err error) error {
+	if text := err.Error(); len(text) > longest {
+		return errors.New(text[:longest] + " …")
+	}
+	return err
 }
 
 func (w *Listener) shake(conn net.Conn) (net.Conn, error) {
