@@ -131,6 +131,7 @@ func places() map[string]place {
 		"internal/definitions":      {"what RabbitMQ exports, and what of it there can be here; pure, so that rights that widen are found by tests", []string{"amqp/right", "identity"}},
 		"internal/signed":           {"each signed message is passed on once, by one node; decisions about users are not its", []string{"admin", "identity", "lease", "metrics", "signing"}},
 		"internal/attack":           {"who attacks what, and how it is tried; its tests have a node with every listener", nil},
+		"internal/attack/run":       {"tries every attack, or fuzzes every parser, for make", []string{"internal/attack"}},
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -49,4 +50,34 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("a stranger was answered %d: %s", w.Code, w.Body)
 		}
 	})
+}
+
+// TestKnockers counts who logs in, on a connection and on all: those who are too many are
+// not waited for.
+func TestKnockers(t *testing.T) {
+	var k knockers
+	var leave []func()
+	in := func(remote string) bool {
+		done, ok := k.enter(remote)
+		if ok {
+			leave = append(leave, done)
+		}
+		return ok
+	}
+	for i := range knockersEach + 1 {
+		if got := in("192.0.2.1:1"); got != (i < knockersEach) {
+			t.Errorf("number %d of one connection: %v", i, got)
+		}
+	}
+	for i := range knockersAll {
+		if got := in("192.0.2.2:" + strconv.Itoa(i)); got != (i < knockersAll-knockersEach) {
+			t.Errorf("number %d of all: %v", i, got)
+		}
+	}
+	for _, l := range leave {
+		l()
+	}
+	if len(k.each) != 0 || k.all != 0 || !in("192.0.2.1:1") {
+		t.Errorf("%d of %d are left", len(k.each), k.all)
+	}
 }

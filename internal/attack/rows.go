@@ -21,6 +21,7 @@ func Rows() []Row {
 		{"every listener", "credentials that are not good, or not for that", here, "TestAttackLogins"},
 		{"every listener", "names that control a terminal, a log or a page", here, "TestAttackNames"},
 		{"every listener of HTTPS", "requests in requests, paths out of paths", here, "TestAttackRequests"},
+		{"every listener with TLS", "a handshake that is longer than one", "internal/listener", "TestLongHandshake"},
 		{"nats, cluster", "strangers of all sorts, and what the operator is told", "", "TestStrangers"},
 		{"nats", "silence after the handshake", "", "TestSilentAfterHandshake"},
 		{"nats, cluster", "hundreds stand silent", "", "TestSilentCrowd"},
@@ -82,7 +83,7 @@ func Rows() []Row {
 		{"credentials", "a login without a certificate, where it is demanded", "", "TestCertificateRequired"},
 		{"credentials", "a user that poses as a node", "", "TestClientCertificateAsServer"},
 		// Renewals, and what a target takes.
-		{"renewal", "by whom it may be asked for", "", "TestRenewal"},
+		{"renewal", "of a user that was denied, or by another", "", "TestRenew"},
 		{"renewal", "a chain, a key or a name that is wrong", "certmanager", "TestWrongChain"},
 		{"renewal", "the same, of an authority of ACME", "certmanager/acme", "TestWrongChain"},
 		{"renewal", "a certificate that is forged", "cert", "TestForgedCertificate"},
