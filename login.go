@@ -215,7 +215,16 @@ func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uin
 }
 
 // authenticate asks the directory and logs a refusal.
-func (s *Server) authenticate(_ context.Context, c identity.Credentials) (identity.Principal, error) {
+func (s *Server) authenticate(ctx context.Context, c identity.Credentials) (identity.Principal, error) {
+	if c.Username != "" && c.Listener != natsListenerName { // the callout counts its own
+		select {
+		case s.passwords <- struct{}{}:
+			defer func() { <-s.passwords }()
+		case <-ctx.Done(): // who guesses a thousand at once is not waited for
+			s.log.Warn("client refused", "listener", c.Listener, "remote", c.Remote, "error", errCrowded)
+			return identity.Principal{}, errCrowded
+		}
+	}
 	p, err := s.fleet.directory.Authenticate(c, s.fleet.authority.Fleet(), time.Now())
 	if err != nil {
 		s.log.Warn("client refused", "listener", c.Listener, "remote", c.Remote, "error", operatorText(err))

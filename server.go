@@ -80,6 +80,8 @@ type Server struct {
 	gates []*admission.Gate
 	// fail ends the server with an error.
 	fail context.CancelCauseFunc
+	// passwords holds one for each that a foreign protocol has verified.
+	passwords chan struct{}
 	// group holds the goroutines that answer requests.
 	group sync.WaitGroup
 }
@@ -91,7 +93,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
-	return &Server{opts: o, log: o.Logger, ready: make(chan struct{}), addrs: map[string]net.Addr{}}, nil
+	return &Server{opts: o, log: o.Logger, ready: make(chan struct{}), addrs: map[string]net.Addr{}, passwords: make(chan struct{}, 2)}, nil
 }
 
 func (s *Server) options() Options { return s.opts }

@@ -504,3 +504,37 @@ func TestGuessers(t *testing.T) {
 		return err
 	})
 }
+
+// TestGuessersGiveUp has hundreds guess by a protocol that is no engine's, each for a moment:
+// who is gone is not verified, and who comes then does not wait for that.
+func TestGuessersGiveUp(t *testing.T) {
+	s := fleetbustest.Start(t)
+	password := s.Password(admin.UserRequest{Name: "acme/alice"})
+	login := s.LoginBy("web")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	const many = 400
+	told := make(chan error, many)
+	for range many {
+		go func() {
+			_, err := login(ctx, identity.Credentials{Username: "acme/alice", Password: "guess", Remote: "192.0.2.1:1"})
+			told <- err
+		}()
+	}
+	gaveUp := 0
+	for range many {
+		if err := <-told; err == nil {
+			t.Error("a guesser got in")
+		} else if !errors.Is(err, identity.ErrUnauthorized) {
+			gaveUp++
+		}
+	}
+	if gaveUp < many/2 {
+		t.Errorf("%d of %d were given up, and the others verified after they had gone", gaveUp, many)
+	}
+	session, err := login(limited(t, closeTimeout), identity.Credentials{Username: "acme/alice", Password: password, Remote: "192.0.2.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.Close()
+}

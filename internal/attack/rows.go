@@ -27,6 +27,7 @@ func Rows() []Row {
 		{"nats, cluster", "hundreds stand silent", "", "TestSilentCrowd"},
 		{"nats", "more handshakes than the rate", "", "TestFlood"},
 		{"nats", "a hundred guess passwords", "", "TestGuessers"},
+		{"mqtt, amqp, HTTPS", "hundreds guess passwords, and do not wait", "", "TestGuessersGiveUp"},
 		{"gateway", "strangers, other regions, removed regions", "", "TestStrangersAtTheGateway"},
 		{"leaf", "strangers, users, administrators, tokens", "", "TestLinkStrangers"},
 		{"leaf", "links from where they may not come", "", "TestSiteNetworks"},
