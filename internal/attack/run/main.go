@@ -11,11 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fleetbus/fleetbus/internal/attack"
@@ -64,11 +67,33 @@ func attacks() error {
 	}
 	began := time.Now()
 	results := map[string]*result{}
-	for _, p := range order {
+	var mu sync.Mutex
+	var problems []error
+	one := func(p string) {
+		mu.Lock()
 		fmt.Fprintf(os.Stderr, "%5.0f s  %s: %d tests\n", time.Since(began).Seconds(), cmp.Or(p, "fleetbus"), len(byPackage[p]))
-		if err := test(p, byPackage[p], results); err != nil {
-			return err
-		}
+		mu.Unlock()
+		got, err := test(p, byPackage[p])
+		mu.Lock()
+		defer mu.Unlock()
+		maps.Copy(results, got)
+		problems = append(problems, err)
+	}
+	// The first weighs a node and looks at the clock. The others wait for elections and
+	// deadlines more than for a processor.
+	one(order[0])
+	var running sync.WaitGroup
+	places := make(chan struct{}, 2*runtime.NumCPU())
+	for _, p := range order[1:] {
+		places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-places }()
+			one(p)
+		})
+	}
+	running.Wait()
+	if err := errors.Join(problems...); err != nil {
+		return err
 	}
 	breaches, skipped, figures := 0, 0, 0
 	on := ""
@@ -104,18 +129,19 @@ func attacks() error {
 	return nil
 }
 
-// test runs tests of one package, and notes what became of each.
-func test(pkg string, names []string, results map[string]*result) error {
+// test runs tests of one package, and says what became of each.
+func test(pkg string, names []string) (map[string]*result, error) {
+	results := map[string]*result{}
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
-	cmd := exec.Command("go", "test", "-json", "-vet=off", "-count=1", "-timeout", "10m", "-run", "^("+strings.Join(names, "|")+")$", "./"+pkg)
+	cmd := exec.Command("go", "test", "-json", "-vet=off", "-count=1", "-timeout", "20m", "-run", "^("+strings.Join(names, "|")+")$", "./"+pkg)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var problem strings.Builder
 	cmd.Stderr = &problem
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("running the tests of %q: %w", pkg, err)
+		return nil, fmt.Errorf("running the tests of %q: %w", pkg, err)
 	}
 	lines := bufio.NewReader(out)
 	said := map[string][]string{}
@@ -129,14 +155,14 @@ func test(pkg string, names []string, results map[string]*result) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("reading the results of %q: %w", pkg, err)
+			return nil, fmt.Errorf("reading the results of %q: %w", pkg, err)
 		}
 	}
 	// What did not hold is in the results; only what did not run is not.
 	if err := cmd.Wait(); err != nil && len(results) == 0 {
-		return fmt.Errorf("running the tests of %q: %w\n%s", pkg, err, &problem)
+		return nil, fmt.Errorf("running the tests of %q: %w\n%s", pkg, err, &problem)
 	}
-	return nil
+	return results, nil
 }
 
 // note takes up one line.
