@@ -174,6 +174,26 @@ func TestHearsAll(t *testing.T) {
 	}
 }
 
+// TestEmptyTopic has somebody publish on the bus what would be an empty topic, as clients of
+// AMQP do: clients of MQTT are not sent it, which would end their connections.
+func TestEmptyTopic(t *testing.T) {
+	h := start(t)
+	for _, v := range []packet.Version{packet.V5, packet.V311} {
+		c, _ := h.connect(t, &packet.Connect{Version: v, ClientID: fmt.Sprint("all", v), CleanStart: true})
+		c.subscribe(1, "#")
+		bus := h.Dial("acme", fmt.Sprint("bus", int(v)))
+		for _, subject := range []string{"/", "after"} {
+			if err := bus.Publish(subject, []byte(subject)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if m := next[*packet.Publish](c); string(m.Topic) != "after" {
+			t.Errorf("%v: %q came", v, m.Topic)
+		}
+		c.well()
+	}
+}
+
 // TestLongRun has a client use many packet identifiers: what is stored of its
 // session stays small.
 func TestLongRun(t *testing.T) {

@@ -147,7 +147,9 @@ func (m *message) read(reply string, header nats.Header) {
 }
 
 // isName reports whether a topic can be a topic name.
-func isName(topic string) bool { return mapping.IsText(topic) && !strings.ContainsAny(topic, "+#") }
+func isName(topic string) bool {
+	return topic != "" && mapping.IsText(topic) && !strings.ContainsAny(topic, "+#")
+}
 
 // expired reports whether m must not be delivered any more. [MQTT-3.3.2-5]
 func (m *message) expired() bool { return !m.expires.IsZero() && !time.Now().Before(m.expires) }

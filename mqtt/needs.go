@@ -313,7 +313,7 @@ func newWants(needs []need) *wants {
 // place is up to where nobody needs count messages of a subject, at most most.
 func (w *wants) place(subject string, most, count uint64) uint64 {
 	topic, ok := mapping.Topic(subject)
-	if !ok {
+	if !ok || !isName(topic) {
 		return most // nobody is sent it
 	}
 	w.filters.match(topic, func(one *want) {

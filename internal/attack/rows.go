@@ -39,6 +39,7 @@ func Rows() []Row {
 		{"mqtt", "pings without an end", "mqtt", "TestPings"},
 		{"mqtt", "more retained than may be", "mqtt", "TestRetainedFlood"},
 		{"mqtt", "topics and names that are too long", "mqtt", "TestLongTexts"},
+		{"mqtt", "a message of the bus that has no topic", "mqtt", "TestEmptyTopic"},
 		{"mqtt", "the contract of protocols", "mqtt", "TestContract"},
 		{"amqp", "frames and headers that no client sends", "amqp", "TestStrangers"},
 		{"amqp", "frames out of place", "amqp", "TestFramesOutOfPlace"},

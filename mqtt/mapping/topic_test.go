@@ -49,6 +49,9 @@ func FuzzTopic(f *testing.F) {
 	f.Add("a./.b")
 	f.Add("a/20b")
 	f.Fuzz(func(t *testing.T, subject string) {
+		if subject == "/" {
+			return // the subject of an empty key of AMQP; no topic of MQTT is empty
+		}
 		if topic, ok := Topic(subject); ok && subject != "" && !strings.Contains("."+subject+".", "..") && isPlain(strings.ReplaceAll(subject, ".", "")) {
 			if again := Subject(topic); again != subject {
 				t.Errorf("%q became topic %q, which is %q", subject, topic, again)
