@@ -6,7 +6,7 @@ TAGS = lean
 # FUZZ is how many executions each parser gets, or for how long: 10000000, 5m.
 FUZZ = 30s
 
-.PHONY: build package test lint compare attack fuzz
+.PHONY: build package test lint compare attack fuzz chaos chaos-down
 
 build:
 	CGO_ENABLED=0 go build -tags '$(TAGS)' -trimpath -ldflags '-s -w' -o bin/fleetbus ./cmd/fleetbus
@@ -30,3 +30,15 @@ attack:
 
 fuzz:
 	go run ./internal/attack/run fuzz $(FUZZ)
+
+# chaos breaks a fleet in every way, once and then at random for some minutes, as root, and
+# judges what became of all that was promised. CHAOS=long does so for hours; otherwise it
+# has flags: make chaos CHAOS='-seed 7 -faults kill-leader,cut'.
+CHAOS =
+
+chaos:
+	go run ./internal/chaos/run $(if $(filter long,$(CHAOS)),-for 4h -rounds 15,$(CHAOS))
+
+# chaos-down ends a run that is under way.
+chaos-down:
+	go run ./internal/chaos/run down
