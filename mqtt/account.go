@@ -196,8 +196,11 @@ func (a *account) open(ctx context.Context) (err error) {
 	}
 	a.running.Go(a.give)
 	a.running.Go(a.hand)
-	info, err := a.messages.Info(ctx)
-	if err != nil {
+	var info *jetstream.StreamInfo
+	if err := again(ctx, func(ctx context.Context) (err error) {
+		info, err = a.messages.Info(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
 	a.last.Store(info.State.LastSeq)
@@ -225,6 +228,32 @@ func (a *account) open(ctx context.Context) (err error) {
 	return nil
 }
 
+// firstTry is how long the engine may take to answer before it is asked again; then twice
+// as long, and so on.
+const firstTry = 500 * time.Millisecond
+
+// again asks the engine until it answers, or ctx is done. What is asked of a stream whose
+// leader is gone is never answered, and the next one, who is there within seconds, does not
+// know of it.
+func again(ctx context.Context, ask func(context.Context) error) error {
+	for limit := firstTry; ; limit *= 2 {
+		try, cancel := context.WithTimeout(ctx, limit)
+		err := ask(try)
+		cancel()
+		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
+			refused(err, notAvailable, notLeader)
+		if !unanswered || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond): // who says no at once is asked soon
+			limit = min(limit, requestTimeout/2)
+		}
+	}
+}
+
 // stream opens a stream, and makes it if it is missing: on three nodes where there
 // are three.
 func (a *account) stream(ctx context.Context, c jetstream.StreamConfig) (jetstream.Stream, error) {
@@ -234,7 +263,11 @@ func (a *account) stream(ctx context.Context, c jetstream.StreamConfig) (jetstre
 	}
 	for {
 		attempt, cancel := context.WithTimeout(ctx, requestTimeout/2)
-		s, err := a.js.Stream(attempt, c.Name)
+		var s jetstream.Stream
+		err := again(attempt, func(ctx context.Context) (err error) {
+			s, err = a.js.Stream(ctx, c.Name)
+			return err
+		})
 		for _, replicas := range copies {
 			if errors.Is(err, jetstream.ErrStreamNotFound) || refused(err, notEnoughNodes, needsCluster) {
 				c.Replicas = replicas
@@ -308,8 +341,11 @@ func overtaken(err error) bool { return refused(err, wrongLast, lastInProcess) }
 // follow calls take for what is in a stream and what comes, in order and without a
 // gap, until the account is closed.
 func (a *account) follow(ctx context.Context, s jetstream.Stream, c jetstream.OrderedConsumerConfig, take func(jetstream.Msg)) error {
-	consumer, err := s.OrderedConsumer(ctx, c)
-	if err != nil {
+	var consumer jetstream.Consumer
+	if err := again(ctx, func(ctx context.Context) (err error) {
+		consumer, err = s.OrderedConsumer(ctx, c)
+		return err
+	}); err != nil {
 		return err
 	}
 	consuming, err := consumer.Consume(take, jetstream.PullMaxMessagesWithBytesLimit(500, 4*a.p.window()), jetstream.PullHeartbeat(heartbeat), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {

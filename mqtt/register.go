@@ -385,7 +385,11 @@ func (x *register) due(now time.Time, run string) (keys []string) {
 func (a *account) load(ctx context.Context, key string) (r record, revision uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	msg, err := a.registry.GetLastMsgForSubject(ctx, a.at.session+key)
+	var msg *jetstream.RawStreamMsg
+	err = again(ctx, func(ctx context.Context) (err error) {
+		msg, err = a.registry.GetLastMsgForSubject(ctx, a.at.session+key)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return record{Gone: true}, 0, nil
 	}

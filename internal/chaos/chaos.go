@@ -187,8 +187,8 @@ func (r *run) chaos(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &stage{fleet: f, rng: r.rng, load: l, built: r.Built, hold: r.Hold}
-	if err := f.whole(ctx, l.eyes); err != nil {
+	s := &stage{fleet: f, rng: r.rng, load: l, built: r.Built, hold: r.Hold, sayf: r.sayf}
+	if err := s.heal(ctx); err != nil {
 		return err
 	}
 	all, err := r.possible(ctx)
@@ -243,7 +243,7 @@ func (r *run) fault(ctx context.Context, s *stage, f fault) error {
 	where, err := f.inflict(ctx, s)
 	healed := time.Now()
 	if err == nil {
-		err = s.whole(ctx, s.load.eyes)
+		err = s.heal(ctx)
 	}
 	if err == nil {
 		err = s.load.flows(ctx, healed)

@@ -30,6 +30,7 @@ type stage struct {
 	rng   *rand.Rand
 	load  *load
 	built binaries
+	sayf  func(format string, args ...any)
 	// hold is how long a fault lasts that is not over at once.
 	hold time.Duration
 }
@@ -71,6 +72,13 @@ func (s *stage) leads(ctx context.Context) (*node, string, error) {
 		return nil, "", err
 	}
 	return n, n.name + ", leads " + stream, nil
+}
+
+// heal waits until all is whole.
+func (s *stage) heal(ctx context.Context) error {
+	return s.whole(ctx, s.load.eyes, func(after time.Duration, what error) {
+		s.sayf("%-12s whole after %s only, at last: %v", "", seconds(after), what)
+	})
 }
 
 // wait lets the fault last.
@@ -212,7 +220,7 @@ func rolling(ctx context.Context, s *stage) (string, error) {
 		if err := s.start(ctx, n); err != nil {
 			return n.name, err
 		}
-		if err := s.whole(ctx, s.load.eyes); err != nil {
+		if err := s.heal(ctx); err != nil {
 			return n.name, err
 		}
 	}
@@ -296,7 +304,7 @@ func wrongClock(ctx context.Context, s *stage) (string, error) {
 		skew = -skew
 	}
 	where := fmt.Sprintf("%s by %v", n.name, skew)
-	if err := errors.Join(run(skew), s.whole(ctx, s.load.eyes), s.wait(ctx)); err != nil {
+	if err := errors.Join(run(skew), s.heal(ctx), s.wait(ctx)); err != nil {
 		return where, err
 	}
 	n.line = line

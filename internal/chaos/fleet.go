@@ -192,8 +192,15 @@ func (a *account) dial(ctx context.Context, name string, i int) (*nats.Conn, err
 }
 
 // whole waits until every node takes clients, and every copy of every stream and consumer of
-// the accounts is current. What it says in the end is what is not.
-func (f *fleet) whole(ctx context.Context, eyes []*nats.Conn) error {
+// the accounts is current. late is told what was not, and for how long, of what took its time.
+func (f *fleet) whole(ctx context.Context, eyes []*nats.Conn, late func(after time.Duration, what error)) error {
+	began := time.Now()
+	var last error
+	defer func() {
+		if took := time.Since(began); took > lateAfter && last != nil {
+			late(took, last)
+		}
+	}()
 	for _, n := range f.nodes {
 		if err := n.accepts(ctx); err != nil {
 			return errors.Join(f.gone(), err)
@@ -208,13 +215,20 @@ func (f *fleet) whole(ctx context.Context, eyes []*nats.Conn) error {
 			if err := f.gone(); err != nil {
 				return err
 			}
-			return current(ctx, js)
+			err := current(ctx, js)
+			if err != nil {
+				last = err
+			}
+			return err
 		}); err != nil {
 			return fmt.Errorf("account %d: %w", i, err)
 		}
 	}
 	return nil
 }
+
+// lateAfter is when it is worth a word that all is not whole.
+const lateAfter = 20 * time.Second
 
 // current says which copy of a stream or of a durable consumer is not what the others are.
 func current(ctx context.Context, js jetstream.JetStream) error {
