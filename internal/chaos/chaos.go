@@ -183,7 +183,7 @@ func (r *run) chaos(ctx context.Context) (err error) {
 		return err
 	}
 	l, err := startLoad(ctx, f)
-	defer l.abandon()
+	defer func() { l.abandon(ctx) }()
 	if err != nil {
 		return err
 	}

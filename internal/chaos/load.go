@@ -191,10 +191,14 @@ func (l *load) finish(ctx context.Context) (wrong []string, err error) {
 	return wrong, errors.Join(append(l.errs, err)...)
 }
 
-// abandon ends the load without a word.
-func (l *load) abandon() {
+// abandon ends the load without a word. Who is interrupted does not wait for it: it ends with
+// the process.
+func (l *load) abandon(ctx context.Context) {
 	l.endSending()
 	l.end()
+	if ctx.Err() != nil {
+		return
+	}
 	if l.certs != nil {
 		l.certs.stop()
 	}
