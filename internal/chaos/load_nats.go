@@ -24,7 +24,7 @@ const (
 	workStream = "WORK"
 	duplicates = 10 * time.Minute
 	// natsTry is when a publisher asks again.
-	natsTry = time.Second
+	natsTry = 300 * time.Millisecond
 	// between two messages of a lane there is half of that to one and a half.
 	between = 10 * time.Millisecond
 )
