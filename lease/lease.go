@@ -25,8 +25,9 @@ import (
 
 const (
 	defaultTTL = 6 * time.Second
-	// openTimeout bounds one attempt to find or make the stream.
-	openTimeout = 5 * time.Second
+	// openTimeout bounds one attempt to find or make the stream, and firstTry the first
+	// question whether there is one.
+	openTimeout, firstTry = 5 * time.Second, 500 * time.Millisecond
 
 	// The engine's error codes that the client has no names for.
 	noPeers             jetstream.ErrorCode = 10005 // not enough nodes
@@ -72,12 +73,13 @@ type Record struct {
 }
 
 // Open finds the leases on js, or makes their stream: on three nodes where there
-// are three. It tries once; the caller tries again.
+// are three. It gives up
+// after 5 s; the caller tries again.
 func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Leases, error) {
 	o.Stream, o.Prefix, o.TTL = cmp.Or(o.Stream, "LEASES"), cmp.Or(o.Prefix, "lease"), cmp.Or(o.TTL, defaultTTL)
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	stream, err := js.Stream(ctx, o.Stream)
+	stream, err := find(ctx, js, o.Stream)
 	for _, replicas := range []int{3, 1} {
 		if !errors.Is(err, jetstream.ErrStreamNotFound) && !lacksNodes(err) {
 			break
@@ -95,6 +97,19 @@ func Open(ctx context.Context, js jetstream.JetStream, o Options) (*Leases, erro
 		return nil, fmt.Errorf("opening leases %q: %w", o.Stream, err)
 	}
 	return &Leases{js: js, stream: stream, options: o}, nil
+}
+
+// find looks for the stream. What is asked of an engine without a leader is never answered,
+// and the next leader does not know of it: it is asked again.
+func find(ctx context.Context, js jetstream.JetStream, name string) (jetstream.Stream, error) {
+	for limit := firstTry; ; limit *= 2 {
+		try, cancel := context.WithTimeout(ctx, limit)
+		stream, err := js.Stream(try, name)
+		cancel()
+		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return stream, err
+		}
+	}
 }
 
 func lacksNodes(err error) bool {

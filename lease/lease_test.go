@@ -153,3 +153,47 @@ func TestHoldKeepsOn(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenAsksAgain opens leases on an engine that does not answer the first question, as one
+// that has no leader.
+func TestOpenAsksAgain(t *testing.T) {
+	s := startServer(t)
+	_, nc := open(t, s, time.Second) // makes the stream
+	deaf, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf.Start()
+	t.Cleanup(func() { deaf.Shutdown(); deaf.WaitForShutdown() })
+	front, err := nats.Connect(deaf.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(front.Close)
+	var asked atomic.Int32
+	if _, err := front.Subscribe("$JS.API.>", func(m *nats.Msg) {
+		if asked.Add(1) == 1 {
+			return
+		}
+		if answer, err := nc.Request(m.Subject, m.Data, patience); err == nil {
+			_ = m.Respond(answer.Data)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := front.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := nats.Connect(deaf.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	js, err := jetstream.New(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(within(t), js, Options{}); err != nil {
+		t.Errorf("after %d questions: %v", asked.Load(), err)
+	}
+}
