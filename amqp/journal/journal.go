@@ -157,7 +157,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 
 // find opens the stream.
 func (j *Journal) find(ctx context.Context) (info *jetstream.StreamInfo, err error) {
-	err = insist(ctx, func(ctx context.Context) error {
+	err = insistAfter(ctx, firstTry, func(ctx context.Context) error {
 		stream, err := j.js.Stream(ctx, j.o.Stream)
 		for _, replicas := range []int{3, 1} {
 			var refusal *jetstream.APIError
@@ -182,8 +182,15 @@ func (j *Journal) find(ctx context.Context) (info *jetstream.StreamInfo, err err
 // insist asks the engine until it answers, and returns its answer. Without a leader there is
 // none.
 func insist(ctx context.Context, ask func(context.Context) error) error {
-	for {
-		try, cancel := context.WithTimeout(ctx, requestTimeout)
+	return insistAfter(ctx, requestTimeout, ask)
+}
+
+// insistAfter is insist for what the engine answers in less than limit, mostly: it is asked
+// again then, and after twice as long. The next leader does not know what the one before was
+// asked.
+func insistAfter(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+	for ; ; limit = min(2*limit, requestTimeout) {
+		try, cancel := context.WithTimeout(ctx, limit)
 		err := ask(try)
 		cancel()
 		var refusal *jetstream.APIError

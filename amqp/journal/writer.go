@@ -49,6 +49,8 @@ const (
 	// requestTimeout bounds one question to the engine, and again is how long it is
 	// until the next one.
 	requestTimeout, again = 5 * time.Second, 50 * time.Millisecond
+	// firstTry is how long the first of several questions waits for an answer.
+	firstTry = 500 * time.Millisecond
 	// idHeader has what tells the messages of journals apart.
 	idHeader = "Id"
 )
@@ -340,8 +342,8 @@ func (w *writer) watch(ctx context.Context) {
 			w.mu.Unlock()
 		case <-w.lost:
 		}
-		for w.uncertain() && ctx.Err() == nil {
-			if err := w.ask(ctx); errors.Is(err, ErrDeposed) {
+		for limit := firstTry; w.uncertain() && ctx.Err() == nil; limit = min(2*limit, requestTimeout) {
+			if err := w.ask(ctx, limit); errors.Is(err, ErrDeposed) {
 				w.end(err)
 				return
 			} else if err == nil {
@@ -361,9 +363,10 @@ func (w *writer) uncertain() bool {
 	return w.silent && w.err == nil
 }
 
-// ask learns what of that which waits is stored, and has the rest sent again.
-func (w *writer) ask(ctx context.Context) error {
-	try, cancel := context.WithTimeout(ctx, requestTimeout)
+// ask learns what of that which waits is stored, and has the rest sent again. It gives up
+// after limit, because without a leader there is no answer.
+func (w *writer) ask(ctx context.Context, limit time.Duration) error {
+	try, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	info, err := w.stream.Info(try)
 	if err != nil {
