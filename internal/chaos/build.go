@@ -17,7 +17,7 @@ import (
 
 // skewVariable says to a program that is built with a clock of ours by how many seconds its
 // wall clock is ahead.
-const skewVariable = "FLEETBUS_CHAOS_SKEW"
+const skewVariable = "CHAOS_SKEW"
 
 // A set of binaries: those that are not there were not asked for, or cannot be built.
 type binaries struct {

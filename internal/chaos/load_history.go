@@ -51,7 +51,6 @@ type history struct {
 	decided []porcupine.Operation
 	unknown []porcupine.Operation // without a return
 	held    []porcupine.Operation
-	odd     []string
 }
 
 func newHistory() *history { return &history{start: time.Now(), known: map[string]uint64{}} }
