@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+
+	"github.com/fleetbus/fleetbus/change"
 )
 
 // TestChaos breaks a fleet in a handful of ways, and nothing that is promised is broken
@@ -197,4 +199,33 @@ func TestHistory(t *testing.T) {
 
 func porcupineOf(client int, in, out any, from, to int64) porcupine.Operation {
 	return porcupine.Operation{ClientId: client, Input: in, Output: out, Call: from, Return: to}
+}
+
+// TestLacking has a watcher that was told of a change, of an older one, of another account's,
+// or to look again before and after it.
+func TestLacking(t *testing.T) {
+	red := &account{name: "red"}
+	key := change.Key{"red", "row1"}
+	for name, c := range map[string]struct {
+		notice change.Notice
+		before bool // it came before the change
+		wrong  bool
+	}{
+		"told":             {notice: change.Notice{Key: key, Kind: change.Update, Version: 7}},
+		"told of an older": {notice: change.Notice{Key: key, Kind: change.Update, Version: 6}, wrong: true},
+		"looked after":     {notice: change.Notice{Kind: change.Resync}},
+		"looked before":    {notice: change.Notice{Kind: change.Resync}, before: true, wrong: true},
+		"another's":        {notice: change.Notice{Key: change.Key{"blue", "row1"}, Kind: change.Update, Version: 7}, wrong: true},
+	} {
+		all := newChanges("watcher")
+		at := time.Now().Add(-time.Second)
+		if c.before {
+			at = time.Now().Add(time.Second)
+		}
+		all.recorded[key.String()] = recorded{7, at}
+		all.watchers[0].note(c.notice, red)
+		if wrong := all.lacking(); (len(wrong) > 0) != c.wrong {
+			t.Errorf("%s: %q", name, wrong)
+		}
+	}
 }

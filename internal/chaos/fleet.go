@@ -262,15 +262,20 @@ func current(ctx context.Context, js jetstream.JetStream) error {
 	return streams.Err()
 }
 
-// slack is how many operations a copy may be behind while clients write.
-const slack = 200
+// slack is how many operations a copy may be behind while clients write, if it was heard of
+// within recent: one that follows closely is behind at most moments.
+const (
+	slack  = 50
+	recent = 2 * time.Second
+)
 
 func judgeCopies(what string, c *jetstream.ClusterInfo) error {
 	if c == nil || c.Leader == "" || len(c.Replicas) != nodeCount-1 {
 		return fmt.Errorf("%s has no leader, or copies are missing", what)
 	}
 	for _, r := range c.Replicas {
-		if !r.Current || r.Offline || r.Lag > slack {
+		follows := r.Current || r.Active < recent
+		if !follows || r.Offline || r.Lag > slack {
 			return fmt.Errorf("%s: the copy of %s is not current: %d behind, offline %t", what, r.Name, r.Lag, r.Offline)
 		}
 	}
