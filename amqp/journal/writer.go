@@ -433,7 +433,7 @@ func (w *writer) end(err error) {
 	w.mu.Unlock()
 	w.telling.Lock()
 	for _, one := range rest {
-		one.tell(0, err)
+		one.tell(0, fmt.Errorf("%w: %w", queue.ErrUnknown, err))
 	}
 	w.telling.Unlock()
 	if !errors.Is(err, ErrClosed) {

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -31,6 +32,7 @@ type pending struct {
 	item
 	done         Done
 	stored, lost bool
+	unknown      bool // if it is lost, it may be stored all the same
 }
 
 // stored is what a log said.
@@ -89,7 +91,8 @@ func (q *Queue) append(m *Message, done Done) {
 }
 
 // Stored is for a Log: what was appended with this place is stored as seq, or could not
-// be. It does not wait, and may be called with any lock held.
+// be. Who published what is ErrUnknown is told nothing. It does not wait, and may be called
+// with any lock held.
 func (q *Queue) Stored(place, seq uint64, err error) {
 	q.inbox.mu.Lock()
 	q.inbox.stored = append(q.inbox.stored, stored{place, seq, err})
@@ -108,13 +111,15 @@ func (q *Queue) settleStored(all []stored) {
 			continue
 		}
 		p := &q.d.pending[s.place-q.d.pending[0].place]
-		p.stored, p.seq, p.lost = true, s.seq, s.err != nil
+		p.stored, p.seq, p.lost, p.unknown = true, s.seq, s.err != nil, errors.Is(s.err, ErrUnknown)
 	}
 	n := 0
 	for n < len(q.d.pending) && q.d.pending[n].stored {
 		p := &q.d.pending[n]
 		q.d.pendingBytes -= int64(p.size)
-		q.told(p.done, !p.lost)
+		if !p.unknown {
+			q.told(p.done, !p.lost)
+		}
 		q.hold(-p.cost())
 		if !p.lost {
 			q.keep(&p.item)

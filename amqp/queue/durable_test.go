@@ -36,6 +36,10 @@ func TestConfirmedOnceStored(t *testing.T) {
 	q.Publish(message(t, "3", frame.Properties{}), &v)
 	log.Sync()
 	same(t, "refused by the log", v.String()+bodies(c.take()), "[true true false]")
+	log.Fail(fmt.Errorf("%w: another node has the log", queue.ErrUnknown))
+	q.Publish(message(t, "4", frame.Properties{}), &v)
+	log.Sync()
+	same(t, "nobody knows", v.String()+bodies(c.take()), "[true true false]")
 }
 
 func TestPowerLoss(t *testing.T) {

@@ -1,5 +1,10 @@
 package queue
 
+import "errors"
+
+// ErrUnknown is the error of a Log that ended before it knew: it may be stored all the same.
+var ErrUnknown = errors.New("whether it is stored is not known")
+
 // A Log has what a durable queue must not lose. Its methods are called in order, by one
 // goroutine after another, and do not block for long: a queue waits for them. They call
 // nothing of the queue but Stored, which they may call before they return. A log that

@@ -38,7 +38,8 @@ type Outlet interface {
 // Done is told what became of a message that was published.
 type Done interface {
 	// Done is called once, from any goroutine and without a lock, also before Publish
-	// returns. taken is false if the queue refuses the message.
+	// returns. taken is false if the queue refuses the message. It is not called if nobody
+	// knows: the queue has no log any more then.
 	Done(taken bool)
 }
 
