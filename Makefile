@@ -1,6 +1,6 @@
 # lean leaves out what few nodes need and is large: sources of databases, managers that use
 # ACME, the console, the demonstration, what is about other brokers, and the benches of this
-# project. Empty leaves out nothing, as packages have it.
+# project; and it knows names of hosts in ASCII only. Empty leaves out nothing, as packages have it.
 TAGS = lean
 
 # FUZZ is how many executions each parser gets, or for how long: 10000000, 5m.

@@ -11,8 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"golang.org/x/net/idna"
 )
 
 // maxName is the longest name that is looked for: RFC 1035's 253 characters, and a dot.
@@ -227,7 +225,7 @@ func aLabels(name string) (string, error) {
 	if rest, ok := strings.CutPrefix(name, "*."); ok {
 		star, name = "*.", rest
 	}
-	name, err := idna.Lookup.ToASCII(name)
+	name, err := ToASCII(name)
 	return star + name, err
 }
 

@@ -18,8 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/net/idna"
-
 	"github.com/fleetbus/fleetbus/cert"
 )
 
@@ -98,9 +96,9 @@ func normalName(name string) (string, error) {
 		return ip.Unmap().String(), nil
 	}
 	base, wildcard := strings.CutPrefix(strings.TrimSuffix(name, "."), "*.")
-	ascii, err := idna.Lookup.ToASCII(base)
+	ascii, err := cert.ToASCII(base)
 	if err != nil {
-		return "", errors.New("it is no DNS name")
+		return "", fmt.Errorf("it is no DNS name: %w", err)
 	}
 	if wildcard {
 		ascii = "*." + ascii
