@@ -216,7 +216,7 @@ func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uin
 
 // authenticate asks the directory and logs a refusal.
 func (s *Server) authenticate(ctx context.Context, c identity.Credentials) (identity.Principal, error) {
-	if c.Username != "" && c.Listener != natsListenerName { // the callout counts its own
+	if c.Username != "" && c.Prove == nil && c.Listener != natsListenerName { // the callout counts its own
 		select {
 		case s.passwords <- struct{}{}:
 			defer func() { <-s.passwords }()

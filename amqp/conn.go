@@ -36,9 +36,10 @@ type conn struct {
 	offered    []string
 	client     client
 	channelMax int
-	with       identity.Credentials // without the secret
-	secret     bool                 // there was one
-	patience   time.Duration        // in which something has to come, 0: any
+	with       identity.Credentials    // without the secret
+	secret     bool                    // there was one
+	proof      *identity.ScramExchange // by which it logged in, nil: by another way
+	patience   time.Duration           // in which something has to come, 0: any
 	vhost      string
 	host       host
 	channels   map[uint16]*channel

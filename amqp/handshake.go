@@ -208,8 +208,14 @@ func (c *conn) authenticate(m *frame.ConnectionStartOk) error {
 	if err != nil {
 		return c.refused(err, m)
 	}
+	if c.proof != nil { // the client wants to know that it is at the right place
+		if _, err := c.challenge(c.proof.Final()); err != nil {
+			s.Close()
+			return err
+		}
+	}
 	c.secret = m.Mechanism != external
-	with.Password, with.Bearer = "", ""
+	with.Password, with.Bearer, with.Prove = "", "", nil
 	c.with, c.who = with, s.Principal
 	c.mu.Lock()
 	c.session = s

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/rabbitmq/amqp091-go"
+	scramlib "github.com/xdg-go/scram"
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
@@ -59,6 +60,66 @@ func TestLogin(t *testing.T) {
 	eventually(t, "all are gone", func() bool { return h.f.attached() == 0 })
 }
 
+// TestScram has a client of another make prove that it has its password, and the node that it
+// knows the client.
+func TestScram(t *testing.T) {
+	h := start(t)
+	const password = "correct horse battery"
+	both, err := identity.HashPasswordToo(password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.User(admin.UserRequest{Name: "acme/alice", Role: "client", Password: both})
+	alone := h.Password(admin.UserRequest{Name: "acme/bob", Role: "client"})
+	h.config.Certificates = nil
+	// login returns the connection after the node has proved itself.
+	login := func(user, password string) (*raw, bool) {
+		t.Helper()
+		client, err := scramlib.SHA256.NewClient(user, password, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		talk := client.NewConversation()
+		step := func(said string) string {
+			t.Helper()
+			answer, err := talk.Step(said)
+			if err != nil {
+				t.Fatalf("%s: %v", user, err)
+			}
+			return answer
+		}
+		r := h.raw(t)
+		r.start(scram, step(""))
+		r.send(0, &frame.ConnectionSecureOk{Response: frame.Secret(step(is[*frame.ConnectionSecure](r).Challenge))})
+		if password == "wrong" || user == "acme/bob" || user == "nobody" {
+			if text := r.closed(frame.AccessRefused); !strings.HasPrefix(text, "ACCESS_REFUSED - Login was refused using authentication mechanism SCRAM-SHA-256. ") {
+				t.Errorf("%s is told %q", user, text)
+			}
+			return r, false
+		}
+		step(is[*frame.ConnectionSecure](r).Challenge)
+		r.send(0, &frame.ConnectionSecureOk{})
+		return r, talk.Valid()
+	}
+	for _, user := range []string{"acme/alice", "alice", "acme.alice"} {
+		r, valid := login(user, password)
+		if !valid {
+			t.Errorf("the node did not prove to %s that it knows it", user)
+		}
+		tune := is[*frame.ConnectionTune](r)
+		r.send(0, &frame.ConnectionTuneOk{ChannelMax: tune.ChannelMax, FrameMax: tune.FrameMax}, &frame.ConnectionOpen{VirtualHost: "/"})
+		is[*frame.ConnectionOpenOk](r)
+	}
+	login("acme/alice", "wrong")
+	login("acme/bob", alone)
+	login("nobody", password)
+	if _, err := h.connect(t, func(o *amqp091.Config) {
+		o.SASL, o.TLSClientConfig = []amqp091.Authentication{&amqp091.PlainAuth{Username: "acme/alice", Password: password}}, h.config
+	}); err != nil {
+		t.Errorf("the same password by PLAIN: %v", err)
+	}
+}
+
 func TestRefusalsHaveCodes(t *testing.T) {
 	h := start(t)
 	table, err := frame.Table{"LOGIN": "acme/alice", "PASSWORD": "wrong"}.Append(nil)
@@ -74,7 +135,9 @@ func TestRefusalsHaveCodes(t *testing.T) {
 		{"AMQPLAIN", string(table[4:]), frame.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism AMQPLAIN."},
 		{"PLAIN", "nonsense", frame.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN: the response is malformed"},
 		{"AMQPLAIN", "nonsense", frame.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism AMQPLAIN: the response is malformed"},
-		{"SCRAM-SHA-256", "n,,n=alice,r=x", frame.CommandInvalid, "COMMAND_INVALID - unknown authentication mechanism 'SCRAM-SHA-256'"},
+		{"SCRAM-SHA-256", "nonsense", frame.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism SCRAM-SHA-256: the client's first message of SCRAM cannot be read"},
+		{"SCRAM-SHA-256", "p=tls-exporter,,n=alice,r=0123456789", frame.AccessRefused, "ACCESS_REFUSED - Login was refused using authentication mechanism SCRAM-SHA-256: the client asks for channel binding, which is not offered"},
+		{"SCRAM-SHA-1", "n,,n=alice,r=0123456789", frame.CommandInvalid, "COMMAND_INVALID - unknown authentication mechanism 'SCRAM-SHA-1'"},
 	} {
 		r := h.raw(t)
 		r.start(c.mechanism, c.response)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/identity"
@@ -14,6 +15,7 @@ const (
 	external = "EXTERNAL"
 	plain    = "PLAIN"
 	amqplain = "AMQPLAIN"
+	scram    = "SCRAM-SHA-256"
 )
 
 // mechanisms are those that the client is offered. EXTERNAL is also offered to clients
@@ -23,7 +25,7 @@ func (c *conn) mechanisms() (list []string) {
 		list = append(list, external)
 	}
 	if c.tls == nil || c.p.Passwords {
-		list = append(list, plain, amqplain)
+		list = append(list, plain, amqplain, scram)
 	}
 	return list
 }
@@ -33,7 +35,7 @@ func (c *conn) credentials(mechanism, response string) (identity.Credentials, er
 	with := identity.Credentials{TLS: c.tls, Remote: c.remote}
 	if !slices.Contains(c.offered, mechanism) {
 		switch mechanism {
-		case plain, amqplain:
+		case plain, amqplain, scram:
 			return with, frame.ConnectionError(frame.AccessRefused, "%s is not offered here: log in with a client certificate and EXTERNAL, or have passwords allowed on this listener", mechanism)
 		case external:
 			return with, frame.ConnectionError(frame.AccessRefused, "EXTERNAL is not offered without TLS")
@@ -52,12 +54,51 @@ func (c *conn) credentials(mechanism, response string) (identity.Credentials, er
 		user, secret, ok = parsePlain(response)
 	case amqplain:
 		user, secret, ok = parseAMQPlain(response)
+	case scram:
+		x, err := identity.NewScramExchange(response)
+		if err != nil {
+			return with, frame.ConnectionError(frame.AccessRefused, "Login was refused using authentication mechanism %s: %v", mechanism, err)
+		}
+		with.Username, with.Prove, c.proof = c.p.qualified(x.User()), c.proves(x), x
+		return with, nil
 	}
 	if !ok {
 		return with, frame.ConnectionError(frame.AccessRefused, "Login was refused using authentication mechanism %s: the response is malformed", mechanism)
 	}
 	with.Username = c.p.qualified(user)
 	return withSecret(with, secret), nil
+}
+
+// proves has the client prove that it has its password.
+func (c *conn) proves(x *identity.ScramExchange) func(identity.Scram) error {
+	asked := false
+	var verdict error
+	return func(v identity.Scram) error {
+		if asked {
+			if verdict == nil && !x.Used(v) {
+				return identity.ErrPassword // it was changed just now
+			}
+			return verdict
+		}
+		asked = true
+		var last string
+		if last, verdict = c.challenge(x.Challenge(v)); verdict == nil {
+			verdict = x.Verify(last)
+		}
+		return verdict
+	}
+}
+
+// challenge asks the client, and returns what it answers.
+func (c *conn) challenge(text string) (string, error) {
+	if err := c.send(0, &frame.ConnectionSecure{Challenge: text}); err != nil {
+		return "", err
+	}
+	ok, err := expect[*frame.ConnectionSecureOk](c, time.Now().Add(connectTimeout))
+	if err != nil {
+		return "", err
+	}
+	return string(ok.Response), nil
 }
 
 // qualified is a user's name with its account, which a dot may stand behind for clients that

@@ -51,6 +51,8 @@ func (d *Directory) Authenticate(c Credentials, fleet string, now time.Time) (Pr
 	switch {
 	case c.Bearer != "":
 		return d.authenticateBearer(c, now)
+	case c.Prove != nil:
+		return d.authenticateProof(c, now)
 	case c.Username != "":
 		return d.authenticatePassword(c, now)
 	case c.Token != "":
@@ -127,6 +129,29 @@ func (d *Directory) authenticatePassword(c Credentials, now time.Time) (Principa
 		return Principal{}, refuse("user %q has no password", c.Username)
 	case verified != nil:
 		return Principal{}, refuse("checking the password of %q: %w", c.Username, verified)
+	}
+	return d.principal(c, account, name, now)
+}
+
+// authenticateProof is authenticatePassword by SCRAM, which costs the client what it does not
+// cost here.
+func (d *Directory) authenticateProof(c Credentials, now time.Time) (Principal, error) {
+	account, name, err := SplitName(c.Username)
+	user, exists := User{}, false
+	if err == nil {
+		user, exists = d.User(account, name)
+	}
+	verifier, has := d.scramOf(user, c.Username)
+	proved := c.Prove(verifier)
+	switch {
+	case err != nil:
+		return Principal{}, refuse("reading the username: %w", err)
+	case !exists:
+		return Principal{}, refuse("there is no user %q", c.Username)
+	case !has:
+		return Principal{}, refuse("user %q has no password for SCRAM: give it one with --scram", c.Username)
+	case proved != nil:
+		return Principal{}, refuse("checking the proof of %q: %w", c.Username, proved)
 	}
 	return d.principal(c, account, name, now)
 }

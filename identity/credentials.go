@@ -20,6 +20,10 @@ type Credentials struct {
 	Username string `json:"username,omitempty"`
 	// Password of Username.
 	Password string `json:"-"`
+	// Prove, in place of Password, has the client prove that it has the password of
+	// Username by the verifier of SCRAM-SHA-256: nil if it does. It may be called again,
+	// and knows what it was told then.
+	Prove func(Scram) error `json:"-"`
 	// Bearer is a bearer token of a user, see IsBearer.
 	Bearer string `json:"-"`
 	// Token is an enrollment token.
@@ -47,6 +51,9 @@ func (c Credentials) String() string {
 	}
 	if c.Password != "" {
 		kinds = append(kinds, "password")
+	}
+	if c.Prove != nil {
+		kinds = append(kinds, "proof of a password")
 	}
 	if c.Bearer != "" {
 		kinds = append(kinds, "bearer token")

@@ -47,10 +47,14 @@ func HashPassword(password string) (string, error) {
 	return h.String(), nil
 }
 
-// CheckPasswordHash says what is wrong with encoded as what HashPassword
+// CheckPasswordHash says what is wrong with encoded as what HashPassword or HashPasswordToo
 // returns, or nil.
 func CheckPasswordHash(encoded string) error {
-	_, err := parseArgon(encoded)
+	hash, scram, both := strings.Cut(encoded, " ")
+	_, err := parseArgon(hash)
+	if err == nil && both {
+		_, err = parseScram(scram)
+	}
 	return err
 }
 
@@ -59,6 +63,7 @@ func CheckPasswordHash(encoded string) error {
 // not an argon2id hash or costs more than 256 MiB or 16 passes. It is safe for
 // concurrent use, and takes as much time and memory as encoded asks for.
 func VerifyPassword(encoded, password string) error {
+	encoded, _, _ = strings.Cut(encoded, " ")
 	h, err := parseArgon(encoded)
 	if err != nil {
 		return fmt.Errorf("verifying a password: %w", err)

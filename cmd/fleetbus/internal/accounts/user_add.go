@@ -33,6 +33,7 @@ type userFlags struct {
 	expires                    command.Life
 	out, certOut, caOut        string
 	certRegister, passwordFile string
+	scram                      bool
 	bearerOut                  string
 	g                          command.Guard
 }
@@ -59,6 +60,7 @@ stays as it is.`,
 	flags.StringVar(&f.certOut, "cert", "", "write a client certificate to `PREFIX`.crt, its key to PREFIX.key, the authority to PREFIX-ca.pem")
 	flags.StringVar(&f.caOut, "ca-out", "", "write the authority that servers are verified with to a `file`")
 	flags.StringVar(&f.certRegister, "cert-register", "", "PEM `file` of a certificate of your own authority that is to stand for the user")
+	flags.BoolVar(&f.scram, "scram", false, "have AMQP clients prove the password by SCRAM-SHA-256 if they like; its verifier is weaker than the hash if it is stolen")
 	flags.StringVar(&f.passwordFile, "password-file", "", "`file` with a password, - for stdin; only its hash is sent")
 	flags.StringVar(&f.bearerOut, "bearer-out", "", "write a bearer token to a `file`, for clients of MQTT and HTTPS; it takes the place of the one before")
 	f.g.Drying(cmd)
@@ -152,13 +154,20 @@ func (f *userFlags) read(a *command.App, request *admin.UserRequest) error {
 		request.Certificate = string(pem.EncodeToMemory(block))
 	}
 	if f.passwordFile == "" {
+		if f.scram {
+			return command.Fail(command.ExitUsage, "add --password-file", "--scram is about a password, and there is none")
+		}
 		return nil
 	}
 	password, err := readPassword(a, f.passwordFile)
 	if err != nil {
 		return err
 	}
-	if request.Password, err = identity.HashPassword(password); err != nil {
+	hash := identity.HashPassword
+	if f.scram {
+		hash = identity.HashPasswordToo
+	}
+	if request.Password, err = hash(password); err != nil {
 		return command.Fail(command.ExitUsage, "choose another password", "%v", err)
 	}
 	return nil
