@@ -198,8 +198,8 @@ func TestKeeps(t *testing.T) {
 	}
 	o.q.Settle(ids, queue.Ack)
 	await.Nil(t, "what is done with is out of the stream, as far as it can be", func() error {
-		// Each of the first records had a message of its own.
-		if n := messages(t, nc, "amqp.m.*"); n > before-5 {
+		// Each of the first records, as many as are sent at once, had a message of its own.
+		if n := messages(t, nc, "amqp.m.*"); n > before-3 {
 			return fmt.Errorf("%d are there, of %d", n, before)
 		}
 		return nil
