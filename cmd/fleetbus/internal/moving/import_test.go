@@ -268,7 +268,7 @@ func TestImportFromRabbitMQ(t *testing.T) {
 	}
 	host, port, _ := strings.Cut(h.Addr("amqp").String(), ":")
 	cmd := exec.CommandContext(t.Context(), python, "-c", `
-import pika, ssl, sys
+import pika, ssl, sys, time
 host, port, ca, user, password = sys.argv[1:]
 tls = pika.SSLOptions(ssl.create_default_context(cafile=ca), host)
 bus = pika.BlockingConnection(pika.ConnectionParameters(host, int(port), "shop", pika.PlainCredentials(user, password), ssl_options=tls))
@@ -278,7 +278,9 @@ ch.basic_publish("events", "job.1", b"one", mandatory=True)
 method, _, body = ch.basic_get("nova_jobs")
 assert body == b"one", body
 ch.basic_reject(method.delivery_tag, requeue=False)
-method, properties, body = ch.basic_get("nova_dead", auto_ack=True)
+body, until = None, time.time() + 30
+while body is None and time.time() < until: # a dead letter is on its way
+    method, properties, body = ch.basic_get("nova_dead", auto_ack=True)
 assert body == b"one" and properties.headers["x-death"][0]["queue"] == "nova_jobs", (body, properties)
 try:
     ch.queue_declare("other")
