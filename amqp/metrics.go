@@ -22,11 +22,11 @@ func (p *Protocol) Metrics(context.Context) []metrics.Sample {
 	all := []metrics.Sample{
 		metrics.Of("fleetbus_amqp_memory_bytes", float64(own.held.Load())),
 		metrics.Of("fleetbus_amqp_memory_limit_bytes", float64(own.most)),
-		metrics.Of("fleetbus_amqp_blocked", truth(own.blocked.Load())),
+		metrics.Of("fleetbus_amqp_blocked", metrics.Truth(own.blocked.Load())),
 	}
 	for i, a := range own.here() {
 		c, name := a.census(), a.name
-		if i >= mostAccounts {
+		if i >= metrics.MostAccounts {
 			name = metrics.Other
 		}
 		for durable, n := range c.queues {
@@ -40,16 +40,6 @@ func (p *Protocol) Metrics(context.Context) []metrics.Sample {
 			metrics.Of("fleetbus_amqp_idle_queues", float64(c.idle), name))
 	}
 	return all
-}
-
-// mostAccounts are how many accounts have labels of their own.
-const mostAccounts = 200
-
-func truth(is bool) float64 {
-	if is {
-		return 1
-	}
-	return 0
 }
 
 // here are the accounts that this node has, by name.

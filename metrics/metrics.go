@@ -55,6 +55,17 @@ type Source interface {
 	Metrics(ctx context.Context) []Sample
 }
 
+// MostAccounts is how many accounts have labels of their own: the first by name.
+const MostAccounts = 200
+
+// Truth is the value of a sample that says whether something is so: 1, or 0.
+func Truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 // Other is the value of a label that stands for all those of which there are too many.
 const Other = "other"
 

@@ -23,6 +23,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/amqp"
 	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/internal/loopback"
@@ -445,7 +446,7 @@ func TestValidate(t *testing.T) {
 	} {
 		o := good()
 		edit(&o)
-		var wrong *FieldError
+		var wrong *hub.FieldError
 		if err := o.Validate(); !errors.As(err, &wrong) || wrong.Field != field {
 			t.Errorf("%s: %v", field, err)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rabbitmq/amqp091-go"
 
+	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
@@ -66,18 +67,11 @@ const (
 	maxFile = 1 << 20
 )
 
-// A FieldError is one setting that is wrong. Field is its name in a configuration file,
-// below that of the hub.
-type FieldError struct{ Field, Problem, Hint string }
-
-// Error gives field and problem in one line.
-func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
-
-// Validate returns every problem of o, joined, each a *FieldError. It opens nothing.
+// Validate returns every problem of o, joined, each a *hub.FieldError. It opens nothing.
 func (o *Options) Validate() error {
 	var all []error
 	add := func(field, hint, format string, args ...any) {
-		all = append(all, &FieldError{field, fmt.Sprintf(format, args...), hint})
+		all = append(all, &hub.FieldError{Field: field, Problem: fmt.Sprintf(format, args...), Hint: hint})
 	}
 	for _, e := range []struct {
 		prefix, url string

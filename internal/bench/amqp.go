@@ -15,6 +15,7 @@ import (
 	"github.com/rabbitmq/amqp091-go"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/bareserver"
 )
 
 const (
@@ -99,7 +100,7 @@ func (h *house) rabbit(ctx context.Context, n int) (*amqpBroker, error) {
 	}
 	for i := range n {
 		node := filepath.Join(dir, fmt.Sprintf("n%d", i+1))
-		if err := writeCertificates(authority, node, time.Now()); err != nil {
+		if err := bareserver.WriteCertificates(authority, node, filepath.Base(node), "127.0.0.1", time.Hour, time.Now()); err != nil {
 			return nil, err
 		}
 		config := fmt.Sprintf(`listeners.tcp = none

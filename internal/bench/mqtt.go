@@ -18,6 +18,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/bareserver"
 	"github.com/fleetbus/fleetbus/internal/mqttload"
 )
 
@@ -134,7 +135,7 @@ func (h *house) mqttPeers(ctx context.Context, n int, sync string) (*mqttBroker,
 	}
 	for i := range n {
 		node := filepath.Join(dir, fmt.Sprintf("n%d", i+1))
-		if err := writeCertificates(authority, node, now); err != nil {
+		if err := bareserver.WriteCertificates(authority, node, filepath.Base(node), "127.0.0.1", time.Hour, now); err != nil {
 			return nil, err
 		}
 		config := fmt.Sprintf(`server_name: n%d
@@ -231,7 +232,7 @@ func (h *house) foreign(name string) (b *mqttBroker, node string, err error) {
 		return nil, "", err
 	}
 	node = filepath.Join(dir, "n1")
-	if err := writeCertificates(authority, node, time.Now()); err != nil {
+	if err := bareserver.WriteCertificates(authority, node, filepath.Base(node), "127.0.0.1", time.Hour, time.Now()); err != nil {
 		return nil, "", err
 	}
 	return &mqttBroker{

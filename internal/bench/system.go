@@ -22,6 +22,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/bareserver"
 )
 
 const (
@@ -390,7 +391,7 @@ func (h *house) peers(n int) (*system, error) {
 	}
 	for i := range n {
 		node := filepath.Join(dir, fmt.Sprintf("n%d", i+1))
-		if err := writeCertificates(authority, node, now); err != nil {
+		if err := bareserver.WriteCertificates(authority, node, filepath.Base(node), "127.0.0.1", time.Hour, now); err != nil {
 			return nil, err
 		}
 		config := fmt.Sprintf(`server_name: n%d
@@ -464,34 +465,4 @@ func (s *system) peerAccounts(authority *identity.Authority, now time.Time) (str
 	}
 	s.user = nats.UserJWTAndSeed(token, string(seed))
 	return fmt.Sprintf("operator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload {\n%s}\n", authority.EngineOperator(), system.Public, &preload), nil
-}
-
-// writeCertificates writes what a node needs for TLS to files that begin with
-// node.
-func writeCertificates(authority *identity.Authority, node string, now time.Time) error {
-	key, err := identity.NewKey()
-	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
-	}
-	csr, err := identity.NewCSR(key)
-	if err != nil {
-		return fmt.Errorf("requesting certificates: %w", err)
-	}
-	mesh, server, err := authority.SignNode(csr, filepath.Base(node), []string{"127.0.0.1"}, time.Hour, now)
-	if err != nil {
-		return err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("encoding a key: %w", err)
-	}
-	for suffix, data := range map[string][]byte{
-		".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "-mesh.pem": mesh, "-server.pem": server,
-		"-mesh-ca.pem": authority.MeshPEM(), "-clients-ca.pem": authority.ClientsPEM(),
-	} {
-		if err := os.WriteFile(node+suffix, data, 0o600); err != nil {
-			return fmt.Errorf("writing a certificate: %w", err)
-		}
-	}
-	return nil
 }

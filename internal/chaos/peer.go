@@ -5,8 +5,6 @@ package chaos
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/bareserver"
 )
 
 // peerPassword is the one that the user of bare servers has.
@@ -40,7 +39,7 @@ func newPeers(ctx context.Context, dir string, w *network, env []string, binary 
 	}
 	for _, n := range c.nodes {
 		base := filepath.Join(dir, "peer-"+n.name)
-		if err := writeCertificates(authority, base, n, now); err != nil {
+		if err := bareserver.WriteCertificates(authority, base, n.name, n.addr, 48*time.Hour, now); err != nil {
 			return nil, err
 		}
 		config := fmt.Sprintf(`server_name: %s
@@ -67,32 +66,3 @@ cluster {
 }
 
 func peerUser() nats.Option { return nats.UserInfo("red", peerPassword) }
-
-// writeCertificates writes what a node needs for TLS to files that begin with base.
-func writeCertificates(authority *identity.Authority, base string, n *node, now time.Time) error {
-	key, err := identity.NewKey()
-	if err != nil {
-		return fmt.Errorf("making a key: %w", err)
-	}
-	csr, err := identity.NewCSR(key)
-	if err != nil {
-		return fmt.Errorf("requesting certificates: %w", err)
-	}
-	mesh, server, err := authority.SignNode(csr, n.name, []string{n.addr}, 48*time.Hour, now)
-	if err != nil {
-		return err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("encoding a key: %w", err)
-	}
-	for suffix, data := range map[string][]byte{
-		".key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), "-mesh.pem": mesh, "-server.pem": server,
-		"-mesh-ca.pem": authority.MeshPEM(), "-clients-ca.pem": authority.ClientsPEM(),
-	} {
-		if err := os.WriteFile(base+suffix, data, 0o600); err != nil {
-			return fmt.Errorf("writing a certificate: %w", err)
-		}
-	}
-	return nil
-}

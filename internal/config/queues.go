@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/fleetbus/fleetbus"
-	"github.com/fleetbus/fleetbus/hub"
 	"github.com/fleetbus/fleetbus/identity"
 )
 
@@ -65,9 +64,4 @@ func (q *linkSettings) only(d *decoder, root *node) {
 			d.refuse(root.at(field), []string{field}, fault{"is of links of queues, and hub.type is mqtt", "set hub.type to amqp, or remove it"})
 		}
 	}
-}
-
-// fieldError is a problem of a hub, as one of a hub of MQTT is.
-func fieldError(field, problem, hint string) error {
-	return &hub.FieldError{Field: field, Problem: problem, Hint: hint}
 }

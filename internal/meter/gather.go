@@ -18,7 +18,6 @@ import (
 
 // What is told one by one, as the table of package metrics says.
 const (
-	mostAccounts  = 200
 	mostStreams   = 500
 	mostOfStream  = 50
 	mostConsumers = 1000
@@ -133,13 +132,6 @@ func (g *gatherer) tell(name string, value float64, labels ...string) {
 	g.all = append(g.all, metrics.Of(name, value, labels...))
 }
 
-func truth(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 // Build says which program it is.
@@ -158,7 +150,7 @@ func Build(version string) metrics.Sample {
 // Readiness says which conditions hold.
 func Readiness(conditions []metrics.Condition) (all []metrics.Sample) {
 	for _, c := range conditions {
-		all = append(all, metrics.Of("fleetbus_ready", truth(c.Holds), c.Name))
+		all = append(all, metrics.Of("fleetbus_ready", metrics.Truth(c.Holds), c.Name))
 	}
 	return all
 }
@@ -176,14 +168,14 @@ func (g *gatherer) node(ctx context.Context) {
 		g.tell("fleetbus_findings", float64(n), severity.String())
 	}
 	g.tell("fleetbus_ledger_sequence", float64(g.Sequence))
-	g.tell("fleetbus_ledger_stale", truth(g.Stale))
+	g.tell("fleetbus_ledger_stale", metrics.Truth(g.Stale))
 	leader := g.Broker.Leader()
 	g.Led(leader)
 	alone := g.Broker.RouteAddr() == nil
-	g.tell("fleetbus_meta_leader", truth(g.Broker.IsLeader() || alone))
-	g.tell("fleetbus_meta_leader_known", truth(leader != "" || alone))
+	g.tell("fleetbus_meta_leader", metrics.Truth(g.Broker.IsLeader() || alone))
+	g.tell("fleetbus_meta_leader_known", metrics.Truth(leader != "" || alone))
 	g.tell("fleetbus_services_failed", float64(g.Failed()))
-	g.tell("fleetbus_store_held", truth(g.Held))
+	g.tell("fleetbus_store_held", metrics.Truth(g.Held))
 	g.tell("fleetbus_store_limit_bytes", float64(g.Reserve), "reserve")
 	if free, ok := g.DiskFree(); ok {
 		g.tell("fleetbus_store_free_bytes", float64(free), "disk")
@@ -240,9 +232,9 @@ func (g *gatherer) traffic() {
 		}
 	}
 	names := slices.Sorted(maps.Keys(byName))
-	g.folded["account"] = max(0, len(names)-mostAccounts)
+	g.folded["account"] = max(0, len(names)-metrics.MostAccounts)
 	g.named = map[string]bool{}
-	for _, name := range names[:min(len(names), mostAccounts)] {
+	for _, name := range names[:min(len(names), metrics.MostAccounts)] {
 		g.named[name] = true
 	}
 	sessions := g.Sessions()
@@ -318,7 +310,7 @@ func (g *gatherer) links() {
 		if up {
 			answering++
 		}
-		g.tell("fleetbus_link_up", truth(up), l.Node, broker.RouteLink)
+		g.tell("fleetbus_link_up", metrics.Truth(up), l.Node, broker.RouteLink)
 		if l.RoundTrip > 0 {
 			g.tell("fleetbus_link_rtt_seconds", l.RoundTrip.Seconds(), l.Node, broker.RouteLink)
 		}
@@ -367,7 +359,7 @@ func (g *gatherer) streams() {
 				continue // of many streams the worst is not a sum
 			}
 			out.add(float64(c.Lag), "fleetbus_stream_replica_lag_messages", account, name, peer)
-			out.add(truth(c.Current && !c.Offline), "fleetbus_stream_replica_current", account, name, peer)
+			out.add(metrics.Truth(c.Current && !c.Offline), "fleetbus_stream_replica_current", account, name, peer)
 		}
 		slices.SortFunc(st.Of, func(a, b broker.ConsumerMeter) int { return cmp.Compare(a.Name, b.Name) })
 		for j, c := range st.Of {
@@ -393,7 +385,7 @@ func (g *gatherer) sources(ctx context.Context) {
 			continue
 		}
 		labels := []string{s.Account, s.Name}
-		g.tell("fleetbus_source_up", truth(s.State == admin.SourceRunning), labels...)
+		g.tell("fleetbus_source_up", metrics.Truth(s.State == admin.SourceRunning), labels...)
 		if s.Runner == "" {
 			continue
 		}
