@@ -2,6 +2,7 @@ package amqp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -157,7 +158,7 @@ func (a *accounts) keep(ctx context.Context, c *claim) {
 	for ctx.Err() == nil {
 		err := a.hold(ctx, c)
 		if err != nil && ctx.Err() == nil {
-			a.log.Warn("an account cannot be opened for AMQP now: it is tried again", "account", c.name, "error", err)
+			a.log.Warn("an account cannot be had for AMQP now: it is tried again", "account", c.name, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -207,6 +208,9 @@ func (a *accounts) own(ctx context.Context, c *claim) error {
 	}()
 	select {
 	case <-ctx.Done():
+		if cause := context.Cause(ctx); errors.Is(cause, lease.ErrLost) {
+			return cause
+		}
 		return nil
 	case err := <-one.failed:
 		return err

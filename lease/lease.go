@@ -6,7 +6,8 @@
 // any more, because it is cut off or was stopped, finds that out by its own
 // monotonic clock before the stream lets the next one in, unless the clock of the
 // stream's leader runs ahead: what a lease guards must bear to be done twice for a
-// moment.
+// moment. A message that outlives its time, by an error of the engine, is written
+// over by who has seen it unchanged for longer than that.
 package lease
 
 import (
@@ -28,6 +29,8 @@ const (
 	// openTimeout bounds one attempt to find or make the stream, and firstTry the first
 	// question whether there is one.
 	openTimeout, firstTry = 5 * time.Second, 500 * time.Millisecond
+	// silence is how many times a lease's time the engine may not answer.
+	silence = 5
 
 	// The engine's error codes that the client has no names for.
 	noPeers             jetstream.ErrorCode = 10005 // not enough nodes
@@ -120,7 +123,8 @@ func lacksNodes(err error) bool {
 // Hold waits until holder has the lease, calls do with a context that ends when it
 // may have been lost, and gives it back when do returns. note is asked, at each
 // renewal, what others shall know of the work; it may be nil. Hold returns do's
-// error, or ctx's if the lease was never had. The name is words joined by dots.
+// error, or ctx's if the lease was never had, or the engine's if that has not
+// answered for five times the lease's time. The name is words joined by dots.
 func (l *Leases) Hold(ctx context.Context, name, holder string, note func() any, do func(context.Context) error) error {
 	h := &holding{Leases: l, name: name, record: Record{Holder: holder}, note: note}
 	if err := h.acquire(ctx); err != nil {
@@ -156,16 +160,51 @@ type holding struct {
 // acquire tries until the lease is ours. Who waits does so about as long as a
 // renewal takes.
 func (h *holding) acquire(ctx context.Context) error {
+	answered := time.Now()
+	var other uint64 // the message of who has it, and since when it is known
+	var known time.Time
 	for {
 		h.record.Since = time.Now()
-		if err := h.write(ctx); err == nil {
+		h.seq = 0
+		if other != 0 && time.Since(known) > h.options.TTL*3/2 {
+			h.seq = other // nobody renewed it, and it did not go
+		}
+		err := h.write(ctx)
+		if err == nil {
 			return nil
+		}
+		if isConflict(err) {
+			var seq uint64
+			if seq, err = h.last(ctx); err == nil && seq != other {
+				other, known = seq, time.Now()
+			}
+		}
+		if err == nil {
+			answered = time.Now()
+		} else if time.Since(answered) > silence*h.options.TTL {
+			return err
 		}
 		if err := sleep(ctx, h.options.TTL/4+rand.N(h.options.TTL/8)); err != nil {
 			return err
 		}
 	}
 }
+
+// last is the message that holds the lease, 0 if there is none any more.
+func (h *holding) last(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.options.TTL/3)
+	defer cancel()
+	msg, err := h.stream.GetLastMsgForSubject(ctx, h.subject())
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return msg.Sequence, nil
+}
+
+func (h *holding) subject() string { return h.options.Prefix + "." + h.name }
 
 // keep renews the lease until ctx is done; when it could not in time, it ends ctx.
 func (h *holding) keep(ctx context.Context, lose context.CancelCauseFunc) {
@@ -201,7 +240,7 @@ func (h *holding) publish(ctx context.Context, ttl time.Duration) (seq uint64, b
 	if err != nil {
 		return 0, began, fmt.Errorf("encoding lease %q: %w", h.name, err)
 	}
-	msg := &nats.Msg{Subject: h.options.Prefix + "." + h.name, Data: data, Header: nats.Header{
+	msg := &nats.Msg{Subject: h.subject(), Data: data, Header: nats.Header{
 		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(h.seq, 10)},
 		jetstream.MsgTTLHeader:              {strconv.Itoa(int(max(ttl, time.Second).Seconds()))},
 	}}

@@ -154,6 +154,54 @@ func TestHoldKeepsOn(t *testing.T) {
 	}
 }
 
+// TestNeverExpires has a lease be taken that its holder does not renew, and the engine keeps;
+// not one that is renewed.
+func TestNeverExpires(t *testing.T) {
+	s := startServer(t)
+	l, nc := open(t, s, time.Second)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func() {
+		if _, err := js.Publish(within(t), "lease.job", []byte("{}")); err != nil {
+			t.Error(err)
+		}
+	}
+	renew()
+	var over atomic.Bool
+	var renewing sync.WaitGroup
+	defer renewing.Wait()
+	renewing.Go(func() {
+		tick := time.NewTicker(time.Second / 2)
+		defer tick.Stop()
+		for range 8 {
+			<-tick.C
+			renew()
+		}
+		over.Store(true)
+	})
+	if err := l.Hold(within(t), "job", "next", nil, func(context.Context) error {
+		if !over.Load() {
+			t.Error("it was taken from who renews it")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSilence has who waits for a lease learn that the engine does not answer.
+func TestSilence(t *testing.T) {
+	s := startServer(t)
+	l, _ := open(t, s, time.Second)
+	s.Shutdown()
+	ctx := within(t)
+	if err := l.Hold(ctx, "job", "one", nil, func(context.Context) error { return nil }); err == nil || ctx.Err() != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 // TestOpenAsksAgain opens leases on an engine that does not answer the first question, as one
 // that has no leader.
 func TestOpenAsksAgain(t *testing.T) {
