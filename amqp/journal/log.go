@@ -54,13 +54,29 @@ const replayTimeout = 5 * time.Minute
 // manyNotes is how many notes of a queue are kept before they are written as one.
 const manyNotes = 256
 
+// kept is records of one message of the stream: n, from a number on.
+type kept struct {
+	first uint64
+	n     int
+}
+
+// numbers calls each for the number of each record, until it returns false.
+func (k kept) numbers(each func(uint64) bool) bool {
+	for i := range uint64(k.n) {
+		if !each(k.first + i) {
+			return false
+		}
+	}
+	return true
+}
+
 // log is that of one queue. It implements queue.Log.
 type log struct {
 	j  *Journal
 	id string
 
 	mu      sync.Mutex
-	all     []uint64            // what is stored from floor on, in order
+	all     []kept              // what is stored from floor on, in order
 	floor   uint64              // all that is before it is done with
 	done    map[uint64]struct{} // of all
 	news    []uint64            // of done, what is not noted
@@ -110,9 +126,7 @@ func (l *log) Append(r *queue.Record, q *queue.Queue, place uint64) {
 func (l *log) stored(seq uint64, parts []part, err error) {
 	if err == nil {
 		l.mu.Lock()
-		for i := range parts {
-			l.all = append(l.all, number(seq, i))
-		}
+		l.all = append(l.all, kept{number(seq, 0), len(parts)})
 		l.mu.Unlock()
 	}
 	for i, p := range parts {
@@ -144,19 +158,24 @@ func (l *log) change() {
 
 // rise has floor be as high as it can; mu is held.
 func (l *log) rise() {
-	n := 0
-	for n < len(l.all) {
-		if _, ok := l.done[l.all[n]]; !ok {
-			break
+	finished := func(at uint64) bool {
+		if _, ok := l.done[at]; !ok {
+			return false
 		}
-		delete(l.done, l.all[n])
-		l.floor = l.all[n] + 1
-		n++
+		delete(l.done, at)
+		l.floor = at + 1
+		return true
 	}
-	l.all = l.all[n:]
-	if len(l.all) == 0 {
-		l.all = nil
+	for len(l.all) > 0 {
+		if k := &l.all[0]; !k.numbers(finished) {
+			if l.floor > k.first {
+				k.first, k.n = l.floor, k.n-int(l.floor-k.first)
+			}
+			return
+		}
+		l.all = l.all[1:]
 	}
+	l.all = nil
 }
 
 // note writes what was done with messages.
@@ -218,15 +237,18 @@ func (l *log) note() {
 // held.
 func (l *log) runs() (all [][2]uint64) {
 	open := false
-	for _, seq := range l.all {
-		if _, done := l.done[seq]; !done {
-			open = false
-			continue
-		}
-		if !open {
-			all = append(all, [2]uint64{seq, seq})
-		}
-		all[len(all)-1][1], open = seq, true
+	for _, k := range l.all {
+		k.numbers(func(seq uint64) bool {
+			if _, done := l.done[seq]; !done {
+				open = false
+				return true
+			}
+			if !open {
+				all = append(all, [2]uint64{seq, seq})
+			}
+			all[len(all)-1][1], open = seq, true
+			return true
+		})
 	}
 	return all
 }
@@ -261,7 +283,7 @@ func (l *log) tidy(ctx context.Context) (left bool) {
 	floor, alone := uint64(0), l.alone
 	switch {
 	case len(l.all) > 0:
-		floor = messageOf(l.all[0])
+		floor = messageOf(l.all[0].first)
 	case l.floor > 0:
 		floor = messageOf(l.floor-1) + 1
 	}
@@ -357,7 +379,11 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 				if at < l.floor {
 					continue
 				}
-				l.all = append(l.all, at)
+				if last := len(l.all) - 1; last >= 0 && l.all[last].first+uint64(l.all[last].n) == at {
+					l.all[last].n++
+				} else {
+					l.all = append(l.all, kept{at, 1})
+				}
 				if finished(at) {
 					l.done[at] = struct{}{}
 					continue

@@ -16,10 +16,15 @@ func TestRuns(t *testing.T) {
 		seq := uint64(0)
 		for range rapid.IntRange(0, 60).Draw(t, "messages") {
 			seq += rapid.Uint64Range(1, 3).Draw(t, "gap")
-			l.all = append(l.all, seq)
-			if rapid.Bool().Draw(t, "done") {
-				l.done[seq] = struct{}{}
-			}
+			k := kept{seq, rapid.IntRange(1, 3).Draw(t, "records")}
+			l.all = append(l.all, k)
+			k.numbers(func(at uint64) bool {
+				seq = at
+				if rapid.Bool().Draw(t, "done") {
+					l.done[at] = struct{}{}
+				}
+				return true
+			})
 			if rapid.IntRange(0, 9).Draw(t, "note") == 0 {
 				noted.Runs = append(noted.Runs, l.runs()...)
 			}
@@ -34,9 +39,48 @@ func TestRuns(t *testing.T) {
 			slices.Reverse(noted.Runs)
 		}
 		finished := noted.finished()
-		for _, seq := range l.all {
-			if _, want := l.done[seq]; finished(seq) != want {
-				t.Fatalf("message %d of %v: done is %v, by %v", seq, l.all, want, noted.Runs)
+		for _, k := range l.all {
+			k.numbers(func(seq uint64) bool {
+				if _, want := l.done[seq]; finished(seq) != want {
+					t.Fatalf("message %d of %v: done is %v, by %v", seq, l.all, want, noted.Runs)
+				}
+				return true
+			})
+		}
+	})
+}
+
+// TestRise has a log forget what is done with from its beginning on, and nothing else.
+func TestRise(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := &log{done: map[uint64]struct{}{}}
+		var left, undone []uint64
+		for seq := range uint64(rapid.IntRange(1, 5).Draw(t, "messages")) {
+			k := kept{number(seq+1, 0), rapid.IntRange(1, 4).Draw(t, "records")}
+			l.all = append(l.all, k)
+			k.numbers(func(at uint64) bool { left = append(left, at); return true })
+		}
+		undone = slices.Clone(left)
+		for len(undone) > 0 {
+			i := rapid.IntRange(0, len(undone)-1).Draw(t, "done")
+			l.done[undone[i]] = struct{}{}
+			undone = slices.Delete(undone, i, i+1)
+			if rapid.Bool().Draw(t, "later") {
+				continue
+			}
+			l.rise()
+			for len(left) > 0 && !slices.Contains(undone, left[0]) {
+				if l.floor <= left[0] {
+					t.Fatalf("the floor is %d, and %d is done with", l.floor, left[0])
+				}
+				left = left[1:]
+			}
+			var all []uint64
+			for _, k := range l.all {
+				k.numbers(func(at uint64) bool { all = append(all, at); return true })
+			}
+			if !slices.Equal(all, left) || len(l.done) != len(left)-len(undone) {
+				t.Fatalf("%v are left, want %v; %d of them done with", all, left, len(l.done))
 			}
 		}
 	})

@@ -72,6 +72,7 @@ func Open(s *Settings, env *Env, log Log) (*Queue, error) {
 	}
 	for i := range max(1, len(q.lists)) {
 		l := q.at(uint8(i))
+		l.handed = handed
 		for j := range l.fresh {
 			l.fresh[j].handed = l.fresh[j].seq <= handed
 		}
@@ -158,9 +159,9 @@ func (q *Queue) Flush(ctx context.Context) error {
 	}
 }
 
-// keep keeps the body in memory, if there is room.
+// keep keeps the body in memory, if there is room, and all that are before it are near.
 func (q *Queue) keep(it *item) {
-	if q.env.Budget > 0 && it.size > 0 && q.d.held+int64(it.size) > q.env.Budget && q.ready > 0 {
+	if q.at(it.priority).distant > 0 || q.env.Budget > 0 && it.size > 0 && q.d.held+int64(it.size) > q.env.Budget && q.ready > 0 {
 		it.m = nil
 		return
 	}
@@ -247,6 +248,7 @@ func (q *Queue) remove(l *list, seq uint64) {
 		if l.fresh[i].seq == seq {
 			q.count(&l.fresh[i], -1)
 			l.fresh = append(l.fresh[:i], l.fresh[i+1:]...)
+			l.approach()
 			return
 		}
 	}

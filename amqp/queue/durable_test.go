@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,4 +230,52 @@ type damaged struct{ queue.Log }
 func (damaged) Replay(func(*queue.Record) error) (uint64, error) {
 	_, err := queue.DecodeRecord([]byte("\x01\x05\x03abc"))
 	return 0, err
+}
+
+// TestLongQueue has a queue cost little for each of very many messages, and lose none, nor
+// their order, whatever is published and put back meanwhile.
+func TestLongQueue(t *testing.T) {
+	const n, budget = 10_000, 1000
+	log := &queuetest.Log{Auto: true}
+	r := newRoom(t)
+	var held atomic.Int64
+	r.Budget, r.Held = budget, &held
+	q := r.open(log, nil)
+	for i := range n {
+		publish(t, q, fmt.Sprint(i))
+	}
+	if most := int64(budget*300 + n*24); held.Load() > most {
+		t.Errorf("%d messages hold %d bytes, of at most %d", n, held.Load(), most)
+	}
+	for life := range 2 {
+		for i := range n / 2 {
+			d, _, ok, err := q.Get(t.Context(), false)
+			if err != nil || !ok {
+				t.Fatal(ok, err)
+			}
+			if i%7 == 0 {
+				q.Settle([]uint64{d.ID}, queue.Requeue)
+				if d, _, ok, err = q.Get(t.Context(), false); err != nil || !ok {
+					t.Fatal(ok, err)
+				}
+			}
+			if want := fmt.Sprint(life*n/2 + i); string(d.Message.Body) != want {
+				t.Fatalf("got %s, want %s", d.Message.Body, want)
+			}
+			q.Settle([]uint64{d.ID}, queue.Ack)
+			if life == 0 && i%2 == 0 {
+				publish(t, q, fmt.Sprint(n+i/2))
+			}
+		}
+		if life == 0 {
+			q.Close()
+			q = r.open(log, nil)
+		}
+	}
+	if c := q.Counts(); c.Ready != n/4 {
+		t.Errorf("%d are left", c.Ready)
+	}
+	if _, err := q.Purge(); err != nil || held.Load() != 0 || log.Left() != 0 {
+		t.Errorf("%d bytes are held, and %d left, after a purge: %v", held.Load(), log.Left(), err)
+	}
 }

@@ -16,8 +16,8 @@ type item struct {
 }
 
 // What a message costs in memory beside its body, in bytes, or about that, and one whose
-// body is only in the log.
-const itemBytes, readBytes = 256, 64
+// body is only in the log: most are far then, and the log knows its number.
+const itemBytes, readBytes = 256, 24
 
 // cost is what it costs in memory, in bytes.
 func (it *item) cost() int64 {
@@ -28,17 +28,21 @@ func (it *item) cost() int64 {
 }
 
 // list has the messages of one priority that are ready, in the order of their places. What
-// came back had been at the front, so that all of back goes before all of fresh.
+// came back had been at the front, so that all of back goes before all of fresh, and that
+// before all of far, which is empty if fresh is.
 type list struct {
-	fresh []item // from head on
-	head  int
-	back  []item // a heap
+	fresh   []item // from head on
+	head    int
+	back    []item // a heap
+	far     []chunk
+	distant int    // messages in far
+	handed  uint64 // those in far up to that one had been handed out
 }
 
 // roomy is how many items are kept room for when there are none.
 const roomy = 16
 
-func (l *list) len() int { return len(l.fresh) - l.head + len(l.back) }
+func (l *list) len() int { return len(l.fresh) - l.head + len(l.back) + l.distant }
 
 // front is the first message; there is one.
 func (l *list) front() *item {
@@ -48,7 +52,15 @@ func (l *list) front() *item {
 	return &l.fresh[l.head]
 }
 
-func (l *list) push(it item) { l.fresh = append(l.fresh, it) }
+// push puts a message behind all others. Its body is only in the log if there are some that
+// are far.
+func (l *list) push(it item) {
+	if it.m == nil && (l.distant > 0 || len(l.fresh)-l.head >= nearby) {
+		l.pushFar(it)
+		return
+	}
+	l.fresh = append(l.fresh, it)
+}
 
 func (l *list) pop() item {
 	if len(l.back) > 0 {
@@ -57,6 +69,9 @@ func (l *list) pop() item {
 	it := l.fresh[l.head]
 	l.fresh[l.head] = item{}
 	l.head++
+	if l.distant > 0 {
+		l.approach()
+	}
 	switch n := len(l.fresh) - l.head; {
 	case n == 0 && cap(l.fresh) > roomy:
 		l.fresh, l.head = nil, 0
