@@ -69,7 +69,7 @@ func (c client) can(what string) bool {
 
 func newConn(ctx context.Context, p *Protocol, nc net.Conn, login fleetbus.Login) *conn {
 	c := &conn{
-		p: p, net: nc, login: login, id: p.number(), remote: nc.RemoteAddr().String(), out: newOutbox(nc, p.pending()),
+		p: p, net: nc, login: login, id: p.number(), remote: nc.RemoteAddr().String(), out: newOutbox(nc, &p.blocks, p.pending()),
 		channels: map[uint16]*channel{}, open: map[uint16]*channel{},
 	}
 	c.ctx, c.end = context.WithCancel(ctx)

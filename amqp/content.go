@@ -45,7 +45,7 @@ func (ch *channel) contentFrame(f frame.Frame) (*message, error) {
 			return nil, frame.ChannelError(frame.PreconditionFailed, "message size %d is larger than configured max size %d", h.Size, most).Of(of)
 		}
 		c.head, c.left = true, h.Size
-		c.m.properties = append([]byte(nil), h.Properties...)
+		ch.begun(h)
 	default:
 		if err := ch.more(f.Payload); err != nil {
 			return nil, err.Of(of)
@@ -58,6 +58,22 @@ func (ch *channel) contentFrame(f frame.Frame) (*message, error) {
 	ch.c.partial -= len(whole.body)
 	*c = content{}
 	return whole, nil
+}
+
+// smallBody is up to how many bytes a body has its memory before it is there.
+const smallBody = 1 << 10
+
+// begun takes the properties of a message, with memory for its body if that is small.
+func (ch *channel) begun(h frame.Header) {
+	n, body := len(h.Properties), 0
+	if h.Size <= smallBody {
+		body = int(h.Size)
+	}
+	both := append(make([]byte, 0, n+body), h.Properties...)
+	ch.content.m.properties = both[:n:n]
+	if body > 0 {
+		ch.content.m.body = both[n:]
+	}
 }
 
 // more adds a part to the body. Memory is taken for what is there, and never for more

@@ -16,9 +16,30 @@ const slack = 4 << 20
 // idle is after how long without heartbeats a connection that is idle has no buffer.
 const idle = time.Minute
 
+// block is how many bytes of what waits for a client are together, or about that.
+const block = 64 << 10
+
+// blocks is memory that clients share for what waits. Its zero value has none yet.
+type blocks struct{ pool sync.Pool }
+
+func (b *blocks) take() []byte {
+	if one, ok := b.pool.Get().(*[]byte); ok {
+		return (*one)[:0]
+	}
+	return make([]byte, 0, block)
+}
+
+// give gives one back that nobody needs, unless it is of another size.
+func (b *blocks) give(one []byte) {
+	if cap(one) == block {
+		b.pool.Put(&one)
+	}
+}
+
 // outbox is what goes out to a client. It is safe for concurrent use.
 type outbox struct {
 	conn     net.Conn
+	blocks   *blocks
 	most     int // bytes that may wait before there is no room
 	maxFrame int
 	beat     time.Duration // at which something is sent, 0: never
@@ -26,6 +47,8 @@ type outbox struct {
 	drained func()
 
 	mu    sync.Mutex
+	first [][]byte // what goes out before wait
+	size  int      // of first, in bytes
 	wait  []byte
 	spare []byte
 	full  bool              // somebody found no room
@@ -34,8 +57,8 @@ type outbox struct {
 	ended bool // nothing more goes out than what waits
 }
 
-func newOutbox(nc net.Conn, most int) *outbox {
-	return &outbox{conn: nc, most: most, maxFrame: frame.MinFrame, wake: make(chan struct{}, 1), acks: map[*channel]bool{}}
+func newOutbox(nc net.Conn, b *blocks, most int) *outbox {
+	return &outbox{conn: nc, blocks: b, most: most, maxFrame: frame.MinFrame, wake: make(chan struct{}, 1), acks: map[*channel]bool{}}
 }
 
 // tune sets what was agreed on with the client.
@@ -66,6 +89,9 @@ func (o *outbox) put(channel uint16, m frame.Method, properties, body []byte) er
 	if o.ended {
 		return nil
 	}
+	if len(o.wait) >= block/2 { // the next may fit, and nothing is copied
+		o.first, o.size, o.wait = append(o.first, o.wait), o.size+len(o.wait), o.blocks.take()
+	}
 	b, err := frame.AppendMethod(o.wait, channel, m)
 	if err != nil {
 		return err
@@ -74,7 +100,7 @@ func (o *outbox) put(channel uint16, m frame.Method, properties, body []byte) er
 		b = frame.AppendContent(b, channel, properties, body, o.maxFrame)
 	}
 	o.wait = b
-	if len(o.wait) > 2*o.most+slack && properties == nil {
+	if o.size+len(o.wait) > 2*o.most+slack && properties == nil {
 		o.ended = true
 		_ = o.conn.Close()
 	}
@@ -104,7 +130,7 @@ func (o *outbox) drain(f func()) {
 func (o *outbox) room() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.wait) < o.most || o.ended {
+	if o.size+len(o.wait) < o.most || o.ended {
 		return true
 	}
 	o.full = true
@@ -153,7 +179,7 @@ func (o *outbox) flushConfirms() {
 func (o *outbox) write() {
 	defer func() {
 		o.mu.Lock()
-		o.ended, o.wait = true, nil
+		o.ended, o.first, o.wait = true, nil, nil
 		o.mu.Unlock()
 	}()
 	tick := time.NewTicker(idle)
@@ -170,6 +196,9 @@ func (o *outbox) write() {
 			}
 			o.mu.Lock()
 			o.spare = nil // nobody needs it now
+			if len(o.wait) == 0 {
+				o.wait = nil
+			}
 			if !o.ended && o.beat > 0 {
 				o.wait = frame.AppendHeartbeat(o.wait)
 			}
@@ -177,19 +206,24 @@ func (o *outbox) write() {
 		}
 		o.flushConfirms()
 		o.mu.Lock()
-		b, ended := o.wait, o.ended
+		all, ended := o.first, o.ended
+		if len(o.wait) > 0 {
+			all = append(all, o.wait)
+		}
 		if every != o.beat {
 			every = o.beat
 			tick.Reset(cmp.Or(every, idle))
 		}
-		o.wait, o.spare = o.spare[:0], nil
+		if len(all) > 0 {
+			o.first, o.size, o.wait, o.spare = nil, 0, o.spare[:0], nil
+		}
 		full, drained := o.full, o.drained
 		o.full = false
 		o.mu.Unlock()
 		if full {
 			drained()
 		}
-		if len(b) > 0 {
+		for _, b := range all {
 			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
 				return
 			}
@@ -197,15 +231,25 @@ func (o *outbox) write() {
 				_ = o.conn.Close()
 				return
 			}
+			o.giveBack(b)
 			wrote = true
 		}
 		if ended {
 			return
 		}
-		o.mu.Lock()
-		if cap(b) <= 64<<10 {
-			o.spare = b[:0]
-		}
-		o.mu.Unlock()
+	}
+}
+
+// giveBack takes memory back of what went out: one block stays here until there is nothing
+// to do for long.
+func (o *outbox) giveBack(b []byte) {
+	o.mu.Lock()
+	mine := o.spare == nil && cap(b) <= block
+	if mine {
+		o.spare = b[:0]
+	}
+	o.mu.Unlock()
+	if !mine {
+		o.blocks.give(b)
 	}
 }

@@ -28,6 +28,7 @@ type Protocol struct {
 
 	vhosts opener
 	alarm  alarm
+	blocks blocks
 	mu     sync.Mutex
 	serves int       // listeners
 	own    *accounts // that serve them, unless it is nil

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/fleetbus/fleetbus/amqp/queue"
 )
@@ -319,39 +320,59 @@ func (j *Journal) purge(ctx context.Context, subject string, before uint64) bool
 	return err == nil
 }
 
+// readers is how many messages of the stream are read again at the same time.
+const readers = 16
+
 // Read implements queue.Log.
 func (l *log) Read(seqs []uint64, done func([]*queue.Message, error)) {
 	go func() {
 		ctx, cancel := context.WithTimeout(l.j.life, 2*requestTimeout)
 		defer cancel()
 		all := make([]*queue.Message, len(seqs))
-		var read [][]byte
-		last := uint64(0) // whose records are read
-		for i, seq := range seqs {
-			if at := messageOf(seq); at != last {
-				read, last = nil, at
-				msg, err := l.j.stream.GetMsg(ctx, at)
-				if err == nil {
-					read, err = records(msg.Data)
-				}
-				if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-					done(nil, fmt.Errorf("reading message %d again: %w", at, err))
-					return
-				}
+		var g errgroup.Group
+		g.SetLimit(readers)
+		for from := 0; from < len(seqs); {
+			to := from + 1 // those of one message
+			for to < len(seqs) && messageOf(seqs[to]) == messageOf(seqs[from]) {
+				to++
 			}
-			place := int(seq - number(last, 0))
-			if place >= len(read) {
-				continue
-			}
-			r, err := queue.DecodeRecord(read[place])
-			if err != nil {
-				done(nil, fmt.Errorf("reading message %d again: %w", last, err))
-				return
-			}
-			all[i] = r.Message
+			some, into := seqs[from:to], all[from:to]
+			g.Go(func() error { return l.j.readAgain(ctx, some, into) })
+			from = to
+		}
+		if err := g.Wait(); err != nil {
+			done(nil, err)
+			return
 		}
 		done(all, nil)
 	}()
+}
+
+// readAgain reads records of one message of the stream into all; what is not there is nil.
+func (j *Journal) readAgain(ctx context.Context, seqs []uint64, all []*queue.Message) error {
+	at := messageOf(seqs[0])
+	msg, err := j.stream.GetMsg(ctx, at)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	var there [][]byte
+	if err == nil {
+		there, err = records(msg.Data)
+	}
+	for i, seq := range seqs {
+		place := int(seq - number(at, 0))
+		if err != nil || place >= len(there) {
+			break
+		}
+		var r *queue.Record
+		if r, err = queue.DecodeRecord(there[place]); err == nil {
+			all[i] = r.Message
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("reading message %d again: %w", at, err)
+	}
+	return nil
 }
 
 // Replay implements queue.Log.

@@ -42,9 +42,9 @@ type stored struct {
 }
 
 const (
-	// batch is how many messages are read again at once, and their bytes may be a
-	// part of the budget.
-	batch     = 64
+	// batch is how many messages are read again at once, before the last half of those
+	// before them is handed out, and their bytes may be a part of the budget.
+	batch     = 512
 	batchPart = 4
 	// retryAfter is how long nothing is read after an error, in milliseconds.
 	retryAfter = 1000
@@ -183,6 +183,13 @@ func (q *Queue) flush() {
 	n := q.d.note
 	q.d.note = Note{}
 	q.d.log.Note(n)
+}
+
+// readAhead reads what is next before its turn comes.
+func (q *Queue) readAhead(l *list) {
+	if i := l.head + batch/2; i < len(l.fresh) && l.fresh[i].m == nil && !q.d.reading && q.d.retry == 0 {
+		q.load(l)
+	}
 }
 
 // load reads the messages that are next in l.

@@ -7,7 +7,7 @@ import (
 
 const (
 	// nearby is from how many messages on those that are only in the log are far.
-	nearby = 1024
+	nearby = 4 * batch
 	// chunkItems is how many of them are made near at once.
 	chunkItems = 512
 )

@@ -130,6 +130,9 @@ func (q *Queue) handOutAll() {
 			q.load(l)
 			break
 		}
+		if q.d != nil {
+			q.readAhead(l)
+		}
 		if s.credit.take(s) {
 			q.ids++
 			if s.to.Deliver(q.delivery(l.front(), q.ids)) {
