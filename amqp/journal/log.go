@@ -235,15 +235,19 @@ func (l *log) note() {
 }
 
 // runs are the messages that are done with, as they follow one another in the queue; mu is
-// held.
+// held. Most are near the beginning of very many.
 func (l *log) runs() (all [][2]uint64) {
-	open := false
+	open, left := false, len(l.done)
 	for _, k := range l.all {
+		if left == 0 {
+			break
+		}
 		k.numbers(func(seq uint64) bool {
 			if _, done := l.done[seq]; !done {
 				open = false
 				return true
 			}
+			left--
 			if !open {
 				all = append(all, [2]uint64{seq, seq})
 			}
