@@ -9,12 +9,6 @@ import (
 )
 
 // newImport stands for what only those need who move over, once.
-func newImport(a *command.App) *cobra.Command {
-	return a.Output(&cobra.Command{
-		Use: "import FILE", Args: command.Takes("FILE"), Annotations: command.Writes(),
-		Short: "Take over what RabbitMQ exports: not in the lean program",
-		RunE: func(*cobra.Command, []string) error {
-			return command.Fail(command.ExitFailed, "run the full program, on any machine that reaches the fleet", "importing definitions: the lean program is without it")
-		},
-	})
+func newImport(*command.App) *cobra.Command {
+	return command.LeftOut("import FILE", "Take over what RabbitMQ exports", "the import from RabbitMQ", "where the definitions are")
 }
