@@ -21,8 +21,15 @@ type Options struct {
 	// Seed decides which faults happen, and where. The same one does the same again, as far
 	// as the fleet does.
 	Seed uint64
-	// For is how long faults go on. Each of Faults happens once before that is asked.
-	For time.Duration
+	// For is how long faults go on. Each of Faults happens Times, at least once, before that
+	// is asked.
+	For   time.Duration
+	Times int
+	// Nodes are how many there are: 1, or 3. What one node cannot suffer is left out.
+	Nodes int
+	// Memory has the nodes' disks in memory, for machines without loop devices: they cannot
+	// lose their power.
+	Memory bool
 	// Faults are the names of those that may happen; empty: all.
 	Faults []string
 	// Hold is how long a fault lasts that is not over at once.
@@ -38,6 +45,8 @@ type Options struct {
 	Env []string
 	// Keep is where the logs of nodes are kept when something is wrong. Empty: nowhere.
 	Keep string
+	// Record is a file that what happened is added to, for Sum. Empty: none.
+	Record string
 }
 
 // wants reports whether a fault may happen.
@@ -61,11 +70,24 @@ type order struct {
 // Run builds the programs, and runs this program again in namespaces of its own, with
 // arguments for which it has to call Inside.
 func Run(ctx context.Context, o Options) (err error) {
-	if err := Able(ctx); err != nil {
+	if err := Able(ctx, o.Memory); err != nil {
 		return err
 	}
 	if _, err := known(o.Faults); err != nil {
 		return err
+	}
+	switch {
+	case o.Nodes != 1 && o.Nodes != 3:
+		return fmt.Errorf("making %d nodes: there can be 1 or 3", o.Nodes)
+	case o.Rounds > 0 && (o.Nodes != 3 || o.Memory):
+		return errors.New("comparing with bare servers: that takes three nodes, and disks that are none of memory")
+	}
+	if o.Record != "" { // the process inside is where this one is, and need not be
+		path, err := filepath.Abs(o.Record)
+		if err != nil {
+			return fmt.Errorf("looking for %q: %w", o.Record, err)
+		}
+		o.Record = path
 	}
 	dir, err := os.MkdirTemp("", dirPrefix)
 	if err != nil {
@@ -113,18 +135,19 @@ func Inside(ctx context.Context, args []string, out io.Writer) error {
 	if err := furnish(); err != nil {
 		return err
 	}
-	w, err := newNetwork(ctx, nodeCount)
+	w, err := newNetwork(ctx, o.Nodes)
 	if err != nil {
 		return err
 	}
 	r := &run{order: o, network: w, out: out, rng: rand.New(rand.NewPCG(o.Seed, 0))}
+	r.result = Result{Seed: o.Seed, Nodes: o.Nodes, Memory: o.Memory, Began: time.Now(), Protocols: map[string]Tally{}}
 	r.sayf("seed %d", o.Seed)
 	err = r.chaos(ctx)
 	if err == nil && o.Rounds > 0 {
 		err = r.compare(ctx)
 	}
-	if err == nil && len(r.wrong) > 0 {
-		err = fmt.Errorf("%w: %d times", ErrBroken, len(r.wrong))
+	if err == nil && len(r.result.Wrong) > 0 {
+		err = fmt.Errorf("%w: %d times", ErrBroken, len(r.result.Wrong))
 	}
 	if err != nil {
 		r.keep()
@@ -138,16 +161,7 @@ type run struct {
 	network *network
 	out     io.Writer
 	rng     *rand.Rand
-	rows    []row
-	wrong   []string
-}
-
-// A row is what a fault did.
-type row struct {
-	fault, where string
-	took         time.Duration // until all was whole again
-	gaps         map[string]time.Duration
-	wrong        string
+	result  Result
 }
 
 func (r *run) sayf(format string, args ...any) {
@@ -174,7 +188,7 @@ func (r *run) chaos(ctx context.Context) (err error) {
 	if r.Built.Former != "" {
 		binary = r.Built.Former
 	}
-	f, err := newFleet(ctx, r.Dir, r.network, r.Env, binary)
+	f, err := newFleet(ctx, r.Dir, r.network, r.Env, binary, r.Memory)
 	if err != nil {
 		return err
 	}
@@ -195,11 +209,12 @@ func (r *run) chaos(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	r.sayf("%d nodes in namespaces, two accounts, clients of NATS, MQTT and AMQP; gaps are the longest without an acknowledgement, of the worst client", nodeCount)
+	r.sayf("nodes in namespaces: %d, two accounts, clients of NATS, MQTT and AMQP; gaps are the longest without an acknowledgement, of the worst client", r.Nodes)
 	end := time.Now().Add(r.For)
-	for i := 0; i < len(all) || time.Now().Before(end); i++ {
+	certain := len(all) * max(r.Times, 1)
+	for i := 0; len(all) > 0 && (i < certain || time.Now().Before(end)); i++ {
 		next := all[i%len(all)]
-		if i >= len(all) {
+		if i >= certain {
 			next = all[r.rng.IntN(len(all))]
 		}
 		if next.name == "upgrade" && i > 0 {
@@ -208,13 +223,23 @@ func (r *run) chaos(ctx context.Context) (err error) {
 		if err := r.fault(ctx, s, next); err != nil {
 			return err
 		}
-		if len(r.wrong) > 0 {
+		if len(r.result.Late) > 0 {
 			break // one thing at a time
 		}
 	}
 	wrong, err := l.finish(ctx)
-	r.wrong = append(r.wrong, wrong...)
-	r.table(l)
+	if err != nil {
+		r.result.Late = append(r.result.Late, err.Error())
+	}
+	r.result.Wrong = append(wrong, r.result.Late...)
+	l.count(&r.result)
+	sum([]Result{r.result}).print(r.out)
+	for _, text := range r.result.Wrong {
+		fmt.Fprintf(r.out, "BROKEN: %s\n", text)
+	}
+	if r.Record != "" {
+		err = errors.Join(err, r.result.add(r.Record))
+	}
 	return err
 }
 
@@ -230,10 +255,17 @@ func (r *run) possible(ctx context.Context) ([]fault, error) {
 	}
 	return slices.DeleteFunc(all, func(f fault) bool {
 		why, ok := left[f.name]
-		if ok {
-			r.sayf("left out: %s: %s", f.name, why)
+		switch {
+		case ok:
+		case r.Memory && f.power:
+			why = "what is in memory cannot lose its power"
+		case r.Nodes < f.nodes:
+			why = fmt.Sprintf("it takes %d nodes", f.nodes)
+		default:
+			return false
 		}
-		return ok
+		r.sayf("left out: %s: %s", f.name, why)
+		return true
 	}), nil
 }
 
@@ -252,20 +284,19 @@ func (r *run) fault(ctx context.Context, s *stage, f fault) error {
 		return context.Cause(ctx)
 	}
 	now := time.Now()
-	row := row{fault: f.name, where: where, took: now.Sub(healed), gaps: map[string]time.Duration{}}
+	injury := Injury{Fault: f.name, Where: where, Whole: now.Sub(healed), Gaps: map[string]time.Duration{}}
 	verdict := "ok"
 	if err != nil {
-		row.wrong = err.Error()
-		verdict = "NOT WHOLE: " + row.wrong
-		r.wrong = append(r.wrong, fmt.Sprintf("after %s at %s: %v", f.name, where, err))
+		verdict = "NOT WHOLE: " + err.Error()
+		r.result.Late = append(r.result.Late, fmt.Sprintf("after %s at %s: %v", f.name, where, err))
 	}
 	var gaps []string
 	for _, protocol := range protocols() {
-		row.gaps[protocol] = s.load.book.gap(protocol, began, now)
-		gaps = append(gaps, fmt.Sprintf("%s %s", protocol, seconds(row.gaps[protocol])))
+		injury.Gaps[protocol] = s.load.book.gap(protocol, began, now)
+		gaps = append(gaps, fmt.Sprintf("%s %s", protocol, seconds(injury.Gaps[protocol])))
 	}
-	r.rows = append(r.rows, row)
-	r.sayf("%-12s %s: gap %s; whole after %s: %s", f.name, where, strings.Join(gaps, ", "), seconds(row.took), verdict)
+	r.result.Injuries = append(r.result.Injuries, injury)
+	r.sayf("%-12s %s: gap %s; whole after %s: %s", f.name, where, strings.Join(gaps, ", "), seconds(injury.Whole), verdict)
 	return nil
 }
 

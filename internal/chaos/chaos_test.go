@@ -5,6 +5,7 @@ package chaos
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -106,16 +107,51 @@ func TestAudit(t *testing.T) {
 	for name, c := range map[string]struct {
 		copy  []stored
 		wrong string
+		tally Tally
 	}{
 		"good":      {copy: good},
-		"lost":      {good[:2], "line0-2 was acknowledged as 3 and is not there"},
-		"twice":     {append(good[:3:3], stored{seq: 4, id: "line0-2"}), "is stored as 3 and 4"},
-		"elsewhere": {[]stored{{seq: 1, id: "line0-0"}, {seq: 3, id: "line0-1"}, {seq: 2, id: "line0-2"}}, "was acknowledged as 2 and is 3"},
-		"strange":   {append(good[:3:3], stored{seq: 4, id: "other-1"}), "was never sent"},
+		"lost":      {good[:2], "line0-2 was acknowledged as 3 and is not there", Tally{Lost: 1}},
+		"twice":     {append(good[:3:3], stored{seq: 4, id: "line0-2"}), "is stored as 3 and 4", Tally{Twice: 1, Disordered: 1}},
+		"elsewhere": {[]stored{{seq: 1, id: "line0-0"}, {seq: 3, id: "line0-1"}, {seq: 2, id: "line0-2"}}, "was acknowledged as 2 and is 3", Tally{Disordered: 2}},
+		"strange":   {append(good[:3:3], stored{seq: 4, id: "other-1"}), "was never sent", Tally{}},
 	} {
-		got := strings.Join(auditCopy(red, c.copy, []*lane{l}), "; ")
+		wrong, tally := auditCopy(red, c.copy, []*lane{l})
+		got := strings.Join(wrong, "; ")
+		if tally != c.tally {
+			t.Errorf("%s: %+v, want %+v", name, tally, c.tally)
+		}
 		if (c.wrong == "") != (got == "") || !strings.Contains(got, c.wrong) {
 			t.Errorf("%s: %q, want %q", name, got, c.wrong)
+		}
+	}
+}
+
+// TestSum adds up what two runs of three nodes and one of one node did.
+func TestSum(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "results")
+	for i, nodes := range []int{3, 1, 3} {
+		r := Result{
+			Seed: uint64(i), Nodes: nodes, Protocols: map[string]Tally{overMQTT: {Sent: 12, Acknowledged: 11, Lost: i}}, Others: Others{Changes: 5},
+			Injuries: []Injury{{Fault: "kill", Gaps: map[string]time.Duration{overNATS: time.Duration(i+1) * time.Second}, Whole: time.Second}},
+		}
+		if i == 2 {
+			r.Wrong = []string{"2 acknowledged and lost"}
+		}
+		if err := r.add(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out strings.Builder
+	if err := Sum([]string{path}, &out); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(strings.Fields(out.String()), " ")
+	for _, want := range []string{
+		"nodes: 1; runs: 1, seeds 1 fault", "nodes: 3; runs: 2, seeds 0 2 fault", "kill -9 of a node 2 3.0 s 3.0 s", "all 2 ",
+		"MQTT 24 22 0 0 0 0 2 0 0 0", "changes: 10 kept", "BROKEN: seed 2: 2 acknowledged and lost",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
 		}
 	}
 }

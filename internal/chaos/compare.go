@@ -31,7 +31,7 @@ type gaps struct{ kill, restart []time.Duration }
 // compare kills leaders and restarts nodes of a fleet and of bare servers of the engine's
 // make, one after the other, under the same publishers.
 func (r *run) compare(ctx context.Context) error {
-	f, err := newFleet(ctx, r.Dir, r.network, r.Env, r.Built.Node)
+	f, err := newFleet(ctx, r.Dir, r.network, r.Env, r.Built.Node, r.Memory)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (r *run) measure(ctx context.Context, c *cluster, user func() (nats.Option,
 	if err != nil {
 		return g, err
 	}
-	if err := makeWork(ctx, js); err != nil {
+	if err := makeWork(ctx, js, len(c.nodes)); err != nil {
 		return g, err
 	}
 	var b book
@@ -111,7 +111,7 @@ func (r *run) measure(ctx context.Context, c *cluster, user func() (nats.Option,
 					return errors.Join(c.gone(), fmt.Errorf("%s has %d acknowledgements", l.name, n))
 				}
 			}
-			return current(ctx, js)
+			return current(ctx, js, len(c.nodes))
 		})
 	}
 	if err := settled(time.Now()); err != nil {

@@ -16,27 +16,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A disk is an ext4 file system in a file, which can run full and lose its power.
+// A disk is an ext4 file system in a file, which can run full and lose its power. Without a
+// file it is in memory, and cannot lose its power.
 type disk struct {
 	image string
 	// dir is where it is mounted.
 	dir string
 }
 
-// newDisk makes one of size bytes, which takes only as much as is written, and mounts it.
-func newDisk(ctx context.Context, image, dir string, size int64) (*disk, error) {
-	f, err := os.Create(image)
+// make makes it, which takes only as much as is written, and mounts it.
+func (d *disk) make(ctx context.Context) error {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return fmt.Errorf("making a disk: %w", err)
+	}
+	if d.image == "" {
+		if err := unix.Mount("tmpfs", d.dir, "tmpfs", 0, fmt.Sprintf("size=%d", memorySize)); err != nil {
+			return fmt.Errorf("mounting memory: %w", err)
+		}
+		return nil
+	}
+	f, err := os.Create(d.image)
 	if err != nil {
-		return nil, fmt.Errorf("making a disk: %w", err)
+		return fmt.Errorf("making a disk: %w", err)
 	}
-	if err := errors.Join(f.Truncate(size), f.Close(), os.MkdirAll(dir, 0o700)); err != nil {
-		return nil, fmt.Errorf("making a disk: %w", err)
+	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
+		return fmt.Errorf("making a disk: %w", err)
 	}
-	if err := command(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", image); err != nil {
-		return nil, err
+	if err := command(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", d.image); err != nil {
+		return err
 	}
-	d := &disk{image, dir}
-	return d, d.mount(ctx)
+	return d.mount(ctx)
+}
+
+// remove unmounts it, and gives back what it took.
+func (d *disk) remove(ctx context.Context) error {
+	err := d.unmount(ctx)
+	if d.image != "" {
+		err = errors.Join(err, os.Remove(d.image))
+	}
+	return err
 }
 
 func (d *disk) mount(ctx context.Context) error {

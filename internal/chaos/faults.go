@@ -19,6 +19,10 @@ type fault struct {
 	name string
 	// what it is, for people.
 	what string
+	// nodes are how many it takes for it to be something else than other faults are; 0: one.
+	nodes int
+	// power is that of disks, which those in memory cannot lose.
+	power bool
 	// inflict does it and undoes it, and says where. It returns when nothing stands in the
 	// way of the fleet any more.
 	inflict func(ctx context.Context, s *stage) (where string, err error)
@@ -39,22 +43,22 @@ type stage struct {
 func faults() []fault {
 	return []fault{
 		{name: "upgrade", what: "another version, one node after the other", inflict: upgrade},
-		{name: "kill-leader", what: "kill -9 of a leader", inflict: killLeader},
+		{name: "kill-leader", what: "kill -9 of a leader", nodes: 3, inflict: killLeader},
 		{name: "kill", what: "kill -9 of a node", inflict: killAny},
 		{name: "cut", what: "a node hears nobody and is not heard", inflict: cutOff},
 		{name: "rolling", what: "each node is stopped and started", inflict: rolling},
-		{name: "power-all", what: "all lose power at once", inflict: powerAll},
-		{name: "pause-leader", what: "a leader stands still", inflict: pauseLeader},
-		{name: "power", what: "a node loses power", inflict: powerOne},
+		{name: "power-all", what: "all lose power at once", nodes: 3, power: true, inflict: powerAll},
+		{name: "pause-leader", what: "a leader stands still", nodes: 3, inflict: pauseLeader},
+		{name: "power", what: "a node loses power", power: true, inflict: powerOne},
 		{name: "full", what: "a leader's disk is full", inflict: fillLeader},
-		{name: "cut-peers", what: "a leader and the other nodes do not see each other, and clients see all", inflict: cutPeers},
+		{name: "cut-peers", what: "a leader and the other nodes do not see each other, and clients see all", nodes: 3, inflict: cutPeers},
 		{name: "mute", what: "a leader is not heard", inflict: muteLeader},
 		{name: "deaf", what: "a leader hears nobody", inflict: deafLeader},
-		{name: "bridge", what: "two followers do not see each other", inflict: bridge},
-		{name: "kill-all", what: "kill -9 of all at once", inflict: killAll},
+		{name: "bridge", what: "two followers do not see each other", nodes: 3, inflict: bridge},
+		{name: "kill-all", what: "kill -9 of all at once", nodes: 3, inflict: killAll},
 		{name: "slow", what: "little gets to a leader and from it", inflict: slowLeader},
 		{name: "pause", what: "a node stands still", inflict: pauseAny},
-		{name: "flip", what: "a stopped node's message has another bit", inflict: flip},
+		{name: "flip", what: "a stopped node's message has another bit", nodes: 3, inflict: flip},
 		{name: "clock", what: "a node's clock is wrong", inflict: wrongClock},
 	}
 }
@@ -186,7 +190,7 @@ func bridge(ctx context.Context, s *stage) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a, b := s.nodes[(n.i+1)%nodeCount], s.nodes[(n.i+2)%nodeCount]
+	a, b := s.nodes[(n.i+1)%len(s.nodes)], s.nodes[(n.i+2)%len(s.nodes)]
 	return fmt.Sprintf("%s and %s; %s", a.name, b.name, where), separate(ctx, s, [2]string{a.addr, b.addr}, [2]string{b.addr, a.addr})
 }
 
@@ -259,7 +263,7 @@ func lose(ctx context.Context, s *stage, nodes ...*node) error {
 			return err
 		}
 	}
-	if len(nodes) < nodeCount {
+	if len(nodes) < len(s.nodes) {
 		if err := s.wait(ctx); err != nil {
 			return err
 		}

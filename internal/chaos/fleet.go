@@ -41,9 +41,9 @@ type account struct {
 	manager      nats.Option // the one that obtains certificates
 }
 
-// newFleet makes a fleet and starts its nodes from binary.
-func newFleet(ctx context.Context, dir string, w *network, env []string, binary string) (*fleet, error) {
-	c, err := newCluster(ctx, "fleetbus", dir, w, env)
+// newFleet makes a fleet, on disks in memory or not, and starts its nodes from binary.
+func newFleet(ctx context.Context, dir string, w *network, env []string, binary string, memory bool) (*fleet, error) {
+	c, err := newCluster(ctx, "fleetbus", dir, w, env, memory)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (f *fleet) whole(ctx context.Context, eyes []*nats.Conn, late func(after ti
 			if err := f.gone(); err != nil {
 				return err
 			}
-			err := current(ctx, js)
+			err := current(ctx, js, len(f.nodes))
 			if err != nil {
 				last = err
 			}
@@ -230,14 +230,15 @@ func (f *fleet) whole(ctx context.Context, eyes []*nats.Conn, late func(after ti
 // lateAfter is when it is worth a word that all is not whole.
 const lateAfter = 20 * time.Second
 
-// current says which copy of a stream or of a durable consumer is not what the others are.
-func current(ctx context.Context, js jetstream.JetStream) error {
+// current says which of as many copies of a stream or of a durable consumer as there are nodes is
+// not what the others are.
+func current(ctx context.Context, js jetstream.JetStream, nodes int) error {
 	streams := js.ListStreams(ctx)
 	for info := range streams.Info() {
-		if info.Config.Replicas < nodeCount {
+		if info.Config.Replicas < nodes {
 			continue
 		}
-		if err := judgeCopies(info.Config.Name, info.Cluster); err != nil {
+		if err := judgeCopies(info.Config.Name, info.Cluster, nodes); err != nil {
 			return err
 		}
 		if strings.HasPrefix(info.Config.Name, "CERT") {
@@ -249,8 +250,8 @@ func current(ctx context.Context, js jetstream.JetStream) error {
 		}
 		consumers := s.ListConsumers(ctx)
 		for c := range consumers.Info() {
-			if c.Config.Durable != "" && (c.Config.Replicas == 0 || c.Config.Replicas == nodeCount) {
-				if err := judgeCopies(info.Config.Name+" "+c.Name, c.Cluster); err != nil {
+			if c.Config.Durable != "" && (c.Config.Replicas == 0 || c.Config.Replicas == nodes) {
+				if err := judgeCopies(info.Config.Name+" "+c.Name, c.Cluster, nodes); err != nil {
 					return err
 				}
 			}
@@ -269,8 +270,8 @@ const (
 	recent = 2 * time.Second
 )
 
-func judgeCopies(what string, c *jetstream.ClusterInfo) error {
-	if c == nil || c.Leader == "" || len(c.Replicas) != nodeCount-1 {
+func judgeCopies(what string, c *jetstream.ClusterInfo, nodes int) error {
+	if c == nil || c.Leader == "" || len(c.Replicas) != nodes-1 {
 		return fmt.Errorf("%s has no leader, or copies are missing", what)
 	}
 	for _, r := range c.Replicas {

@@ -38,6 +38,7 @@ type lane struct {
 	first  int            // the highest acknowledged number that came unmarked
 	late   []int          // came after a higher one did, before their fate was known
 	again  int            // came again, as they may
+	twice  int            // came again, as they may not
 	acks   []time.Time
 	ill    []string
 }
@@ -82,6 +83,7 @@ func (l *lane) took(n int, marked bool) {
 	case n >= len(l.fates):
 		l.ill = append(l.ill, fmt.Sprintf("%d came and was never sent", n))
 	case l.came[n] > 1 && l.strict && !marked:
+		l.twice++
 		l.ill = append(l.ill, fmt.Sprintf("%d came again and was not marked, at %s", n, time.Now().Format(clock)))
 	case l.came[n] > 1:
 		l.again++
@@ -145,38 +147,47 @@ func (l *lane) judge(ordered bool) (wrong []string) {
 			wrong = append(wrong, fmt.Sprintf("%d was refused and came", n))
 		}
 	}
-	if !ordered {
-		return wrong
-	}
-	late := slices.DeleteFunc(slices.Clone(l.late), func(n int) bool { return l.fates[n] != acknowledged })
-	if len(late) > 0 {
+	if late := l.disordered(); ordered && len(late) > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d came after later ones, such as %s", len(late), some(late)))
 	}
 	return wrong
 }
 
+// disordered are those that came late. l.mu is held.
+func (l *lane) disordered() []int {
+	return slices.DeleteFunc(slices.Clone(l.late), func(n int) bool { return l.fates[n] != acknowledged })
+}
+
 func some(all []int) string { return fmt.Sprint(all[:min(len(all), 5)]) }
 
-// counts are those of the lane, for the table.
-func (l *lane) counts() (sent, acked, denied, came, again int) {
+// tally counts what judge judges.
+func (l *lane) tally(ordered bool) Tally {
+	lost := len(l.missing())
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	t := Tally{Sent: len(l.fates), Came: len(l.came), Again: l.again, Lost: lost, Twice: l.twice}
 	for _, f := range l.fates {
 		switch f {
 		case acknowledged:
-			acked++
+			t.Acknowledged++
 		case refused:
-			denied++
+			t.Refused++
+		case unknown:
+			t.Unknown++
 		}
 	}
-	return len(l.fates), acked, denied, len(l.came), l.again
+	if ordered {
+		t.Disordered = len(l.disordered())
+	}
+	return t
 }
 
 // A book has all lanes, and finds the one that a message is of.
 type book struct {
-	mu    sync.Mutex
-	lanes []*lane
-	leaks []string
+	mu      sync.Mutex
+	lanes   []*lane
+	leaks   []string
+	crossed map[string]int // what came to another account, by protocol
 }
 
 func (b *book) open(a *account, protocol, name string, strict bool) *lane {
@@ -193,6 +204,12 @@ func (b *book) receive(a *account, protocol string, data []byte, marked bool) {
 	words := strings.Split(string(data), "|")
 	if len(words) != 5 || words[0] != a.name || words[4] != a.canary {
 		b.leak(fmt.Sprintf("to a user of %s over %s: %.80q", a.name, protocol, data))
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.crossed == nil {
+			b.crossed = map[string]int{}
+		}
+		b.crossed[protocol]++
 		return
 	}
 	n, err := strconv.Atoi(words[3])

@@ -29,6 +29,7 @@ type load struct {
 	changes *changes
 	history *history
 	certs   *renewals
+	stored  Tally // what is wrong with the copies of what was published over NATS
 
 	conns            []*nats.Conn
 	sending, reading sync.WaitGroup
@@ -86,7 +87,7 @@ func (l *load) startAccount(sending, reading context.Context, a *account, i int)
 	if err != nil {
 		return err
 	}
-	if err := makeWork(sending, js); err != nil {
+	if err := makeWork(sending, js, len(l.fleet.nodes)); err != nil {
 		return err
 	}
 	reader, err := l.dial(sending, a, "reader", i+1)
@@ -151,7 +152,7 @@ func (l *load) startShared(sending, reading context.Context, a *account) (err er
 		if err != nil {
 			return err
 		}
-		l.run(&l.sending, "writing a ledger", func() error { return l.history.write(sending, nc, i) })
+		l.run(&l.sending, "writing a ledger", func() error { return l.history.write(sending, nc, i, len(l.fleet.nodes)) })
 	}
 	for i := range holders {
 		nc, err := l.dial(sending, a, "holder", i)
@@ -250,7 +251,7 @@ func (l *load) judge(ctx context.Context) (wrong []string, err error) {
 		return wrong, err
 	}
 	for i, a := range l.fleet.accounts {
-		more, err := auditNATS(ctx, l.fleet, a, l.eyes[i], &l.book)
+		more, err := l.auditNATS(ctx, a, l.eyes[i])
 		for _, text := range more {
 			wrong = append(wrong, "NATS of "+a.name+": "+text)
 		}
@@ -259,4 +260,38 @@ func (l *load) judge(ctx context.Context) (wrong []string, err error) {
 		}
 	}
 	return wrong, nil
+}
+
+// count adds what happened to a result, after it was judged.
+func (l *load) count(r *Result) {
+	for _, lane := range l.book.of("") {
+		r.Protocols[lane.protocol] = r.Protocols[lane.protocol].plus(lane.tally(lane.protocol != overNATS))
+	}
+	l.book.mu.Lock()
+	for protocol, n := range l.book.crossed {
+		r.Protocols[protocol] = r.Protocols[protocol].plus(Tally{Crossed: n})
+	}
+	l.book.mu.Unlock()
+	// What lies in the copies counts, and not what a consumer gave.
+	t := r.Protocols[overNATS]
+	t.Lost, t.Twice, t.Disordered = max(t.Lost, l.stored.Lost), l.stored.Twice, l.stored.Disordered
+	r.Protocols[overNATS] = t
+
+	c := l.changes
+	c.mu.Lock()
+	r.Others.Changes = c.flushed
+	for _, h := range c.watchers {
+		h.mu.Lock()
+		r.Others.Notices, r.Others.Resyncs = r.Others.Notices+h.notices, r.Others.Resyncs+h.resyncs
+		h.mu.Unlock()
+	}
+	c.mu.Unlock()
+	placed, signed := l.certs.office.count()
+	for name := range placed {
+		r.Others.Orders, r.Others.Issued = r.Others.Orders+placed[name], r.Others.Issued+signed[name]
+	}
+	h := l.history
+	h.mu.Lock()
+	r.Others.Decided, r.Others.Unknown, r.Others.Held = len(h.decided), len(h.unknown), len(h.held)/2
+	h.mu.Unlock()
 }

@@ -17,7 +17,7 @@ import (
 // the next node, and has it do visit.
 func visitAMQP(ctx context.Context, a *account, i int, visit func(context.Context, *amqp091.Channel) error) {
 	for ; ctx.Err() == nil; i++ {
-		conn, err := amqp091.DialConfig("amqps://"+a.fleet.nodes[i%nodeCount].addr+":"+amqpPort, amqp091.Config{
+		conn, err := amqp091.DialConfig("amqps://"+a.fleet.nodes[i%len(a.fleet.nodes)].addr+":"+amqpPort, amqp091.Config{
 			TLSClientConfig: a.tls(), SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: 2 * time.Second, Dial: amqp091.DefaultDial(3 * time.Second),
 		})
 		if err == nil {

@@ -57,16 +57,16 @@ func newHistory() *history { return &history{start: time.Now(), known: map[strin
 
 func (h *history) now() int64 { return time.Since(h.start).Nanoseconds() }
 
-// write appends to a ledger of the account until ctx is done, mostly after what was last
+// write appends to a ledger of the account, of which there are copies, until ctx is done, mostly after what was last
 // seen.
-func (h *history) write(ctx context.Context, nc *nats.Conn, client int) error {
+func (h *history) write(ctx context.Context, nc *nats.Conn, client, copies int) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
 	}
 	open, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	l, err := ledger.Open(open, js, ledger.Options{Stream: "HISTORY", Prefix: "history"})
+	l, err := ledger.Open(open, js, ledger.Options{Stream: "HISTORY", Prefix: "history", Replicas: copies})
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func (a *account) connectMQTT(ctx context.Context, id string, i int, edit func(*
 	}
 	config.ClientID, config.PacketTimeout = id, mqttTry
 	for k := range a.fleet.nodes {
-		u, err := url.Parse("mqtts://" + a.fleet.nodes[(i+k)%nodeCount].addr + ":" + mqttPort)
+		u, err := url.Parse("mqtts://" + a.fleet.nodes[(i+k)%len(a.fleet.nodes)].addr + ":" + mqttPort)
 		if err != nil {
 			return nil, err
 		}

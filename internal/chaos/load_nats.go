@@ -30,10 +30,10 @@ const (
 )
 
 // makeWork makes the stream of an account.
-func makeWork(ctx context.Context, js jetstream.JetStream) error {
+func makeWork(ctx context.Context, js jetstream.JetStream, copies int) error {
 	return until(ctx, patience, "there is a stream", func(ctx context.Context) error {
 		_, err := js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: workStream, Subjects: []string{"work.>"}, Storage: jetstream.FileStorage, Replicas: nodeCount, Duplicates: duplicates,
+			Name: workStream, Subjects: []string{"work.>"}, Storage: jetstream.FileStorage, Replicas: copies, Duplicates: duplicates,
 		})
 		return err
 	})
@@ -97,12 +97,12 @@ func readNATS(ctx context.Context, a *account, nc *nats.Conn, b *book) error {
 
 // auditNATS reads the whole stream of an account from each node's copy, by making it the
 // leader, and says what is wrong with it.
-func auditNATS(ctx context.Context, f *fleet, a *account, nc *nats.Conn, b *book) (wrong []string, err error) {
+func (l *load) auditNATS(ctx context.Context, a *account, nc *nats.Conn) (wrong []string, err error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range f.nodes {
+	for _, n := range l.fleet.nodes {
 		if err := lead(ctx, nc, js, n); err != nil {
 			return wrong, err
 		}
@@ -110,7 +110,9 @@ func auditNATS(ctx context.Context, f *fleet, a *account, nc *nats.Conn, b *book
 		if err != nil {
 			return wrong, fmt.Errorf("reading the copy of %s: %w", n.name, err)
 		}
-		for _, text := range auditCopy(a, stored, b.of(overNATS)) {
+		all, t := auditCopy(a, stored, l.book.of(overNATS))
+		l.stored = l.stored.plus(t)
+		for _, text := range all {
 			wrong = append(wrong, "the copy of "+n.name+": "+text)
 		}
 	}
@@ -186,11 +188,13 @@ func readAll(ctx context.Context, js jetstream.JetStream) (all []stored, err err
 	return all, err
 }
 
-// auditCopy compares one copy of the stream with what publishers were told.
-func auditCopy(a *account, all []stored, lanes []*lane) (wrong []string) {
+// auditCopy compares one copy of the stream with what publishers were told, and counts what is
+// wrong with it.
+func auditCopy(a *account, all []stored, lanes []*lane) (wrong []string, t Tally) {
 	byID, last := map[string]uint64{}, map[string]uint64{}
 	for _, m := range all {
 		if seq, ok := byID[m.id]; ok {
+			t.Twice++
 			wrong = append(wrong, fmt.Sprintf("%s is stored as %d and %d", m.id, seq, m.seq))
 		}
 		byID[m.id] = m.seq
@@ -205,10 +209,13 @@ func auditCopy(a *account, all []stored, lanes []*lane) (wrong []string) {
 			seq, ok := byID[id]
 			switch {
 			case f == acknowledged && !ok:
+				t.Lost++
 				wrong = append(wrong, fmt.Sprintf("%s was acknowledged as %d and is not there", id, l.places[n]))
 			case f == acknowledged && seq != l.places[n]:
+				t.Disordered++
 				wrong = append(wrong, fmt.Sprintf("%s was acknowledged as %d and is %d", id, l.places[n], seq))
 			case ok && seq < last[l.name]:
+				t.Disordered++
 				wrong = append(wrong, fmt.Sprintf("%s is before an earlier one", id))
 			}
 			last[l.name] = max(last[l.name], seq)
@@ -222,5 +229,5 @@ func auditCopy(a *account, all []stored, lanes []*lane) (wrong []string) {
 	if n := len(wrong); n > 5 {
 		wrong = append(wrong[:5], fmt.Sprintf("and %d more", n-5))
 	}
-	return wrong
+	return wrong, t
 }

@@ -18,16 +18,17 @@ import (
 )
 
 const (
-	nodeCount = 3
 	// diskSize is each node's; reserve is what a node leaves free of it.
 	diskSize, reserve = 3 << 30, "128MiB"
-	natsPort          = "4222"
-	mqttPort          = "8883"
-	amqpPort          = "5671"
-	clusterPort       = "6222"
+	// memorySize is that of a disk in memory, all of which is taken when it is full.
+	memorySize  = 384 << 20
+	natsPort    = "4222"
+	mqttPort    = "8883"
+	amqpPort    = "5671"
+	clusterPort = "6222"
 )
 
-// A cluster is three nodes, ours or bare servers of the engine's make, in the network.
+// A cluster is the nodes of the network, ours or bare servers of the engine's make.
 type cluster struct {
 	what    string
 	network *network
@@ -60,14 +61,18 @@ func (c *cluster) urls(i int) (all []string) {
 	return all
 }
 
-// newCluster makes disks for nodes in the network. The disks are below dir.
-func newCluster(ctx context.Context, what, dir string, w *network, env []string) (*cluster, error) {
+// newCluster makes disks for nodes in the network, in memory or not. The disks are below dir.
+func newCluster(ctx context.Context, what, dir string, w *network, env []string, memory bool) (*cluster, error) {
 	c := &cluster{what: what, network: w}
 	// The settings of a node of the user's own are not for these.
 	c.env = slices.DeleteFunc(slices.Clone(env), func(v string) bool { return strings.HasPrefix(v, "FLEETBUS_") })
 	for i, name := range w.names {
 		base := filepath.Join(dir, what+"-"+name)
-		d, err := newDisk(ctx, base+".img", base, diskSize)
+		d := &disk{image: base + ".img", dir: base}
+		if memory {
+			d.image = ""
+		}
+		err := d.make(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +192,7 @@ func (c *cluster) close(ctx context.Context) error {
 			_ = n.cmd.Process.Signal(syscall.SIGCONT) // for one that is stopped
 		}
 		n.kill()
-		errs = append(errs, n.disk.unmount(ctx), os.Remove(n.disk.image))
+		errs = append(errs, n.disk.remove(ctx))
 	}
 	return errors.Join(errs...)
 }

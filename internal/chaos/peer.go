@@ -20,10 +20,10 @@ import (
 // peerPassword is the one that the user of bare servers has.
 const peerPassword = "chaos"
 
-// newPeers makes three bare servers of the engine's make in the same network, each on such a
+// newPeers makes as many bare servers of the engine's make in the same network, each on such a
 // disk, with TLS and synchronous writes as ours have, and starts them.
 func newPeers(ctx context.Context, dir string, w *network, env []string, binary string) (*cluster, error) {
-	c, err := newCluster(ctx, "nats-server", dir, w, env)
+	c, err := newCluster(ctx, "nats-server", dir, w, env, false)
 	if err != nil {
 		return nil, err
 	}

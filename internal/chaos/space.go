@@ -29,18 +29,22 @@ var ErrBusy = errors.New("another run is under way")
 // leaveTimeout is how long a run that was interrupted may clean up before it is killed.
 const leaveTimeout = 20 * time.Second
 
-// Able says why this machine cannot be used; nil if it can.
-func Able(ctx context.Context) error {
+// Able says why this machine cannot be used, with disks in memory or not; nil if it can.
+func Able(ctx context.Context, memory bool) error {
 	if os.Getuid() != 0 {
 		return fmt.Errorf("%w: network namespaces and mounts take root", ErrUnable)
 	}
-	for _, program := range []string{"ip", "tc", "nsenter", "mkfs.ext4", "mount", "true"} {
+	programs := []string{"ip", "nsenter", "true"}
+	if !memory {
+		programs = append(programs, "mkfs.ext4", "mount")
+		if _, err := os.Stat("/dev/loop-control"); err != nil {
+			return fmt.Errorf("%w: no disks in files: %w", ErrUnable, err)
+		}
+	}
+	for _, program := range programs {
 		if _, err := lookPath(program); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnable, err)
 		}
-	}
-	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		return fmt.Errorf("%w: no disks in files: %w", ErrUnable, err)
 	}
 	cmd := exec.CommandContext(ctx, "true")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: spaces}
