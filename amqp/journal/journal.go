@@ -110,8 +110,9 @@ type Journal struct {
 	mu     sync.Mutex
 	dirty  map[*log]struct{}
 	untidy map[*log]struct{}
-	notes  map[string]*notes // of queues that are not open yet
-	counts map[string]uint64 // of messages, by subject, when it was opened
+	unread map[string]struct{} // queues that are not open yet, unless closed
+	notes  map[string]*notes   // of queues that are not open yet
+	counts map[string]uint64   // of messages, by subject, when it was opened
 }
 
 // Open opens the journal on a connection, and makes its stream if it is missing: on three
@@ -132,7 +133,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
 	}
-	j = &Journal{o: o, js: js, life: context.WithoutCancel(ctx), dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, notes: map[string]*notes{}}
+	j = &Journal{o: o, js: js, life: context.WithoutCancel(ctx), dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, unread: map[string]struct{}{}, notes: map[string]*notes{}}
 	info, err := j.find(ctx)
 	if err == nil {
 		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed, o.Refused)
@@ -145,6 +146,9 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	}
 	if err == nil {
 		queues, err = j.replay(ctx, table)
+	}
+	for _, q := range queues {
+		j.unread[q.ID] = struct{}{}
 	}
 	if err != nil {
 		j.w.close()
@@ -214,8 +218,13 @@ func (j *Journal) Close() {
 	j.group.Wait()
 	ctx, cancel := context.WithTimeout(j.life, closeTimeout)
 	defer cancel()
-	// It is stored behind all else. If it is not, messages come once more.
-	_, _ = j.w.wrote(ctx, j.closing(), nil)
+	j.mu.Lock()
+	noted := j.closed || len(j.unread) == 0
+	j.mu.Unlock()
+	if noted {
+		// It is stored behind all else. If it is not, messages come as redelivered.
+		_, _ = j.w.wrote(ctx, j.closing(), nil)
+	}
 	j.w.close()
 }
 

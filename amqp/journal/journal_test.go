@@ -363,6 +363,34 @@ func TestDeposed(t *testing.T) {
 	b.close()
 }
 
+// TestHandedOutBefore has an owner that was lost without a word, and one that comes after it,
+// hands out nothing and closes the journal: what the first may have handed out comes from the
+// third as redelivered.
+func TestHandedOutBefore(t *testing.T) {
+	s := fleetbustest.Start(t)
+	first := open(t, s.Dial("acme", "first"))
+	var all told
+	first.publish(0, 20, &all)
+	first.stored(&all, 20)
+	second := open(t, s.Dial("acme", "second"))
+	second.close()
+	third := open(t, s.Dial("acme", "third"))
+	var late told
+	third.publish(20, 25, &late)
+	third.stored(&late, 5)
+	got := third.all()
+	if !slices.Equal(bodies(got), numbers(0, 25)) {
+		t.Errorf("got %v", bodies(got))
+	}
+	for i, d := range got {
+		if d.Redelivered != (i < 20) {
+			t.Errorf("%d is redelivered: %v", i, d.Redelivered)
+		}
+	}
+	third.close()
+	first.close()
+}
+
 // TestLeaderDies has nothing stored twice, lost or out of order when the leader of the
 // stream dies in the middle.
 func TestLeaderDies(t *testing.T) {

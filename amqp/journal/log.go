@@ -61,6 +61,9 @@ type kept struct {
 	n     int
 }
 
+// last is the number of the last of them.
+func (k kept) last() uint64 { return k.first + uint64(k.n) - 1 }
+
 // numbers calls each for the number of each record, until it returns false.
 func (k kept) numbers(each func(uint64) bool) bool {
 	for i := range uint64(k.n) {
@@ -404,7 +407,7 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 				if at < l.floor {
 					continue
 				}
-				if last := len(l.all) - 1; last >= 0 && l.all[last].first+uint64(l.all[last].n) == at {
+				if last := len(l.all) - 1; last >= 0 && l.all[last].last()+1 == at {
 					l.all[last].n++
 				} else {
 					l.all = append(l.all, kept{at, 1})
@@ -425,10 +428,19 @@ func (l *log) Replay(each func(*queue.Record) error) (handed uint64, err error) 
 			return nil
 		})
 	}
-	if !l.j.closed { // who had it may have handed out what it did not note
-		return math.MaxUint64, err
+	if err != nil || l.j.closed {
+		return n.Handed, err
 	}
-	return n.Handed, err
+	// Who had it may have handed out what it did not note. That is noted now: the next owner
+	// is to know, too, if this one hands out nothing of it and closes the journal.
+	if n := len(l.all); n > 0 {
+		l.handed = max(l.handed, l.all[n-1].last())
+		l.change()
+	}
+	l.j.mu.Lock()
+	delete(l.j.unread, l.id)
+	l.j.mu.Unlock()
+	return math.MaxUint64, nil
 }
 
 // Drop implements queue.Log.
