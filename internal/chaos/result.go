@@ -192,7 +192,7 @@ func (r Result) print(out io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%d", f.what, times)
 		for _, p := range protocols() {
-			fmt.Fprintf(w, "\t%s\t%s", seconds(median(gaps[p])), seconds(slices.Max(gaps[p])))
+			fmt.Fprintf(w, "\t%s\t%s", seconds(median(gaps[p])), seconds(slices.Max(append(gaps[p], 0))))
 		}
 		fmt.Fprintf(w, "\t%s\n", seconds(whole))
 	}
