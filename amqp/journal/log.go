@@ -312,8 +312,12 @@ func (l *log) tidy(ctx context.Context) (left bool) {
 	return purge || clean
 }
 
-// purge takes what is on a subject before a message out of the stream; 0: all.
+// purge takes what is on a subject before a message out of the stream; 0: all. It does so when
+// there is room, and reports whether it did.
 func (j *Journal) purge(ctx context.Context, subject string, before uint64) bool {
+	if time.Since(time.Unix(0, j.full.Load())) < fullFor {
+		return false
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	options := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSubject(subject)}

@@ -1,0 +1,78 @@
+package journal_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp/queue"
+	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/smalldisk"
+)
+
+// TestFullDisk has messages be done with while the disk has not a byte left: the journal takes
+// nothing out of its stream then, and goes on when there is room.
+func TestFullDisk(t *testing.T) {
+	disk := smalldisk.Mount(t, "96m")
+	s := fleetbustest.Start(t, func(o *fleetbus.Options) { o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 16<<20 })
+	s.ExpectError("snapshot not written")
+	o := open(t, s.Dial("acme", "owner"))
+	var all told
+	for n := range 500 { // each in a message of its own: what notes that they go takes some room
+		o.publish(n, n+1, &all)
+		await.True(time.Second, func() bool { taken, _ := all.count(); return taken > n })
+	}
+	o.stored(&all, 500)
+	var ids []uint64
+	for _, d := range o.all() {
+		ids = append(ids, d.ID)
+	}
+
+	ballast := filepath.Join(disk, "ballast")
+	if err := fill(ballast); err != nil {
+		t.Fatal(err)
+	}
+	// Each that is done with is noted, which the stream refuses.
+	for i := range 50 {
+		o.q.Settle(ids[10*i:10*i+10], queue.Ack)
+		await.True(50*time.Millisecond, func() bool { return false })
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	var late told
+	await.Nil(t, "it stores again", func() error {
+		late = told{}
+		o.publish(1000, 1001, &late)
+		if !await.True(5*time.Second, func() bool { taken, other := late.count(); return taken+other > 0 }) || len(late.other) > 0 {
+			return fmt.Errorf("it does not: %d are refused", len(late.other))
+		}
+		return nil
+	})
+	o.close()
+}
+
+// fill leaves no room on the disk that a file is made on.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for chunk := make([]byte, 64<<10); len(chunk) > 0; {
+		_, err := f.Write(chunk)
+		switch {
+		case errors.Is(err, syscall.ENOSPC):
+			chunk = chunk[:len(chunk)/2]
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
