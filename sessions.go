@@ -67,6 +67,20 @@ func (s *Session) Open(opts ...nats.Option) error {
 	return nil
 }
 
+// leastRoom is how many bytes of disk are some room.
+const leastRoom = 1 << 20
+
+// Room reports whether this node's disk takes anything at all. While it does not, the engine
+// must not be asked to remove messages from a stream: it cannot note that they are gone, and
+// waits for itself until the node is started anew. It is safe for concurrent use.
+func (s *Session) Room() bool {
+	if s.server == nil {
+		return true
+	}
+	free, ok := s.server.disk.Free()
+	return !ok || free >= leastRoom
+}
+
 // SetClosedHandler has handler called when the session is over, with its
 // connection, which may be nil, in a goroutine of its own. It is not called for
 // what was over before: see IsClosed.

@@ -26,7 +26,7 @@ func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timer
 	a := newAccount(name, timers, pressure, log)
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
 		Stream: streamName, Prefix: subjects(conn, "amqp"), Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
-		Failed: a.fail, Refused: pressure.refused,
+		Failed: a.fail, Refused: pressure.refused, Room: conn.Room,
 	}, a.table)
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func (f *follower) wait(ctx context.Context, seq uint64) error {
 // clean removes the stored messages that nobody can ask for any more. If it is
 // full, sessions that say only now and then what they have had say so now.
 func (a *account) clean(full bool) {
-	if !a.cleaning.TryLock() {
+	if !a.conn.Room() || !a.cleaning.TryLock() {
 		return
 	}
 	defer a.cleaning.Unlock()

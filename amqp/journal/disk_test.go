@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp/journal"
 	"github.com/fleetbus/fleetbus/amqp/queue"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/internal/await"
@@ -22,7 +23,12 @@ func TestFullDisk(t *testing.T) {
 	disk := smalldisk.Mount(t, "96m")
 	s := fleetbustest.Start(t, func(o *fleetbus.Options) { o.Dir, o.Store.Reserve = filepath.Join(disk, "data"), 16<<20 })
 	s.ExpectError("snapshot not written")
-	o := open(t, s.Dial("acme", "owner"))
+	o := open(t, s.Dial("acme", "owner"), func(o *journal.Options) {
+		o.Room = func() bool {
+			var now syscall.Statfs_t
+			return syscall.Statfs(disk, &now) != nil || int64(now.Bavail)*int64(now.Bsize) >= 1<<20
+		}
+	})
 	var all told
 	for n := range 500 { // each in a message of its own: what notes that they go takes some room
 		o.publish(n, n+1, &all)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,10 +33,6 @@ const (
 	// flushEvery is how long what was done with messages is gathered, and tidyEvery how
 	// long what is not needed any more may stay.
 	flushEvery, tidyEvery = 50 * time.Millisecond, time.Second
-	// fullFor is how long nothing is taken out of the stream after it had no room for
-	// something. On a disk that is full the engine cannot note what goes, and a stream of which
-	// it tried is never heard of again, until its node is started anew.
-	fullFor = 5 * time.Second
 	// closeTimeout is how long a journal that is closed waits for what it writes.
 	closeTimeout = 2 * time.Second
 	// readAhead is how many messages are on their way when the stream is read.
@@ -62,6 +57,9 @@ type Options struct {
 	// Refused is told, from any goroutine, of what the stream does not take, for want of
 	// room. Default: nobody is. It does not block.
 	Refused func(error)
+	// Room reports whether the disk takes anything at all: while it does not, nothing is
+	// taken out of the stream. Default: it does.
+	Room func() bool
 }
 
 // A Queue is a durable one.
@@ -108,7 +106,6 @@ type Journal struct {
 	stream jetstream.Stream
 	w      *writer
 	closed bool            // whoever had it before has noted all
-	full   atomic.Int64    // when the stream last had no room for something, in nanoseconds
 	life   context.Context // of what nobody waits for; it does not end
 	stop   context.CancelFunc
 	group  sync.WaitGroup
@@ -135,6 +132,9 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	if o.Refused == nil {
 		o.Refused = func(error) {}
 	}
+	if o.Room == nil {
+		o.Room = func() bool { return true }
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal: %w", err)
@@ -142,7 +142,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options, table *route.Table) (j 
 	j = &Journal{o: o, js: js, life: context.WithoutCancel(ctx), dirty: map[*log]struct{}{}, untidy: map[*log]struct{}{}, unread: map[string]struct{}{}, notes: map[string]*notes{}}
 	info, err := j.find(ctx)
 	if err == nil {
-		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed, j.refused)
+		j.w, err = newWriter(j.life, nc, j.stream, nuid.Next(), info.State.LastSeq, o.Failed, o.Refused)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the journal, stream %q: %w", o.Stream, err)
@@ -215,12 +215,6 @@ func insistAfter(ctx context.Context, limit time.Duration, ask func(context.Cont
 		case <-time.After(again):
 		}
 	}
-}
-
-// refused is told what the stream does not take.
-func (j *Journal) refused(err error) {
-	j.full.Store(time.Now().UnixNano())
-	j.o.Refused(err)
 }
 
 // Close writes what is gathered, and gives up what is not stored in a moment. The queues

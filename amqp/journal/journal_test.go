@@ -39,15 +39,17 @@ type outlet struct{}
 func (outlet) DeadLetter(d *queue.Dead) { d.Settled() }
 func (outlet) Gone(*queue.Queue)        {}
 
-func open(t *testing.T, nc *nats.Conn) *opened {
+func open(t *testing.T, nc *nats.Conn, edit ...func(*journal.Options)) *opened {
 	t.Helper()
 	o := &opened{t: t, table: route.NewTable("/"), failed: make(chan error, 1)}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	options := journal.Options{Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Failed: func(err error) { o.failed <- err }}
+	for _, f := range edit {
+		f(&options)
+	}
 	var err error
-	o.j, o.queues, err = journal.Open(ctx, nc, journal.Options{
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Failed: func(err error) { o.failed <- err },
-	}, o.table)
+	o.j, o.queues, err = journal.Open(ctx, nc, options, o.table)
 	if err != nil {
 		t.Fatal(err)
 	}

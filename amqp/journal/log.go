@@ -315,7 +315,7 @@ func (l *log) tidy(ctx context.Context) (left bool) {
 // purge takes what is on a subject before a message out of the stream; 0: all. It does so when
 // there is room, and reports whether it did.
 func (j *Journal) purge(ctx context.Context, subject string, before uint64) bool {
-	if time.Since(time.Unix(0, j.full.Load())) < fullFor {
+	if !j.o.Room() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
