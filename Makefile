@@ -33,7 +33,8 @@ fuzz:
 
 # chaos breaks a fleet in every way, once and then at random for some minutes, as root, and
 # judges what became of all that was promised. CHAOS=long does so for hours; otherwise it
-# has flags: make chaos CHAOS='-seed 7 -faults kill-leader,cut'.
+# has flags: make chaos CHAOS='-seed 7 -faults kill-leader,cut', or CHAOS='-nodes 1'. What runs
+# with -record FILE did is added up by CHAOS='sum FILE'.
 CHAOS =
 
 chaos:
