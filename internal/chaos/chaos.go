@@ -237,7 +237,7 @@ func (r *run) chaos(ctx context.Context) (err error) {
 	for _, text := range r.result.Wrong {
 		fmt.Fprintf(r.out, "BROKEN: %s\n", text)
 	}
-	if r.Record != "" {
+	if r.Record != "" && ctx.Err() == nil { // who is interrupted has judged nothing
 		err = errors.Join(err, r.result.add(r.Record))
 	}
 	return err
