@@ -46,7 +46,7 @@ func places() map[string]place {
 		"change/outbox":                {"a source for any database, without a driver", []string{"change"}},
 		"change/postgres":              {"a source, and a client that only its users link", []string{"change"}},
 		"change/postgres/postgrestest": {"a server of a test's own, for all tests that need one", nil},
-		"change/sse":                   {"a protocol: changes for everything that speaks HTTPS", []string{"", "change", "identity"}},
+		"change/sse":                   {"a protocol: changes for everything that speaks HTTPS", []string{"", "change", "identity", "internal/strangers"}},
 		"change/sqlite":                {"a source, and a database engine of 4 MB that only its users link", []string{"change"}},
 		"change/changetest":            {"a bus and a watcher for the tests of sources", []string{"change"}},
 		"doctor":                       {"the vocabulary of what is wrong; everybody speaks it, so that it imports nobody", nil},
@@ -70,7 +70,7 @@ func places() map[string]place {
 		"metrics":                      {"what a node counts and measures, as monitoring systems read it; of any node, so that it links none", nil},
 		"metrics/collector":            {"the same for programs that have a registry of Prometheus, whose client only they link", []string{"metrics"}},
 		"trace":                        {"OpenTelemetry's traces across protocols, which few want; it knows no protocol", nil},
-		"probe":                        {"a protocol: HTTP for those who watch a node", []string{"", "identity", "metrics"}},
+		"probe":                        {"a protocol: HTTP for those who watch a node", []string{"", "identity", "internal/strangers", "metrics"}},
 		"enroll":                       {"the joiner's half of enrollment, for machines that have no server", []string{"admin", "identity", "internal/iface", "internal/portowner"}},
 
 		"internal/adapter":          {"messages of other accounts are stored before their senders are told", []string{"admin", "identity"}},
@@ -102,6 +102,7 @@ func places() map[string]place {
 		"internal/reclaim":          {"memory that a storm of clients took is given back", nil},
 		"internal/links":            {"nodes judge together how they reach one another", []string{"admin", "doctor"}},
 		"internal/listener":         {"strangers cost a bounded number of handshakes, whatever is spoken after it", nil},
+		"internal/strangers":        {"connections of HTTP on which nobody is known are so many; of any listener, so that it knows no protocol", nil},
 		"internal/loginlink":        {"links that let somebody in once; in memory, so that it knows no noun", nil},
 		"internal/nodetls":          {"the TLS settings of a node, all in one place", []string{"enroll", "identity", "internal/admission"}},
 		"internal/manual":           {"man pages and completions, made of the commands; packages have them, the program does without", []string{"internal/config"}},
@@ -138,7 +139,7 @@ func places() map[string]place {
 
 		"internal/scalemodel": {"what more devices take than a machine can show, computed; its tests hold the document to it", nil},
 		"provision":           {"how a machine that nobody knows gets an identity: its side and that of provisioners, for machines that have no server", []string{"admin", "cert", "identity", "ledger"}},
-		"provision/stranger":  {"a protocol: NATS for machines that nobody knows", []string{"", "identity"}},
+		"provision/stranger":  {"a protocol: NATS for machines that nobody knows", []string{"", "identity", "internal/strangers"}},
 
 		"amqp":                               {"a protocol: AMQP 0-9-1, whose topics are what MQTT's are", []string{"", "amqp/frame", "amqp/journal", "amqp/queue", "amqp/route", "amqp/tunnel", "identity", "internal/wire", "lease", "metrics", "mqtt/mapping", "mqtt/packet", "amqp/right", "internal/signed", "signing"}},
 		"mqtt":                               {"a protocol: MQTT 5.0 and 3.1.1", []string{"", "doctor", "identity", "internal/wire", "mqtt/mapping", "mqtt/packet", "metrics", "internal/signed", "signing"}},
@@ -155,7 +156,7 @@ func places() map[string]place {
 		"cmd/fleetbus/internal/messages":     {"commands: messages, streams of them, and how fast they are", []string{"cmd/fleetbus/internal/command", "internal/bench", "internal/document", "internal/human", "internal/natsload"}},
 		"cmd/fleetbus/internal/moving":       {"commands: what other brokers have moves over, which few need and once", []string{"admin", "cmd/fleetbus/internal/command", "identity", "internal/definitions", "internal/human"}},
 		"cmd/fleetbus/internal/nodes":        {"commands: the nodes of a fleet, and how they leave it", []string{"admin", "cmd/fleetbus/internal/command", "internal/human"}},
-		"console":                            {"a protocol: the web console", []string{"", "admin", "identity", "certmanager", "doctor", "internal/links"}},
+		"console":                            {"a protocol: the web console", []string{"", "admin", "identity", "certmanager", "doctor", "internal/links", "internal/strangers"}},
 	}
 }
 

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -41,6 +42,9 @@ const (
 	// uploadAll what is read of one, and of all of them, before somebody asks for it. The
 	// library would take 250 and a mebibyte, and frames of that size.
 	streamsAtOnce, upload, uploadAll, maxFrame = 64, 32 << 10, 64 << 10, 16 << 10
+	// strangersAtOnce is how many connections there are on which nobody is logged in: a stranger
+	// holds 177 KiB by one of HTTP/2.
+	strangersAtOnce = 256
 	// idleTimeout ends a connection on which nothing is asked.
 	idleTimeout = 2 * time.Minute
 )
@@ -105,6 +109,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	o.Login, o.VerifiedTLS, o.Prefix = login, true, "/"
 	h := New(ctx, o)
 	defer h.Close()
+	h.room = strangers.For(ln, strangersAtOnce)
 	if p.made != nil {
 		p.made(h)
 	}
@@ -113,7 +118,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: streamsAtOnce, MaxReceiveBufferPerStream: upload, MaxReceiveBufferPerConnection: uploadAll, MaxReadFrameSize: maxFrame,
 		},
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: h.room.Watch,
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -140,6 +145,7 @@ type Handler struct {
 	visitors visitors
 	guesses  guesses
 	knocking knockers
+	room     *strangers.Room // nil if the listener is not ours
 	// returning is held while somebody is let in by a ticket.
 	returning sync.Mutex
 	feeds     feeds

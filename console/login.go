@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -291,6 +291,7 @@ func (h *Handler) with(do func(http.ResponseWriter, *http.Request, *visitor)) ht
 			return
 		}
 		v.touch()
+		defer h.room.Known(r.RemoteAddr)()
 		do(w, r, v)
 	}
 }
@@ -320,7 +321,7 @@ func (h *Handler) logIn(w http.ResponseWriter, r *http.Request) {
 	}
 	wait, tell, done := h.guesses.begin(r.RemoteAddr, in.User, time.Now())
 	if tell {
-		h.opts.Logger.Warn("too many logins to the console failed", "remote", networkOf(r.RemoteAddr), "principal", in.User[:min(len(in.User), 100)])
+		h.opts.Logger.Warn("too many logins to the console failed", "remote", strangers.Network(r.RemoteAddr), "principal", in.User[:min(len(in.User), 100)])
 	}
 	if wait > 0 {
 		w.Header().Set("Retry-After", fmt.Sprint(int(wait/time.Second)+1))
@@ -343,6 +344,7 @@ func (h *Handler) logIn(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "there is no session for you now", "try again, or another node")
 		return
 	}
+	defer h.room.Known(r.RemoteAddr)()
 	token := randomText(32)
 	if !h.visitors.add(v, token) {
 		v.end("the node stops")
@@ -518,7 +520,7 @@ const (
 // whether the login failed. A login that is under way counts as failed, so that none
 // gain by many at once.
 func (g *guesses) begin(remote, user string, now time.Time) (wait time.Duration, tell bool, done func(failed bool)) {
-	keys := []string{networkOf(remote)}
+	keys := []string{strangers.Network(remote)}
 	if user != "" {
 		keys = append(keys, keys[0]+" "+user)
 	}
@@ -582,22 +584,4 @@ func (g *guesses) forget(now time.Time) {
 		}
 		delete(g.all, key)
 	}
-}
-
-// networkOf is the address, or the network of one customer, that a request is from.
-func networkOf(remote string) string {
-	host, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		host = remote
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return host
-	}
-	if ip = ip.Unmap().WithZone(""); ip.Is6() {
-		if p, err := ip.Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return ip.String()
 }

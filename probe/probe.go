@@ -30,6 +30,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 	"github.com/fleetbus/fleetbus/metrics"
 )
 
@@ -92,7 +93,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	if node == nil {
 		return errors.New("serving probes: nobody said of which node")
 	}
-	h := &handler{Protocol: p, node: *node, login: login}
+	h := &handler{Protocol: p, node: *node, login: login, room: strangers.For(ln, strangers.Most)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", h.metrics)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok\n") })
@@ -104,7 +105,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	})
 	srv := &http.Server{
 		Handler: alone(mux), ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeader,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: h.room.Watch,
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -122,6 +123,7 @@ type handler struct {
 	*Protocol
 	node  metrics.Node
 	login fleetbus.Login
+	room  *strangers.Room
 }
 
 // alone ends a connection after a request in chunks. The library takes a length beside them
@@ -189,6 +191,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	defer h.room.Known(r.RemoteAddr)()
 	samples := h.node.Metrics(ctx)
 	if account != "" {
 		samples = Of(account, samples)

@@ -32,6 +32,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/change"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -57,7 +58,7 @@ type Protocol struct {
 
 // Serve serves the clients of ln until ctx is done.
 func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Login) error {
-	h := &handler{Protocol: p, login: login}
+	h := &handler{Protocol: p, login: login, room: strangers.For(ln, strangers.Most)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /changes/{source}", h.with(h.watch))
 	mux.HandleFunc("POST /changes/{source}", h.with(h.announce))
@@ -73,7 +74,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	})
 	srv := &http.Server{
 		Handler: guarded(mux), ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnState: h.room.Watch,
 		// What the library says of strangers is said by the listener.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -90,6 +91,7 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 type handler struct {
 	*Protocol
 	login fleetbus.Login
+	room  *strangers.Room
 }
 
 // guarded has every answer of next tell a browser that it is no page.
@@ -150,6 +152,7 @@ func (h *handler) with(do func(http.ResponseWriter, *http.Request, *fleetbus.Ses
 			return
 		}
 		defer session.Close()
+		defer h.room.Known(r.RemoteAddr)()
 		if err := session.Open(); err != nil {
 			refuse(w, http.StatusServiceUnavailable, "there is no session for you now", "try again, or another node")
 			return

@@ -21,6 +21,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/internal/await"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -279,6 +280,46 @@ func TestMemory(t *testing.T) {
 				t.Logf("figure: %s | %s | %d at once hold %d KiB each (resident %+d KiB each), %d goroutines", l.Name, h.name, crowd, each>>10, (held.Resident-calm.Resident)/crowd>>10, held.Goroutines-calm.Goroutines)
 				if most := mayHoldOf(l, h.name); each > most {
 					t.Errorf("a stranger holds %d KiB of the node's memory, and may hold %d", each>>10, most>>10)
+				}
+			})
+		}
+	}
+}
+
+// TestMemoryOfMany has thousands at each listener of HTTPS hold what they can, and weighs them
+// together: what one may hold is held by no more than there may be.
+func TestMemoryOfMany(t *testing.T) {
+	v := startVictim(t)
+	for _, h := range holds() {
+		if h.name != "streams without an end" && h.name != "a body without an end" && h.name != "asked once, and then silent" {
+			continue
+		}
+		for _, l := range Listeners() {
+			if l.Name == "monitor" || !strings.Contains(" "+h.on+" ", " "+l.Name+" ") {
+				continue
+			}
+			t.Run(l.Name+"/"+h.name, func(t *testing.T) {
+				many := 3000
+				if h.name == "streams without an end" {
+					many = strangers.Most * 5 / 4 // each says two megabytes
+				}
+				calm := v.settled(t)
+				_, end := crowdAt(v.addrs[l.Name], l, many, h.do)
+				defer end()
+				most := strangers.Most * mayHoldOf(l, h.name)
+				if l.Name == "console" {
+					most /= 2 // where a stranger has more
+				}
+				var held weight
+				var all int64
+				await.True(4*time.Second, func() bool { // those who had to go are gone
+					held = v.weigh()
+					all = held.Heap + held.Stack - calm.Heap - calm.Stack
+					return all <= most
+				})
+				t.Logf("figure: %s | %s | %d came and hold %.1f MB together (resident %+.1f MB)", l.Name, h.name, many, float64(all)/1e6, float64(held.Resident-calm.Resident)/1e6)
+				if all > most {
+					t.Errorf("strangers hold %d MB of the node's memory, and may hold %d", all/1e6, most/1e6)
 				}
 			})
 		}

@@ -173,6 +173,12 @@ func (w *Listener) Advertise(addr string) { w.advertised = addr }
 // Advertised is the host:port at which clients reach the listener; empty: nobody said.
 func (w *Listener) Advertised() string { return w.advertised }
 
+// Crowded tells the operator that the protocol ended connections on which nobody was known,
+// since there were too many.
+func (w *Listener) Crowded(count int, err error) {
+	w.opts.Logger.Warn("connections of strangers ended, who are to come again", "listener", w.opts.Name, "count", count, "error", err)
+}
+
 // Close stops accepting and waits until no handshake is under way.
 func (w *Listener) Close() error {
 	w.stop()

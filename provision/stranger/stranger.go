@@ -29,6 +29,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -52,7 +53,8 @@ type Protocol struct {
 	Open bool
 	// Connections at once, on this listener. Default: 4096.
 	Connections int
-	// PerAddress is how many of them may come from one address. Default: 256.
+	// PerAddress is how many of them may come from one address, or from one /64 of IPv6.
+	// Default: 256.
 	PerAddress int
 
 	mu   sync.Mutex
@@ -60,7 +62,7 @@ type Protocol struct {
 	from map[string]*address
 }
 
-// An address is one that clients come from: how many there are, and how much they say.
+// An address is one that clients come from, or a network of IPv6: how many there are, and how much they say.
 type address struct {
 	clients int
 	pace    *rate.Limiter
@@ -73,7 +75,7 @@ var (
 )
 
 // enter counts one more client from an address, or says why there may not be one.
-func (p *Protocol) enter(host string) (*rate.Limiter, error) {
+func (p *Protocol) enter(network string) (*rate.Limiter, error) {
 	most, each := p.Connections, p.PerAddress
 	if most == 0 {
 		most = 4096
@@ -83,7 +85,7 @@ func (p *Protocol) enter(host string) (*rate.Limiter, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a := p.from[host]
+	a := p.from[network]
 	switch {
 	case p.all >= most:
 		return nil, errFull
@@ -97,21 +99,21 @@ func (p *Protocol) enter(host string) (*rate.Limiter, error) {
 		if p.Open {
 			a.pace.SetLimit(rate.Inf)
 		}
-		p.from[host] = a
+		p.from[network] = a
 	}
 	p.all++
 	a.clients++
 	return a.pace, nil
 }
 
-func (p *Protocol) leave(host string) {
+func (p *Protocol) leave(network string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.all--
-	if a := p.from[host]; a.clients > 1 {
+	if a := p.from[network]; a.clients > 1 {
 		a.clients--
 	} else {
-		delete(p.from, host)
+		delete(p.from, network)
 	}
 }
 
@@ -132,12 +134,14 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
-			pace, err := p.enter(host)
+			// Whoever has one address of IPv6 has as many as there are connections here.
+			network := strangers.Network(conn.RemoteAddr().String())
+			pace, err := p.enter(network)
 			if err != nil {
 				p.refuse(conn, err)
 				return
 			}
-			defer p.leave(host)
+			defer p.leave(network)
 			if err := p.serve(ctx, conn, host, pace, login); err != nil {
 				p.refuse(conn, err)
 			}

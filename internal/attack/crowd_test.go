@@ -1,0 +1,259 @@
+package attack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/fleetbustest"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
+)
+
+// stay asks once for what anybody may ask, and leaves the connection as it is.
+func stay(l Listener, conn net.Conn) error {
+	secure, err := secured(l, conn)
+	if err != nil {
+		return err
+	}
+	if _, err := io.WriteString(secure, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return err
+	}
+	_, err = secure.Read(make([]byte, 1))
+	return err
+}
+
+// crowdAt has so many connect to a listener, who do that and stay, and returns those that were
+// let so far, and what ends them.
+func crowdAt(addr string, l Listener, many int, do func(Listener, net.Conn) error) (conns []net.Conn, end func()) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	places := make(chan struct{}, 50)
+	for range many {
+		places <- struct{}{}
+		all.Go(func() {
+			defer func() { <-places }()
+			conn, err := net.DialTimeout("tcp", addr, 10*time.Second)
+			if err != nil {
+				return
+			}
+			_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+			if err := do(l, conn); err != nil {
+				conn.Close()
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, conn)
+		})
+	}
+	all.Wait()
+	return conns, func() {
+		for _, conn := range conns {
+			conn.Close()
+		}
+	}
+}
+
+// standing counts those that the node has not ended.
+func standing(conns []net.Conn) int {
+	var all sync.WaitGroup
+	var n atomic.Int32
+	for _, conn := range conns {
+		all.Go(func() {
+			_ = conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+			if _, err := io.Copy(io.Discard, conn); err != nil && strings.Contains(err.Error(), "timeout") {
+				n.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	return int(n.Load())
+}
+
+// visit logs a browser in to the console, and says how long it took.
+func visit(ctx context.Context, s node, client *http.Client, user, password string) (time.Duration, error) {
+	body, err := json.Marshal(map[string]string{"user": user, "password": password})
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	base := "https://" + s.Addr("console").String()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/api/login", bytes.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	answer, err := client.Do(r)
+	if err != nil {
+		return 0, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(answer.Body)
+		return 0, fmt.Errorf("the login is answered %d: %s", answer.StatusCode, text)
+	}
+	return time.Since(began), nil
+}
+
+// TestAttackWebCrowd has thousands connect to each listener of HTTPS, who ask for something and
+// stay: so many stay as may, the operator hears of it once, who was logged in before does not
+// notice, and who comes meanwhile, from the same address, logs in.
+func TestAttackWebCrowd(t *testing.T) {
+	const many = strangers.Most * 3 / 2
+	j := &journal{TB: t}
+	s := fleetbustest.Start(j, withEverything, func(o *fleetbus.Options) { o.Limits.HandshakeRate = 5000 })
+	ctx := within(t, 4*time.Minute)
+	user := "acme/alice"
+	password := s.Password(admin.UserRequest{Name: user})
+	watcher := identity.FleetName + "/prometheus"
+	watch := s.Password(admin.UserRequest{Name: watcher, Role: identity.RoleMetrics})
+	browser := func() *http.Client {
+		jar, err := cookiejar.New(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		transport := &http.Transport{TLSClientConfig: s.TLS()}
+		t.Cleanup(transport.CloseIdleConnections)
+		return &http.Client{Transport: transport, Jar: jar}
+	}
+	// A stream of changes that began before.
+	before := browser()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.Addr("sse").String()+"/changes/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth(user, password)
+	stream, err := before.Do(r)
+	if err != nil || stream.StatusCode != http.StatusOK {
+		t.Fatalf("%v %v", stream, err)
+	}
+	defer stream.Body.Close()
+	lines := bufio.NewScanner(stream.Body)
+	lines.Scan()
+	if _, err := visit(ctx, s, before, user, password); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range Listeners() {
+		if l.Name != "console" && l.Name != "sse" && l.Name != "metrics" {
+			continue
+		}
+		conns, end := crowdAt(s.Addr(l.Name).String(), l, many, stay)
+		defer end()
+		if len(conns) < many*9/10 {
+			t.Errorf("%s: only %d of %d came in, and the test proves little", l.Name, len(conns), many)
+		}
+		// The crowd goes on to come while somebody logs in.
+		coming, stop := context.WithCancel(ctx)
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				for coming.Err() == nil {
+					_, end := crowdAt(s.Addr(l.Name).String(), l, 20, stay)
+					end()
+				}
+			})
+		}
+		began := time.Now()
+		switch l.Name {
+		case "console":
+			_, err = visit(ctx, s, browser(), user, password)
+		case "sse":
+			err = enterWeb("sse", "/changes/x")(ctx, s, shown{user: user, password: password})
+		case "metrics":
+			err = enterWeb("metrics", "/metrics")(ctx, s, shown{user: watcher, password: watch})
+		}
+		took := time.Since(began)
+		stop()
+		all.Wait()
+		if err != nil {
+			t.Errorf("%s: who has a password is not let in: %v", l.Name, err)
+		}
+		stayed := standing(conns)
+		if stayed > strangers.Most {
+			t.Errorf("%s: %d of %d strangers stand there, and may be %d", l.Name, stayed, len(conns), strangers.Most)
+		}
+		told := 0
+		for line := range strings.Lines(j.content()) {
+			if strings.Contains(line, "connections of strangers ended") && strings.Contains(line, "listener="+l.Name+" ") {
+				told++
+			}
+		}
+		if told < 1 || told > 3 { // one a minute
+			t.Errorf("%s: the operator was told %d times", l.Name, told)
+		}
+		t.Logf("figure: %s | a crowd that stays | %d came and %d stand there; who has a password was in after %.1f s", l.Name, len(conns), stayed, took.Seconds())
+	}
+	// Who was there before is still there.
+	js, err := json.Marshal(map[string]string{"key": "customers.42", "kind": "update"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	post, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.Addr("sse").String()+"/changes/x", bytes.NewReader(js))
+	if err != nil {
+		t.Fatal(err)
+	}
+	post.SetBasicAuth(user, password)
+	answer, err := browser().Do(post)
+	if err != nil || answer.StatusCode != http.StatusNoContent {
+		t.Fatalf("%v %v", answer, err)
+	}
+	answer.Body.Close()
+	for lines.Scan() && !strings.Contains(lines.Text(), "customers.42") {
+	}
+	if err := lines.Err(); err != nil || !strings.Contains(lines.Text(), "customers.42") {
+		t.Errorf("the stream that was there before ended: %q %v", lines.Text(), err)
+	}
+	me, err := before.Get("https://" + s.Addr("console").String() + "/api/me")
+	if err != nil || me.StatusCode != http.StatusOK {
+		t.Errorf("who was logged in before is not any more: %v %v", me, err)
+	}
+	if err == nil {
+		me.Body.Close()
+	}
+}
+
+// TestAttackCrowdIsToldWhy reads what a stranger is told whose connection ends.
+func TestAttackCrowdIsToldWhy(t *testing.T) {
+	s := fleetbustest.Start(t, withEverything, func(o *fleetbus.Options) { o.Limits.HandshakeRate = 5000 })
+	l := Listener{Name: "metrics"}
+	conn, err := tls.Dial("tcp", s.Addr(l.Name).String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.WriteString(conn, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	answer, err := http.ReadResponse(in, nil)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("%v %v", answer, err)
+	}
+	_, _ = io.Copy(io.Discard, answer.Body)
+	_, end := crowdAt(s.Addr(l.Name).String(), l, strangers.Most+50, stay)
+	defer end()
+	last, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(last.Body)
+	if last.StatusCode != http.StatusRequestTimeout || !last.Close || !bytes.Contains(text, []byte("too many are connected here")) {
+		t.Errorf("it was told %d %q: %v", last.StatusCode, text, err)
+	}
+}
