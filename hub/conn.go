@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -55,8 +56,18 @@ type Error struct {
 	Fix string
 }
 
-// Error is Err's.
-func (e *Error) Error() string { return e.Err.Error() }
+// longest is how much of what a hub says is told of, in bytes: it may give a reason of 64 KiB,
+// and show a certificate for as many names as it likes.
+const longest = 1000
+
+// Error is Err's, or the beginning of it.
+func (e *Error) Error() string {
+	text := e.Err.Error()
+	if len(text) > longest {
+		text = strings.ToValidUTF8(text[:longest], "") + " …"
+	}
+	return text
+}
 
 // Unwrap is Err.
 func (e *Error) Unwrap() error { return e.Err }
@@ -284,7 +295,7 @@ func (c *conn) login(o *Options, clean bool) error {
 	case packet.UseAnotherServer, packet.ServerMoved:
 		e.Fix = "set servers to where the hub is now"
 		if ack.ServerReference != "" {
-			e.Fix = fmt.Sprintf("set servers to where the hub is now: %q", ack.ServerReference)
+			e.Fix = fmt.Sprintf("set servers to where the hub is now: %.200q", ack.ServerReference)
 		}
 	default:
 		e.Fix = "look at the hub's log"

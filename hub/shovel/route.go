@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,7 +87,7 @@ func (r *route) keep(ctx context.Context, log *slog.Logger) {
 	wait := backoff
 	for ctx.Err() == nil {
 		moved := r.moved()
-		err := r.once(ctx, log)
+		err := brief(r.once(ctx, log))
 		if ctx.Err() != nil {
 			return
 		}
@@ -113,6 +114,27 @@ func (r *route) keep(ctx context.Context, log *slog.Logger) {
 		}
 		wait = min(2*wait, maxBackoff)
 	}
+}
+
+// longest is how much of an error is told of, in bytes: a broker may show a certificate for as
+// many names as it likes.
+const longest = 1000
+
+// A briefError is an error of which the beginning is told.
+type briefError struct{ error }
+
+func (e briefError) Error() string {
+	return strings.ToValidUTF8(e.error.Error()[:longest], "") + " …"
+}
+
+// Unwrap is all of it.
+func (e briefError) Unwrap() error { return e.error }
+
+func brief(err error) error {
+	if err == nil || len(err.Error()) <= longest {
+		return err
+	}
+	return briefError{err}
 }
 
 func (r *route) moved() uint64 {

@@ -312,12 +312,12 @@ func TestMemoryOfMany(t *testing.T) {
 				}
 				var held weight
 				var all int64
-				await.True(4*time.Second, func() bool { // those who had to go are gone
+				await.True(20*time.Second, func() bool { // those who had to go are gone
 					held = v.weigh()
 					all = held.Heap + held.Stack - calm.Heap - calm.Stack
 					return all <= most
 				})
-				t.Logf("figure: %s | %s | %d came and hold %.1f MB together (resident %+.1f MB)", l.Name, h.name, many, float64(all)/1e6, float64(held.Resident-calm.Resident)/1e6)
+				t.Logf("figure: %s | %s | %d came and hold %.1f MB together (resident %+.1f MB), %d goroutines", l.Name, h.name, many, float64(all)/1e6, float64(held.Resident-calm.Resident)/1e6, held.Goroutines-calm.Goroutines)
 				if all > most {
 					t.Errorf("strangers hold %d MB of the node's memory, and may hold %d", all/1e6, most/1e6)
 				}

@@ -103,7 +103,8 @@ func Rows() []Row {
 		{"secrets", "of sources", "change/outbox", "TestSecrets"},
 		{"secrets", "in frames that are printed", "amqp/frame", "TestSecretsDoNotShow"},
 		{"secrets", "in credentials that are printed", "identity", "TestSecretsAreNotPrinted"},
-		// Terminals.
+		// Terminals, and what comes from outside.
+		{"hub", "a broker that says all that it can", "hub", "TestHostileHub"},
 		{"terminals", "what is printed", "internal/document", "TestEscape"},
 	}
 }
