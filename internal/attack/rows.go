@@ -90,6 +90,9 @@ func Rows() []Row {
 		{"credentials", "an expired, forged or foreign proof of a machine", "provision", "TestToken"},
 		{"credentials", "a login without a certificate, where it is demanded", "", "TestCertificateRequired"},
 		{"credentials", "a user that poses as a node", "", "TestClientCertificateAsServer"},
+		{"credentials", "each kind ends while somebody is there, and is shown again", here, "TestAttackExpiry"},
+		{"credentials", "JWTs without a signature, or of another key", here, "TestAttackTokens"},
+		{"credentials", "bearer tokens that have expired, or are another's", "identity", "TestBearer"},
 		// Renewals, and what a target takes.
 		{"renewal", "of a user that was denied, or by another", "", "TestRenew"},
 		{"renewal", "a chain, a key or a name that is wrong", "certmanager", "TestWrongChain"},
