@@ -92,7 +92,13 @@ func verify(group, id string, b *Bundle, key *Key, now time.Time, trusted bool) 
 	}
 	c := &tls.Certificate{Certificate: chain, PrivateKey: private, Leaf: leaf}
 	if !trusted {
+		certs, err := parseAll(leaf, chain)
+		if err == nil {
+			err = Servable(certs, now)
+		}
 		switch {
+		case err != nil:
+			return nil, err
 		case !now.Before(leaf.NotAfter):
 			return nil, fmt.Errorf("it expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
 		case now.Add(skew).Before(leaf.NotBefore):
@@ -140,6 +146,19 @@ func parseChain(text string) ([][]byte, error) {
 		return nil, errors.New("its chain is empty")
 	}
 	return chain, nil
+}
+
+// parseAll reads a chain whose leaf has been read.
+func parseAll(leaf *x509.Certificate, chain [][]byte) ([]*x509.Certificate, error) {
+	certs := []*x509.Certificate{leaf}
+	for _, der := range chain[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("reading its chain: %w", err)
+		}
+		certs = append(certs, c)
+	}
+	return certs, nil
 }
 
 // checkNames returns the names as clients ask for them, if the certificate has all of

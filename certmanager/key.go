@@ -136,10 +136,8 @@ func verifyChain(chain [][]byte, key crypto.PublicKey, names []string, now time.
 	if leaf.NotBefore.After(now.Add(skew)) || !now.Before(leaf.NotAfter) {
 		return nil, fmt.Errorf("the certificate is valid from %s to %s", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
 	}
-	for i := range len(certs) - 1 {
-		if err := certs[i].CheckSignatureFrom(certs[i+1]); err != nil {
-			return nil, fmt.Errorf("certificate %d of the chain is not signed by the next: %w", i+1, err)
-		}
+	if err := cert.Servable(certs, now); err != nil {
+		return nil, err
 	}
 	if last := certs[len(certs)-1]; len(certs) > 1 && bytes.Equal(last.RawIssuer, last.RawSubject) && last.CheckSignatureFrom(last) == nil {
 		certs = certs[:len(certs)-1]

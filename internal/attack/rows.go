@@ -96,6 +96,10 @@ func Rows() []Row {
 		// Renewals, and what a target takes.
 		{"renewal", "of a user that was denied, or by another", "", "TestRenew"},
 		{"renewal", "a chain, a key or a name that is wrong", "certmanager", "TestWrongChain"},
+		{"renewal", "certificates of every wrong kind, of an authority", "certmanager", "TestWrongChains"},
+		{"renewal", "chains that no client takes", "cert", "TestServable"},
+		{"renewal", "the same, delivered to a target", "cert", "TestWrongDelivery"},
+		{"renewal", "requests for certificates that are wrong, or ask for more", "internal/grant", "TestWrongRequests"},
 		{"renewal", "the same, of an authority of ACME", "certmanager/acme", "TestWrongChain"},
 		{"renewal", "a certificate that is forged", "cert", "TestForgedCertificate"},
 		{"renewal", "reports that are forged", "certmanager", "TestForgedReports"},
