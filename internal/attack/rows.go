@@ -111,6 +111,8 @@ func Rows() []Row {
 		{"secrets", "in frames that are printed", "amqp/frame", "TestSecretsDoNotShow"},
 		{"secrets", "in credentials that are printed", "identity", "TestSecretsAreNotPrinted"},
 		// Terminals, and what comes from outside.
+		{"openstack", "hosts that are paths, escapes, lines, or without an end", "internal/openstack", "TestHostileHosts"},
+		{"amqp import", "names that are paths, escapes, lines, and the fleet's own account", "internal/definitions", "TestHostileNames"},
 		{"hub", "a broker that says all that it can", "hub", "TestHostileHub"},
 		{"terminals", "what is printed", "internal/document", "TestEscape"},
 	}

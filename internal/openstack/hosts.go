@@ -45,6 +45,8 @@ const (
 	maxHosts     = 10_000
 	maxHostsFile = 4 << 20
 	maxHostName  = 253
+	// maxProblems is how many are told of: a file of another sort has one in each line.
+	maxProblems = 100
 )
 
 // ParseHosts reads a table of hosts: a line for each, with its name and then its roles, parted
@@ -70,6 +72,8 @@ func ParseHosts(file string, data []byte) ([]Host, error) {
 			err = fmt.Errorf("host %q: line %d has one whose name begins with %s, and their users would be the same", h.Name, before, h.Short())
 		}
 		switch {
+		case err != nil && len(errs) == maxProblems:
+			return nil, errors.Join(append(errs, fmt.Errorf("%s:%d: there are more than %d problems", file, n, maxProblems))...)
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, err))
 		case len(hosts) == maxHosts:
@@ -97,7 +101,7 @@ func parseHost(words []string) (Host, error) {
 		r := HostRole(word)
 		switch {
 		case !slices.Contains(HostRoles(), r):
-			return h, fmt.Errorf("host %q: %q is no role; there are %s", h.Name, word, strings.Join(texts(HostRoles()), ", "))
+			return h, fmt.Errorf("host %q: %.40q is no role; there are %s", h.Name, word, strings.Join(texts(HostRoles()), ", "))
 		case !slices.Contains(h.Roles, r):
 			h.Roles = append(h.Roles, r)
 		}
@@ -115,7 +119,7 @@ func checkHost(name string) error {
 	}
 	for _, label := range strings.Split(name, ".") {
 		if err := identity.CheckName(label); err != nil || strings.Contains(label, "_") {
-			return fmt.Errorf("host %q: a name has letters, digits and -, in words that dots part", name)
+			return fmt.Errorf("host %.253q: a name has letters, digits and -, in words that dots part", name)
 		}
 	}
 	return nil
