@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fleetbus/fleetbus/internal/await"
 )
 
 // serve has a room of three before a server that knows whoever says so, until the test ends.
@@ -101,6 +103,14 @@ func (c *client) ask(path, header string) (int, error) {
 	return answer.StatusCode, err
 }
 
+// idle reports whether no request is under way on a connection.
+func (r *Room) idle(remote string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.guests[remote]
+	return g != nil && !g.active
+}
+
 // gone waits for the connection's end, and returns what it is told before.
 func (c *client) gone() (string, error) {
 	text, err := io.ReadAll(c.in)
@@ -111,14 +121,15 @@ func (c *client) gone() (string, error) {
 func TestRoom(t *testing.T) {
 	var mu sync.Mutex
 	var counts []int
-	addr := serve(t, New(3, func(count int, err error) {
+	r := New(3, func(count int, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		counts = append(counts, count)
 		if !errors.Is(err, ErrTooMany) {
 			t.Errorf("the operator is told of %v", err)
 		}
-	}))
+	})
+	addr := serve(t, r)
 	known := dial(t, addr)
 	if code, err := known.ask("/wait", "Known: yes\r\n"); code != http.StatusOK {
 		t.Fatalf("%d %v", code, err)
@@ -128,6 +139,10 @@ func TestRoom(t *testing.T) {
 		c := dial(t, addr)
 		if code, err := c.ask("/", ""); code != http.StatusOK {
 			t.Fatalf("who comes last is answered %d: %v", code, err)
+		}
+		// The server knows a moment later than the client that the answer is over.
+		if !await.True(10*time.Second, func() bool { return r.idle(c.LocalAddr().String()) }) {
+			t.Fatal("the answer does not end")
 		}
 		all = append(all, c)
 	}
