@@ -25,6 +25,7 @@ import (
 const (
 	noResources jetstream.ErrorCode = 10023
 	noStorage   jetstream.ErrorCode = 10047
+	accountFull jetstream.ErrorCode = 10002
 	noPeers     jetstream.ErrorCode = 10005
 	needCluster jetstream.ErrorCode = 10074
 )
@@ -109,6 +110,7 @@ type Journal struct {
 	life   context.Context // of what nobody waits for; it does not end
 	stop   context.CancelFunc
 	group  sync.WaitGroup
+	noting sync.WaitGroup // notes on their way
 
 	mu     sync.Mutex
 	dirty  map[*log]struct{}
@@ -224,14 +226,39 @@ func (j *Journal) Close() {
 	j.group.Wait()
 	ctx, cancel := context.WithTimeout(j.life, closeTimeout)
 	defer cancel()
-	j.mu.Lock()
-	noted := j.closed || len(j.unread) == 0
-	j.mu.Unlock()
-	if noted {
-		// It is stored behind all else. If it is not, messages come as redelivered.
-		_, _ = j.w.wrote(ctx, j.closing(), nil)
+	noted := make(chan bool, 1)
+	go func() { noted <- j.noteAll(ctx) }()
+	select {
+	case all := <-noted:
+		if all {
+			// It is stored behind all else. If it is not, messages come as redelivered.
+			_, _ = j.w.wrote(ctx, j.closing(), nil)
+		}
+		j.w.close()
+	case <-ctx.Done():
+		j.w.close()
+		<-noted
 	}
-	j.w.close()
+}
+
+// noteAll returns when all that was done is noted, or cannot be, and reports whether it is,
+// for all queues that there are.
+func (j *Journal) noteAll(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		j.flush()
+		j.noting.Wait()
+		j.mu.Lock()
+		done, all := len(j.dirty) == 0, j.closed || len(j.unread) == 0
+		j.mu.Unlock()
+		if done {
+			return all
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(again):
+		}
+	}
+	return false
 }
 
 // closing is the subject of the last message of a journal that was closed.

@@ -393,6 +393,48 @@ func TestHandedOutBefore(t *testing.T) {
 	first.close()
 }
 
+// TestClosedWithoutNotes has an owner close that could not note what it handed out: it comes
+// as redelivered from the next.
+func TestClosedWithoutNotes(t *testing.T) {
+	s := fleetbustest.Start(t)
+	first := open(t, s.Dial("acme", "first"))
+	var all told
+	first.publish(0, 20, &all)
+	first.stored(&all, 20)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	js, err := jetstream.New(s.Dial("acme", "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := func(bytes int32) {
+		t.Helper()
+		stream, err := js.Stream(ctx, "AMQP")
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := stream.CachedInfo().Config
+		config.MaxMsgSize = bytes
+		if _, err := js.UpdateStream(ctx, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What has no payload is taken, and notes are not.
+	limit(80)
+	if got := first.all(); len(got) != 20 {
+		t.Fatalf("%d came", len(got))
+	}
+	first.close()
+	limit(-1)
+	second := open(t, s.Dial("acme", "second"))
+	for _, d := range second.all() {
+		if !d.Redelivered {
+			t.Errorf("%s is not marked", d.Message.Body)
+		}
+	}
+	second.close()
+}
+
 // TestLeaderDies has nothing stored twice, lost or out of order when the leader of the
 // stream dies in the middle.
 func TestLeaderDies(t *testing.T) {

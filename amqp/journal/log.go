@@ -214,7 +214,9 @@ func (l *log) note() {
 		if err != nil { // numbers always can be written
 			return
 		}
+		l.j.noting.Add(1)
 		l.j.w.write(l.notes(), data, func(seq uint64, err error) {
+			defer l.j.noting.Done()
 			l.mu.Lock()
 			if err == nil && first == 0 {
 				first = seq

@@ -49,6 +49,8 @@ const (
 	// requestTimeout bounds one question to the engine, and again is how long it is
 	// until the next one.
 	requestTimeout, again = 5 * time.Second, 50 * time.Millisecond
+	// rest is how long it is until something is sent again that was refused.
+	rest = 250 * time.Millisecond
 	// firstTry is how long the first of several questions waits for an answer.
 	firstTry = 500 * time.Millisecond
 	// idHeader has what tells the messages of journals apart.
@@ -89,6 +91,7 @@ type writer struct {
 	bytes   int                 // of those
 	round   uint64
 	silent  bool // nothing is sent until the stream was asked
+	resting bool // and it is not asked at once
 	ids     uint64
 	err     error
 }
@@ -99,6 +102,7 @@ type writing struct {
 	data    []byte
 	id      string
 	asked   time.Time
+	sends   int // how often it was sent
 	done    func(seq uint64, err error)
 	stored  bool
 
@@ -217,6 +221,7 @@ func (w *writer) send() {
 			return
 		}
 		w.sent++
+		one.sends++
 		w.bytes += len(one.data)
 	}
 }
@@ -273,6 +278,13 @@ func (w *writer) answered(msg *nats.Msg) {
 		w.doubt()
 		w.mu.Unlock()
 		return
+	case a.Error != nil && w.waiting[i].sends > 1 && full(a.Error):
+		// What was sent before may be stored by whoever leads the stream next.
+		w.resting = true
+		w.doubt()
+		w.mu.Unlock()
+		w.refuse(fmt.Errorf("the stream does not take it now: %w", a.Error))
+		return
 	case a.Error != nil:
 		// It is refused for good, and what was sent behind it expects it to be there.
 		one := w.waiting[i]
@@ -300,6 +312,15 @@ func passing(e *jetstream.APIError) bool {
 		return false
 	}
 	return e.Code >= 500
+}
+
+// full reports whether the node that leads the stream has no room: another may have it.
+func full(e *jetstream.APIError) bool {
+	switch e.ErrorCode {
+	case noResources, noStorage, accountFull:
+		return true
+	}
+	return false
 }
 
 // settle tells those that are stored and have nothing before them that is not. mu is
@@ -342,6 +363,13 @@ func (w *writer) watch(ctx context.Context) {
 			w.mu.Unlock()
 		case <-w.lost:
 		}
+		if w.rests() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(rest):
+			}
+		}
 		for limit := firstTry; w.uncertain() && ctx.Err() == nil; limit = min(2*limit, requestTimeout) {
 			if err := w.ask(ctx, limit); errors.Is(err, ErrDeposed) {
 				w.end(err)
@@ -355,6 +383,15 @@ func (w *writer) watch(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// rests reports whether what was refused is to be sent again only after a while.
+func (w *writer) rests() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rests := w.resting
+	w.resting = false
+	return rests
 }
 
 func (w *writer) uncertain() bool {
