@@ -20,10 +20,12 @@ import (
 const streamName = "AMQP"
 
 // openAccount opens an account for this process, which is to be the only one.
-func openAccount(ctx context.Context, conn *fleetbus.Session, name string, timers *queue.Timers, pressure *pressure, log *slog.Logger) (*account, error) {
+// has reports whether it is.
+func openAccount(ctx context.Context, conn *fleetbus.Session, name string, has func() bool, timers *queue.Timers, pressure *pressure, log *slog.Logger) (*account, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	a := newAccount(name, timers, pressure, log)
+	a.has = has
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
 		Stream: streamName, Prefix: subjects(conn, "amqp"), Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
 		Failed: a.fail, Refused: pressure.refused, Room: conn.Room,
@@ -60,8 +62,9 @@ type account struct {
 	journal *journal.Journal
 	bus     *bus
 	*pressure
-	largest int        // message that the engine takes, with its properties, in bytes
-	failed  chan error // why nothing is stored any more; it has room
+	has     func() bool // this process may speak for the account
+	largest int         // message that the engine takes, with its properties, in bytes
+	failed  chan error  // why nothing is stored any more; it has room
 
 	// changing is held while something durable is made, until it is stored.
 	changing sync.Mutex
@@ -146,6 +149,9 @@ func (a *account) close() {
 	}
 	a.journal.Close()
 }
+
+// holds implements vhost.
+func (a *account) holds() bool { return a.has == nil || a.has() }
 
 // attach implements vhost.
 func (a *account) attach(_ context.Context, who peer) (host, error) {

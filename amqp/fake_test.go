@@ -57,6 +57,8 @@ func (f *fake) open(context.Context, *fleetbus.Session, func() ([]byte, error)) 
 	return f, nil, nil
 }
 
+func (f *fake) holds() bool { return true }
+
 func (f *fake) attach(_ context.Context, who peer) (host, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -182,6 +182,7 @@ func (c *conn) enter(ctx context.Context, v vhost, name string) (err error) {
 	if err != nil {
 		return err
 	}
+	c.out.guard(v.holds)
 	c.opened(name)
 	return c.send(0, &frame.ConnectionOpenOk{})
 }

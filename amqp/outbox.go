@@ -45,6 +45,8 @@ type outbox struct {
 	beat     time.Duration // at which something is sent, 0: never
 	// drained is called when there is room again.
 	drained func()
+	// holds reports whether what waits may still go out; nil: it may.
+	holds func() bool
 
 	mu    sync.Mutex
 	first [][]byte // what goes out before wait
@@ -123,6 +125,13 @@ func (o *outbox) drain(f func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.drained = f
+}
+
+// guard has nothing go out any more once holds reports false: the connection ends then.
+func (o *outbox) guard(holds func() bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.holds = holds
 }
 
 // room reports whether there is room for messages. If not, drained is called once there
@@ -217,7 +226,7 @@ func (o *outbox) write() {
 		if len(all) > 0 {
 			o.first, o.size, o.wait, o.spare = nil, 0, o.spare[:0], nil
 		}
-		full, drained := o.full, o.drained
+		full, drained, holds := o.full, o.drained, o.holds
 		o.full = false
 		o.mu.Unlock()
 		if full {
@@ -225,6 +234,10 @@ func (o *outbox) write() {
 		}
 		for _, b := range all {
 			if o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+				return
+			}
+			if holds != nil && !holds() {
+				_ = o.conn.Close()
 				return
 			}
 			if _, err := o.conn.Write(b); err != nil {

@@ -182,7 +182,7 @@ func (a *accounts) hold(ctx context.Context, c *claim) error {
 
 // own has the account, until ctx is done or it cannot be had any more.
 func (a *accounts) own(ctx context.Context, c *claim) error {
-	one, err := openAccount(ctx, c.conn, c.name, a.timers, a.pressure, a.log)
+	one, err := openAccount(ctx, c.conn, c.name, lease.Holds(ctx), a.timers, a.pressure, a.log)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ type opener interface {
 type vhost interface {
 	// attach has a connection take part.
 	attach(ctx context.Context, who peer) (host, error)
+	// holds reports whether it is here at this very moment, and nowhere else: nothing it
+	// says reaches a client otherwise.
+	holds() bool
 }
 
 // peer is a connection, as a vhost sees it.

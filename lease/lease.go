@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -130,7 +131,7 @@ func (l *Leases) Hold(ctx context.Context, name, holder string, note func() any,
 	if err := h.acquire(ctx); err != nil {
 		return fmt.Errorf("waiting for lease %q: %w", name, err)
 	}
-	held, lose := context.WithCancelCause(ctx)
+	held, lose := context.WithCancelCause(context.WithValue(ctx, key{}, h))
 	defer lose(nil)
 	done := make(chan struct{})
 	go func() {
@@ -147,14 +148,29 @@ func (l *Leases) Hold(ctx context.Context, name, holder string, note func() any,
 	return err
 }
 
-// holding is one attempt to have and keep a lease. It belongs to one goroutine.
+// key is that of the holding in the context that Hold gives.
+type key struct{}
+
+// Holds returns what reports whether the lease is held at this very moment that ctx, which
+// Hold gave to do, is for; of another context none is. A process that stood still learns by it
+// at once that the lease is over, and by the end of ctx only in a moment: who must not act
+// after another may have begun asks just before. It is safe for concurrent use.
+func Holds(ctx context.Context) func() bool {
+	h, ok := ctx.Value(key{}).(*holding)
+	if !ok {
+		return func() bool { return false }
+	}
+	return func() bool { return time.Until(*h.until.Load()) > 0 }
+}
+
+// holding is one attempt to have and keep a lease. It belongs to one goroutine, but for until.
 type holding struct {
 	*Leases
 	name   string
 	record Record
 	note   func() any
-	seq    uint64    // of the message that holds it
-	until  time.Time // it is ours, by the monotonic clock
+	seq    uint64                    // of the message that holds it
+	until  atomic.Pointer[time.Time] // it is ours, by the monotonic clock
 }
 
 // acquire tries until the lease is ours. Who waits does so about as long as a
@@ -212,7 +228,7 @@ func (h *holding) keep(ctx context.Context, lose context.CancelCauseFunc) {
 		err := h.write(ctx)
 		switch {
 		case ctx.Err() != nil:
-		case isConflict(err), time.Until(h.until) < h.options.TTL/4:
+		case isConflict(err), time.Until(*h.until.Load()) < h.options.TTL/4:
 			lose(fmt.Errorf("%w: %w", ErrLost, err))
 		}
 	}
@@ -231,7 +247,9 @@ func (h *holding) write(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.seq, h.until = seq, began.Add(h.options.TTL)
+	until := began.Add(h.options.TTL)
+	h.seq = seq
+	h.until.Store(&until)
 	return nil
 }
 

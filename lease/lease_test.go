@@ -191,6 +191,31 @@ func TestNeverExpires(t *testing.T) {
 	}
 }
 
+// TestHolds has a holder that was cut off know that its time is over, at any moment.
+func TestHolds(t *testing.T) {
+	s := startServer(t)
+	l, nc := open(t, s, time.Second)
+	err := l.Hold(within(t), "job", "one", nil, func(ctx context.Context) error {
+		holds := Holds(ctx)
+		if !holds() {
+			t.Error("it does not hold it")
+		}
+		nc.Close()
+		for holds() {
+			if err := sleep(t.Context(), time.Millisecond); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if Holds(t.Context())() {
+		t.Error("whoever did not ask for it holds it")
+	}
+}
+
 // TestSilence has who waits for a lease learn that the engine does not answer.
 func TestSilence(t *testing.T) {
 	s := startServer(t)

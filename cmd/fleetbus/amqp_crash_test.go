@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,7 +167,34 @@ func (l *line) missing() (all []int, confirmed int) {
 // which ones.
 func TestKilledAMQP(t *testing.T) {
 	t.Parallel()
-	kills, seed := fromEnv(t, "FLEETBUS_KILLS", 2), fromEnv(t, "FLEETBUS_SEED", int(time.Now().UnixNano()%1e6))
+	harmedAMQP(t, "kill", 2, func(c *crash) (*crashNode, func()) {
+		n := c.nodes[c.rng.IntN(len(c.nodes))]
+		n.kill()
+		return n, func() { n.process = c.m.serve(n.name) }
+	})
+}
+
+// TestPausedAMQP has the node that has the account stand still until another has it, and then
+// go on: it says nothing to clients any more that the other does not know of.
+func TestPausedAMQP(t *testing.T) {
+	t.Parallel()
+	harmedAMQP(t, "pause", 1, func(c *crash) (*crashNode, func()) {
+		n := c.owner("acme")
+		signal := func(s syscall.Signal) {
+			if err := n.cmd.Process.Signal(s); err != nil {
+				c.t.Error(err)
+			}
+		}
+		signal(syscall.SIGSTOP)
+		goOn := sync.OnceFunc(func() { signal(syscall.SIGCONT) })
+		c.t.Cleanup(goOn)
+		return n, goOn
+	})
+}
+
+// harmedAMQP has harm done to nodes, which returns what ends it.
+func harmedAMQP(t *testing.T, what string, times int, harm func(c *crash) (n *crashNode, heal func())) {
+	kills, seed := fromEnv(t, "FLEETBUS_KILLS", times), fromEnv(t, "FLEETBUS_SEED", int(time.Now().UnixNano()%1e6))
 	c := newCrash(t, uint64(seed))
 	ctx, stop := context.WithCancel(t.Context())
 	defer c.devices.Wait()
@@ -208,13 +236,12 @@ func TestKilledAMQP(t *testing.T) {
 	progress("clients publish")
 	for i := range kills {
 		c.current(ctx, "AMQP", "AMQP_OWNER")
-		n := c.nodes[c.rng.IntN(len(c.nodes))]
 		mu.Lock()
 		last = time.Now()
 		mu.Unlock()
-		n.kill()
-		progress(fmt.Sprintf("clients publish without %s, after kill %d", n.name, i+1))
-		n.process = c.m.serve(n.name)
+		n, heal := harm(c)
+		progress(fmt.Sprintf("clients publish without %s, after %s %d", n.name, what, i+1))
+		heal()
 		progress(fmt.Sprintf("clients publish with %s again", n.name))
 	}
 	end()
@@ -235,7 +262,7 @@ func TestKilledAMQP(t *testing.T) {
 				refused++
 			}
 		}
-		t.Logf("%d kills, seed %d: %s: %d sent, %d confirmed, %d refused, %d came, %d again, ill: %q", kills, seed, l.queue, l.sent, len(l.fate)-refused, refused, len(l.came), l.again, l.ill)
+		t.Logf("%d times %s, seed %d: %s: %d sent, %d confirmed, %d refused, %d came, %d again, ill: %q", kills, what, seed, l.queue, l.sent, len(l.fate)-refused, refused, len(l.came), l.again, l.ill)
 		if len(l.ill) > 0 {
 			t.Errorf("%s: %q", l.queue, l.ill)
 		}

@@ -58,7 +58,7 @@ func (c *cloud) plan(name string, more ...string) {
 }
 
 // owner is the node that opened an account last.
-func (c *cloud) owner(account string) (found *crashNode) {
+func (c *crash) owner(account string) (found *crashNode) {
 	c.t.Helper()
 	opened := regexp.MustCompile(`time=(\S+) .*msg="an account is open for AMQP" account=` + account + "\n")
 	last := ""
