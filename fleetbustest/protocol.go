@@ -87,7 +87,7 @@ const (
 	roleHere   = "contract-here"   // may come in by the protocol's listener only
 	roleNATS   = "contract-nats"   // may not
 
-	briefLife = 3 * time.Second
+	briefLife = 5 * time.Second
 )
 
 func (p *protocolTest) roles(t *testing.T) {

@@ -2,11 +2,9 @@ package mqtt_test
 
 import (
 	"bytes"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -158,6 +156,14 @@ func TestFewAtOnce(t *testing.T) {
 // included: others connect as fast as ever.
 func TestHearsAll(t *testing.T) {
 	h := start(t)
+	five := func() time.Duration {
+		began := time.Now()
+		for range 5 {
+			h.connect(t, &packet.Connect{CleanStart: true})
+		}
+		return time.Since(began)
+	}
+	before := five()
 	all := h.Dial("acme", "all")
 	if _, err := all.SubscribeSync(">"); err != nil {
 		t.Fatal(err)
@@ -165,12 +171,8 @@ func TestHearsAll(t *testing.T) {
 	if err := all.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
-	for range 5 {
-		h.connect(t, &packet.Connect{CleanStart: true})
-	}
-	if took := time.Since(began); took > 4*time.Second {
-		t.Errorf("five connects took %v", took)
+	if took := five(); took > 4*time.Second+4*before {
+		t.Errorf("five connects took %v, and %v before", took, before)
 	}
 }
 
@@ -255,10 +257,6 @@ func recordSize(t *testing.T, h *house) int {
 func TestPings(t *testing.T) {
 	h := start(t, func(o *fleetbus.Options) { protocol(o).Pending = 1 << 10 })
 	c := h.dial(t, packet.V5)
-	// The kernel takes the less of the answers.
-	if err := c.Conn.(*tls.Conn).NetConn().(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
 	c.send(&packet.Connect{Version: packet.V5, CleanStart: true})
 	next[*packet.Connack](c)
 	if err := c.SetWriteDeadline(time.Now().Add(2 * time.Minute)); err != nil {
