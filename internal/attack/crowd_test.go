@@ -161,7 +161,7 @@ func TestAttackWebCrowd(t *testing.T) {
 		// The crowd goes on to come while somebody logs in.
 		coming, stop := context.WithCancel(ctx)
 		var all sync.WaitGroup
-		for range 20 {
+		for range 4 {
 			all.Go(func() {
 				for coming.Err() == nil {
 					_, end := crowdAt(s.Addr(l.Name).String(), l, 20, stay)
