@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,35 +20,6 @@ import (
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/internal/smalldisk"
 )
-
-// occupy leaves no more than so many bytes of a disk, until free is called.
-func occupy(t *testing.T, dir string, left int64) (free func()) {
-	t.Helper()
-	f, err := os.Create(filepath.Join(dir, "somebody-elses"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for chunk := make([]byte, 64<<10); ; {
-		var st syscall.Statfs_t
-		if err := syscall.Statfs(dir, &st); err != nil {
-			t.Fatal(err)
-		}
-		if int64(st.Bavail)*int64(st.Bsize) <= left {
-			break
-		}
-		if _, err := f.Write(chunk); errors.Is(err, syscall.ENOSPC) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return func() {
-		if err := os.Remove(f.Name()); err != nil {
-			t.Error(err)
-		}
-	}
-}
 
 // finds reports whether a node has the finding now.
 func finds(s *fleetbustest.Server, code string) bool {
@@ -81,7 +50,7 @@ func TestShortDisk(t *testing.T) {
 	if _, err := js.Publish(ctx, "orders.1", []byte("1")); err != nil {
 		t.Fatal(err)
 	}
-	free := occupy(t, disk, 15<<20)
+	free := smalldisk.Fill(t, disk, 15<<20)
 	began := time.Now()
 	fleetbustest.Eventually(t, "the node says that its disk is short", func() error {
 		if !finds(s, "DISK-FULL") {
@@ -176,7 +145,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	filled := make(chan func(), 1)
-	go func() { filled <- occupy(t, disk, 0) }()
+	go func() { filled <- smalldisk.Fill(t, disk, 0) }()
 	var refusal error
 	fleetbustest.Eventually(t, "a publisher hears that the disk is full", func() error {
 		n++

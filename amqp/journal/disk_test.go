@@ -1,9 +1,7 @@
 package journal_test
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -40,18 +38,13 @@ func TestFullDisk(t *testing.T) {
 		ids = append(ids, d.ID)
 	}
 
-	ballast := filepath.Join(disk, "ballast")
-	if err := fill(ballast); err != nil {
-		t.Fatal(err)
-	}
+	free := smalldisk.Fill(t, disk, 0)
 	// Each that is done with is noted, which the stream refuses.
 	for i := range 50 {
 		o.q.Settle(ids[10*i:10*i+10], queue.Ack)
 		await.True(50*time.Millisecond, func() bool { return false })
 	}
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
+	free()
 	var late told
 	await.Nil(t, "it stores again", func() error {
 		late = told{}
@@ -62,23 +55,4 @@ func TestFullDisk(t *testing.T) {
 		return nil
 	})
 	o.close()
-}
-
-// fill leaves no room on the disk that a file is made on.
-func fill(path string) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	for chunk := make([]byte, 64<<10); len(chunk) > 0; {
-		_, err := f.Write(chunk)
-		switch {
-		case errors.Is(err, syscall.ENOSPC):
-			chunk = chunk[:len(chunk)/2]
-		case err != nil:
-			return err
-		}
-	}
-	return nil
 }

@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -142,25 +139,6 @@ func TestHoldOfThree(t *testing.T) {
 	}
 }
 
-// fill takes all that is left of a disk, and gives it back when free is called.
-func fill(t *testing.T, dir string) (free func()) {
-	t.Helper()
-	f := must[*os.File](t)(os.Create(filepath.Join(dir, "filler")))
-	defer f.Close()
-	for chunk := make([]byte, 64<<10); ; {
-		if _, err := f.Write(chunk); errors.Is(err, syscall.ENOSPC) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return func() {
-		if err := os.Remove(f.Name()); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // TestFullDisk fills the disk under a server that is written to, and checks that
 // everything that was acknowledged is there when the disk has room again.
 func TestFullDisk(t *testing.T) {
@@ -202,7 +180,7 @@ func TestFullDisk(t *testing.T) {
 				}
 			}
 			some()
-			free := fill(t, dir)
+			free := smalldisk.Fill(t, dir, 0)
 			eventually(t, "the engine to meet the full disk", func(ctx context.Context) error {
 				ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 				defer cancel()

@@ -4,6 +4,7 @@ package smalldisk
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -44,5 +45,34 @@ func Resize(t testing.TB, dir, size string) {
 	t.Helper()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_REMOUNT, "size="+size); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Fill leaves no more than so many bytes of a disk, until free is called.
+func Fill(t testing.TB, dir string, left int64) (free func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "somebody-elses"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for chunk := make([]byte, 64<<10); ; {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		if int64(st.Bavail)*int64(st.Bsize) <= left {
+			break
+		}
+		if _, err := f.Write(chunk); errors.Is(err, syscall.ENOSPC) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		if err := os.Remove(f.Name()); err != nil {
+			t.Error(err)
+		}
 	}
 }

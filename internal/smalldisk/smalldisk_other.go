@@ -19,3 +19,6 @@ func At(t testing.TB, _, _ string) {
 
 // Resize is for a disk that was mounted, and there is none.
 func Resize(testing.TB, string, string) {}
+
+// Fill is as Resize.
+func Fill(testing.TB, string, int64) (free func()) { return func() {} }
