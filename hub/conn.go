@@ -60,14 +60,25 @@ type Error struct {
 // and show a certificate for as many names as it likes.
 const longest = 1000
 
-// Error is Err's, or the beginning of it.
-func (e *Error) Error() string {
-	text := e.Err.Error()
-	if len(text) > longest {
-		text = strings.ToValidUTF8(text[:longest], "") + " …"
+// Brief is err, of which the beginning is told if it is long: another broker says how much.
+func Brief(err error) error {
+	if err == nil || len(err.Error()) <= longest {
+		return err
 	}
-	return text
+	return brief{err}
 }
+
+type brief struct{ error }
+
+func (b brief) Error() string {
+	return strings.ToValidUTF8(b.error.Error()[:longest], "") + " …"
+}
+
+// Unwrap is all of it.
+func (b brief) Unwrap() error { return b.error }
+
+// Error is Err's, or the beginning of it.
+func (e *Error) Error() string { return Brief(e.Err).Error() }
 
 // Unwrap is Err.
 func (e *Error) Unwrap() error { return e.Err }

@@ -7,11 +7,12 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/rabbitmq/amqp091-go"
+
+	"github.com/fleetbus/fleetbus/hub"
 )
 
 // A route is one link: messages of one queue to one place.
@@ -87,7 +88,7 @@ func (r *route) keep(ctx context.Context, log *slog.Logger) {
 	wait := backoff
 	for ctx.Err() == nil {
 		moved := r.moved()
-		err := brief(r.once(ctx, log))
+		err := hub.Brief(r.once(ctx, log))
 		if ctx.Err() != nil {
 			return
 		}
@@ -114,27 +115,6 @@ func (r *route) keep(ctx context.Context, log *slog.Logger) {
 		}
 		wait = min(2*wait, maxBackoff)
 	}
-}
-
-// longest is how much of an error is told of, in bytes: a broker may show a certificate for as
-// many names as it likes.
-const longest = 1000
-
-// A briefError is an error of which the beginning is told.
-type briefError struct{ error }
-
-func (e briefError) Error() string {
-	return strings.ToValidUTF8(e.error.Error()[:longest], "") + " …"
-}
-
-// Unwrap is all of it.
-func (e briefError) Unwrap() error { return e.error }
-
-func brief(err error) error {
-	if err == nil || len(err.Error()) <= longest {
-		return err
-	}
-	return briefError{err}
 }
 
 func (r *route) moved() uint64 {
