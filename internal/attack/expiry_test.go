@@ -3,7 +3,6 @@ package attack
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -34,11 +33,7 @@ var errNever = errors.New("it is still there")
 // was let in.
 func stayNATS(ctx context.Context, s node, with shown) error {
 	over := make(chan struct{})
-	opts := []nats.Option{nats.Secure(with.config(s)), nats.Timeout(30 * time.Second), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(over) }), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
-	if with.creds != "" {
-		opts = append(opts, nats.UserCredentials(with.creds))
-	}
-	nc, err := nats.Connect(s.URL(), opts...)
+	nc, err := dialNATS(s, with, nats.ClosedHandler(func(*nats.Conn) { close(over) }), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		return err
 	}
@@ -52,39 +47,21 @@ func stayNATS(ctx context.Context, s node, with shown) error {
 }
 
 func stayMQTT(ctx context.Context, s node, with shown) error {
-	conn, err := tls.Dial("tcp", s.Addr("mqtt").String(), with.config(s))
+	conn, answer, err := dialMQTT(s, with, with.user)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	c := &packet.Connect{Version: packet.V5, CleanStart: true, ClientID: with.user, Password: packet.Secret(with.asPassword())}
-	if with.user != "" {
-		c.Username = &with.user
-	}
-	b, err := c.Append(nil, packet.V5, 0)
-	if err != nil {
-		return err
-	}
-	if _, err := conn.Write(b); err != nil {
-		return err
+	if _, ok := answer.(*packet.Connack); !ok {
+		return errOut
 	}
 	until, _ := ctx.Deadline()
 	_ = conn.SetDeadline(until)
-	r := packet.NewReader(conn, packet.Server, 4096)
-	r.Version = packet.V5
-	p, err := r.Next()
-	if ack, ok := p.(*packet.Connack); err != nil || !ok || ack.Code != packet.Success {
-		return errors.Join(errOut, err)
-	}
 	return ended(io.Copy(io.Discard, conn))
 }
 
 func stayAMQP(ctx context.Context, s node, with shown) error {
-	sasl := []amqp091.Authentication{&amqp091.PlainAuth{Username: with.user, Password: with.asPassword()}}
-	if with.cert != nil {
-		sasl[0] = &amqp091.ExternalAuth{}
-	}
-	conn, err := amqp091.DialConfig("amqps://"+s.Addr("amqp").String()+"/", amqp091.Config{SASL: sasl, TLSClientConfig: with.config(s), Vhost: "/", Dial: amqp091.DefaultDial(30 * time.Second)})
+	conn, err := dialAMQP(s, with)
 	if err != nil {
 		return err
 	}

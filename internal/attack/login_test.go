@@ -78,8 +78,8 @@ func ways() []way {
 	return []way{{"nats", enterNATS}, {"mqtt", enterMQTT}, {"amqp", enterAMQP}, {"console", enterConsole}, {"sse", enterWeb("sse", "/changes/x")}, {"metrics", enterWeb("metrics", "/metrics")}}
 }
 
-func enterNATS(_ context.Context, s node, with shown) error {
-	opts := []nats.Option{nats.Secure(with.config(s)), nats.Timeout(30 * time.Second), nats.NoReconnect()}
+func dialNATS(s node, with shown, opts ...nats.Option) (*nats.Conn, error) {
+	opts = append(opts, nats.Secure(with.config(s)), nats.Timeout(30*time.Second), nats.NoReconnect())
 	switch {
 	case with.creds != "":
 		opts = append(opts, nats.UserCredentials(with.creds))
@@ -88,46 +88,68 @@ func enterNATS(_ context.Context, s node, with shown) error {
 	case with.asPassword() != "":
 		opts = append(opts, nats.Token(with.asPassword()))
 	}
-	nc, err := nats.Connect(s.URL(), opts...)
+	return nats.Connect(s.URL(), opts...)
+}
+
+func enterNATS(_ context.Context, s node, with shown) error {
+	nc, err := dialNATS(s, with)
 	if err == nil {
 		nc.Close()
 	}
 	return err
 }
 
-func enterMQTT(_ context.Context, s node, with shown) error {
+// dialMQTT returns the connection of a client with that identifier, with what it was answered,
+// unless that is a refusal.
+func dialMQTT(s node, with shown, id string) (_ net.Conn, answer packet.Packet, err error) {
 	conn, err := tls.Dial("tcp", s.Addr("mqtt").String(), with.config(s))
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer conn.Close()
-	c := &packet.Connect{Version: packet.V5, CleanStart: true, ClientID: "x", Password: packet.Secret(with.asPassword())}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	c := &packet.Connect{Version: packet.V5, CleanStart: true, ClientID: id, Password: packet.Secret(with.asPassword())}
 	if with.user != "" {
 		c.Username = &with.user
 	}
 	b, err := c.Append(nil, packet.V5, 0)
 	if err != nil {
-		return errors.Join(errOut, err) // no client can say it
+		return nil, nil, errors.Join(errOut, err) // no client can say it
 	}
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := conn.Write(b); err != nil {
-		return err
+		return nil, nil, err
 	}
 	r := packet.NewReader(conn, packet.Server, 4096)
 	r.Version = packet.V5
-	p, err := r.Next()
-	if ack, ok := p.(*packet.Connack); ok && ack.Code != packet.Success {
-		return fmt.Errorf("%w: %v", errOut, ack.Code)
+	answer, err = r.Next()
+	if ack, ok := answer.(*packet.Connack); ok && ack.Code != packet.Success {
+		return nil, nil, fmt.Errorf("%w: %v", errOut, ack.Code)
+	}
+	return conn, answer, err
+}
+
+func enterMQTT(_ context.Context, s node, with shown) error {
+	conn, _, err := dialMQTT(s, with, "x")
+	if err == nil {
+		conn.Close()
 	}
 	return err
 }
 
-func enterAMQP(_ context.Context, s node, with shown) error {
+func dialAMQP(s node, with shown) (*amqp091.Connection, error) {
 	sasl := []amqp091.Authentication{&amqp091.PlainAuth{Username: with.user, Password: with.asPassword()}}
 	if with.cert != nil && with.user == "" {
 		sasl[0] = &amqp091.ExternalAuth{}
 	}
-	conn, err := amqp091.DialConfig("amqps://"+s.Addr("amqp").String()+"/", amqp091.Config{SASL: sasl, TLSClientConfig: with.config(s), Vhost: "/", Dial: amqp091.DefaultDial(30 * time.Second)})
+	return amqp091.DialConfig("amqps://"+s.Addr("amqp").String()+"/", amqp091.Config{SASL: sasl, TLSClientConfig: with.config(s), Vhost: "/", Dial: amqp091.DefaultDial(30 * time.Second)})
+}
+
+func enterAMQP(_ context.Context, s node, with shown) error {
+	conn, err := dialAMQP(s, with)
 	if err == nil {
 		_ = conn.Close()
 	}

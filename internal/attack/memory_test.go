@@ -156,17 +156,7 @@ func holds() []hold {
 		{"a body without an end", web, said(func(l Listener) []byte {
 			return []byte("POST " + post[l.Name] + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{\"link\":\"" + filled(59_000))
 		})},
-		{"asked once, and then silent", web + " monitor", func(l Listener, conn net.Conn) error {
-			secure, err := secured(l, conn)
-			if err != nil {
-				return err
-			}
-			if _, err := io.WriteString(secure, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-				return err
-			}
-			_, err = secure.Read(make([]byte, 1))
-			return err
-		}},
+		{"asked once, and then silent", web + " monitor", stay},
 		{"streams without an end", "console", streams},
 		{"a CONNECT without an end", "mqtt", said(func(Listener) []byte { return connect(128<<10 - 100) })},
 		{"a CONNECT as large as may be", "mqtt", said(func(Listener) []byte { return connect(16<<10 - 100) })},
