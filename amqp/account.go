@@ -24,8 +24,7 @@ const streamName = "AMQP"
 func openAccount(ctx context.Context, conn *fleetbus.Session, name string, has func() bool, timers *queue.Timers, pressure *pressure, log *slog.Logger) (*account, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	a := newAccount(name, timers, pressure, log)
-	a.has = has
+	a := newAccount(name, has, timers, pressure, log)
 	j, queues, err := journal.Open(ctx, conn.Conn, journal.Options{
 		Stream: streamName, Prefix: subjects(conn, "amqp"), Metadata: map[string]string{fleetbus.ReplicasKey: "auto"}, Logger: log,
 		Failed: a.fail, Refused: pressure.refused, Room: conn.Room,
@@ -76,9 +75,9 @@ type account struct {
 	leave  map[*attached]func() // ends connections
 }
 
-func newAccount(name string, timers *queue.Timers, pressure *pressure, log *slog.Logger) *account {
+func newAccount(name string, has func() bool, timers *queue.Timers, pressure *pressure, log *slog.Logger) *account {
 	a := &account{
-		name: name, log: log, pressure: pressure, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
+		name: name, has: has, log: log, pressure: pressure, table: route.NewTable(name), queues: map[string]*queue.Queue{}, ending: map[*queue.Queue]chan error{},
 		leave: map[*attached]func(){}, failed: make(chan error, 1),
 	}
 	a.env = &queue.Env{Timers: timers, Outlet: a, Budget: bodyBudget, Held: &pressure.held}
@@ -151,7 +150,7 @@ func (a *account) close() {
 }
 
 // holds implements vhost.
-func (a *account) holds() bool { return a.has == nil || a.has() }
+func (a *account) holds() bool { return a.has() }
 
 // attach implements vhost.
 func (a *account) attach(_ context.Context, who peer) (host, error) {

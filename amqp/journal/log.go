@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 	"sort"
@@ -64,14 +65,15 @@ type kept struct {
 // last is the number of the last of them.
 func (k kept) last() uint64 { return k.first + uint64(k.n) - 1 }
 
-// numbers calls each for the number of each record, until it returns false.
-func (k kept) numbers(each func(uint64) bool) bool {
-	for i := range uint64(k.n) {
-		if !each(k.first + i) {
-			return false
+// numbers are those of the records.
+func (k kept) numbers() iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for i := range uint64(k.n) {
+			if !yield(k.first + i) {
+				return
+			}
 		}
 	}
-	return true
 }
 
 // log is that of one queue. It implements queue.Log.
@@ -162,20 +164,15 @@ func (l *log) change() {
 
 // rise has floor be as high as it can; mu is held.
 func (l *log) rise() {
-	finished := func(at uint64) bool {
-		if _, ok := l.done[at]; !ok {
-			return false
-		}
-		delete(l.done, at)
-		l.floor = at + 1
-		return true
-	}
 	for len(l.all) > 0 {
-		if k := &l.all[0]; !k.numbers(finished) {
-			if l.floor > k.first {
-				k.first, k.n = l.floor, k.n-int(l.floor-k.first)
+		k := &l.all[0]
+		for at := range k.numbers() {
+			if _, ok := l.done[at]; !ok {
+				*k = kept{at, int(k.last() - at + 1)}
+				return
 			}
-			return
+			delete(l.done, at)
+			l.floor = at + 1
 		}
 		l.all = l.all[1:]
 	}
@@ -247,18 +244,17 @@ func (l *log) runs() (all [][2]uint64) {
 		if left == 0 {
 			break
 		}
-		k.numbers(func(seq uint64) bool {
+		for seq := range k.numbers() {
 			if _, done := l.done[seq]; !done {
 				open = false
-				return true
+				continue
 			}
 			left--
 			if !open {
 				all = append(all, [2]uint64{seq, seq})
 			}
 			all[len(all)-1][1], open = seq, true
-			return true
-		})
+		}
 	}
 	return all
 }

@@ -18,13 +18,12 @@ func TestRuns(t *testing.T) {
 			seq += rapid.Uint64Range(1, 3).Draw(t, "gap")
 			k := kept{seq, rapid.IntRange(1, 3).Draw(t, "records")}
 			l.all = append(l.all, k)
-			k.numbers(func(at uint64) bool {
+			for at := range k.numbers() {
 				seq = at
 				if rapid.Bool().Draw(t, "done") {
 					l.done[at] = struct{}{}
 				}
-				return true
-			})
+			}
 			if rapid.IntRange(0, 9).Draw(t, "note") == 0 {
 				noted.Runs = append(noted.Runs, l.runs()...)
 			}
@@ -40,12 +39,11 @@ func TestRuns(t *testing.T) {
 		}
 		finished := noted.finished()
 		for _, k := range l.all {
-			k.numbers(func(seq uint64) bool {
+			for seq := range k.numbers() {
 				if _, want := l.done[seq]; finished(seq) != want {
 					t.Fatalf("message %d of %v: done is %v, by %v", seq, l.all, want, noted.Runs)
 				}
-				return true
-			})
+			}
 		}
 	})
 }
@@ -58,7 +56,7 @@ func TestRise(t *testing.T) {
 		for seq := range uint64(rapid.IntRange(1, 5).Draw(t, "messages")) {
 			k := kept{number(seq+1, 0), rapid.IntRange(1, 4).Draw(t, "records")}
 			l.all = append(l.all, k)
-			k.numbers(func(at uint64) bool { left = append(left, at); return true })
+			left = slices.AppendSeq(left, k.numbers())
 		}
 		undone = slices.Clone(left)
 		for len(undone) > 0 {
@@ -77,7 +75,7 @@ func TestRise(t *testing.T) {
 			}
 			var all []uint64
 			for _, k := range l.all {
-				k.numbers(func(at uint64) bool { all = append(all, at); return true })
+				all = slices.AppendSeq(all, k.numbers())
 			}
 			if !slices.Equal(all, left) || len(l.done) != len(left)-len(undone) {
 				t.Fatalf("%v are left, want %v; %d of them done with", all, left, len(l.done))

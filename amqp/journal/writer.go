@@ -49,8 +49,8 @@ const (
 	// requestTimeout bounds one question to the engine, and again is how long it is
 	// until the next one.
 	requestTimeout, again = 5 * time.Second, 50 * time.Millisecond
-	// rest is how long it is until something is sent again that was refused.
-	rest = 250 * time.Millisecond
+	// refusedFor is how long it is until something is sent again that was refused.
+	refusedFor = 250 * time.Millisecond
 	// firstTry is how long the first of several questions waits for an answer.
 	firstTry = 500 * time.Millisecond
 	// idHeader has what tells the messages of journals apart.
@@ -308,10 +308,8 @@ func passing(e *jetstream.APIError) bool {
 	switch e.ErrorCode {
 	case wrongLast, wrongLastToo, tooMany:
 		return true
-	case noResources, noStorage:
-		return false
 	}
-	return e.Code >= 500
+	return e.Code >= 500 && !full(e)
 }
 
 // full reports whether the node that leads the stream has no room: another may have it.
@@ -367,7 +365,7 @@ func (w *writer) watch(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(rest):
+			case <-time.After(refusedFor):
 			}
 		}
 		for limit := firstTry; w.uncertain() && ctx.Err() == nil; limit = min(2*limit, requestTimeout) {
