@@ -33,7 +33,7 @@ type shared struct {
 	// changed is sent to when there is something to do beside what turn does.
 	changed chan struct{}
 	// renew are the node's certificates.
-	renew func(time.Time) error
+	renew func() error
 
 	mu    sync.Mutex
 	state string // that the engine and the listeners were told of
@@ -74,7 +74,7 @@ func (f *fleet) turn(now time.Time) (closed int, err error) {
 		ids, e := f.broker.UserConnections(account, "", publics)
 		closed, err = closed+len(ids), errors.Join(err, e)
 	}
-	err = errors.Join(err, f.storeAccounts(append(f.directory.Accounts(), f.ownAccounts()...)), k.renew(now))
+	err = errors.Join(err, f.storeAccounts(append(f.directory.Accounts(), f.ownAccounts()...)), k.renew())
 	for account, users := range k.Uncertified(now) {
 		n, e := f.closeSessions(account, users)
 		closed, err = closed+n, errors.Join(err, e)
@@ -167,9 +167,9 @@ func (s *Server) recordBox(ctx context.Context) error {
 }
 
 // renewShown has the node show certificates by the keys that are good now, and commands
-// on this machine trust them.
-func (s *Server) renewShown(now time.Time) error {
-	return errors.Join(s.certs.Renew(now), home.WriteFile(s.home.Path("admin", "ca.pem"), s.certs.CAPEM(), 0o600))
+// on this machine trust them. A key may have ended since the caller looked at the clock.
+func (s *Server) renewShown() error {
+	return errors.Join(s.certs.Renew(time.Now()), home.WriteFile(s.home.Path("admin", "ca.pem"), s.certs.CAPEM(), 0o600))
 }
 
 // freshenHome keeps the local admin's credentials good.

@@ -413,7 +413,7 @@ func TestChangeKeysOfSite(t *testing.T) {
 	link := filepath.Join(site.Options.Dir, "link.creds")
 	before := string(must(os.ReadFile(link))(t))
 	for _, name := range []string{identity.KeyAuthority, "role"} {
-		r := admin.KeyRequest{Name: name, Known: keyOfRole(t, hub, identity.KeyAuthority, "", "").Generation, Keep: 2 * time.Second}
+		r := admin.KeyRequest{Name: name, Known: keyOfRole(t, hub, identity.KeyAuthority, "", "").Generation, Keep: 15 * time.Second} // until all is known, on a busy machine
 		if name == "role" {
 			r.Account, r.Known = "acme", keyOfRole(t, hub, "role", "acme", "client").Generation
 		}

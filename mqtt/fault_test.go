@@ -39,7 +39,11 @@ func TestLongTexts(t *testing.T) {
 	}
 	// Whom nobody knows gets no memory for as much as a CONNECT may have.
 	stranger := h.dial(t, packet.V5)
-	stranger.send(&packet.Connect{Version: packet.V5, ClientID: strings.Repeat("c", 16<<10), CleanStart: true})
+	connect, err := (&packet.Connect{Version: packet.V5, ClientID: strings.Repeat("c", 16<<10), CleanStart: true}).Append(nil, packet.V5, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger.Write(connect) // it may be closed before all is written
 	if p, err := stranger.r.Next(); err == nil {
 		t.Errorf("a long CONNECT: %+v", p)
 	}

@@ -150,9 +150,11 @@ func Start(ctx context.Context, o Options) (_ *Broker, err error) {
 		return nil, err
 	}
 	b.background, b.stop = context.WithCancel(context.WithoutCancel(ctx))
+	b.running.Go(b.insist)
 	defer func() {
 		if err != nil {
 			b.stop()
+			b.running.Wait()
 			b.srv.Shutdown()
 			b.srv.WaitForShutdown()
 		}
@@ -198,6 +200,7 @@ func launch(o Options) (*Broker, error) {
 			resolver.Close()
 			return nil, fmt.Errorf("loading account %q: %w", public, err)
 		}
+		resolver.forget(public, time.Now()) // it has it
 	}
 	srv.Start()
 	return b, nil
@@ -433,22 +436,35 @@ type Connection struct {
 }
 
 // Connections lists the clients of an account, or of all accounts if public is
-// empty.
+// empty. Who has not been let in yet is none.
 func (b *Broker) Connections(public string) ([]Connection, error) {
-	const page = 1 << 14 // the engine looks at all of them for each
-	var all []Connection
-	for offset := 0; ; offset += page {
-		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, Account: public, Offset: offset, Limit: page})
+	accounts := []string{public}
+	if public == "" {
+		// Asked for all clients at once, the engine also looks at those that it is letting in,
+		// and writes what it reads there. They are in its global account, which nobody has.
+		z, err := b.srv.Accountz(nil)
 		if err != nil {
 			return nil, fmt.Errorf("listing connections: %w", err)
 		}
-		for _, c := range z.Conns {
-			all = append(all, connection(c))
-		}
-		if len(z.Conns) < page {
-			return all, nil
+		accounts = slices.DeleteFunc(z.Accounts, func(a string) bool { return a == server.DEFAULT_GLOBAL_ACCOUNT })
+	}
+	const page = 1 << 14 // the engine looks at all of an account for each
+	var all []Connection
+	for _, account := range accounts {
+		for offset := 0; ; offset += page {
+			z, err := b.srv.Connz(&server.ConnzOptions{Username: true, Account: account, Offset: offset, Limit: page})
+			if err != nil {
+				return nil, fmt.Errorf("listing connections: %w", err)
+			}
+			for _, c := range z.Conns {
+				all = append(all, connection(c))
+			}
+			if len(z.Conns) < page {
+				break
+			}
 		}
 	}
+	return all, nil
 }
 
 // ConnectionsOf lists a user's clients in the account with that public key, which it finds
@@ -457,7 +473,7 @@ func (b *Broker) ConnectionsOf(public, name string, keys []string) ([]Connection
 	ids, err := b.UserConnections(public, name, keys)
 	var all []Connection
 	for _, id := range ids {
-		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, CID: id})
+		z, err := b.srv.Connz(&server.ConnzOptions{Username: true, Account: public, CID: id})
 		if err != nil {
 			return all, fmt.Errorf("listing connections: %w", err)
 		}

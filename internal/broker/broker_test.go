@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
@@ -27,6 +28,7 @@ import (
 type realm struct {
 	operator     string
 	system, acme nkeys.KeyPair
+	sign         nkeys.KeyPair // the operator's
 	accounts     map[string]string
 }
 
@@ -45,7 +47,7 @@ func public(t testing.TB, kp nkeys.KeyPair) string { return must[string](t)(kp.P
 func newRealm(t testing.TB) *realm {
 	op := must[nkeys.KeyPair](t)(nkeys.CreateOperator())
 	sign := must[nkeys.KeyPair](t)(nkeys.CreateOperator())
-	r := &realm{accounts: map[string]string{}}
+	r := &realm{sign: sign, accounts: map[string]string{}}
 	r.system = must[nkeys.KeyPair](t)(nkeys.CreateAccount())
 	r.acme = must[nkeys.KeyPair](t)(nkeys.CreateAccount())
 	oc := jwt.NewOperatorClaims(public(t, op))
@@ -65,15 +67,19 @@ func newRealm(t testing.TB) *realm {
 
 func (r *realm) auth(t testing.TB, account nkeys.KeyPair) func() []nats.Option {
 	return func() []nats.Option {
-		user := must[nkeys.KeyPair](t)(nkeys.CreateUser())
-		uc := jwt.NewUserClaims(public(t, user))
-		uc.Name = "test"
-		token := must[string](t)(uc.Encode(account))
+		user, token := r.user(t, account, false)
 		return []nats.Option{nats.UserJWT(
 			func() (string, error) { return token, nil },
 			func(nonce []byte) ([]byte, error) { return user.Sign(nonce) },
 		)}
 	}
+}
+
+func (r *realm) user(t testing.TB, account nkeys.KeyPair, bearer bool) (user nkeys.KeyPair, token string) {
+	user = must[nkeys.KeyPair](t)(nkeys.CreateUser())
+	uc := jwt.NewUserClaims(public(t, user))
+	uc.Name, uc.BearerToken = "test", bearer
+	return user, must[string](t)(uc.Encode(account))
 }
 
 func (r *realm) options(t testing.TB, name, dir string, routes ...string) Options {
@@ -342,5 +348,69 @@ func TestLocal(t *testing.T) {
 		}
 		publish(t, js, 1)
 		b.Stop(true)
+	}
+}
+
+// TestLateToken has the engine come with a token that it asked for before a newer one was
+// stored: the newer one wins.
+func TestLateToken(t *testing.T) {
+	r := newRealm(t)
+	b := start(t, r.options(t, "n1", t.TempDir()))
+	public := public(t, r.acme)
+	late, err := b.resolver.Fetch(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := jwt.DecodeAccountClaims(late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims.Description = "newer"
+	newer := must[string](t)(claims.Encode(r.sign))
+	if err := b.StoreAccount(public, newer); err != nil {
+		t.Fatal(err)
+	}
+	account, err := b.srv.LookupAccount(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := updateAccount(b.srv, account, late); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the newer token is the engine's", func(context.Context) error {
+		z, err := b.srv.Accountz(&server.AccountzOptions{Account: public})
+		if err == nil && z.Account.Jwt != newer {
+			err = errors.New("it is not")
+		}
+		return err
+	})
+}
+
+// TestConnectionsOfStrangers lists connections while clients without a JWT come in: the
+// engine writes into theirs what it does not guard.
+func TestConnectionsOfStrangers(t *testing.T) {
+	r := newRealm(t)
+	o := r.options(t, "n1", t.TempDir())
+	_, o.Sentinel = r.user(t, r.acme, true)
+	b := start(t, o)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			if nc, err := nats.Connect("nats://"+b.Addr().String(), nats.UserInfo("some", "body")); err == nil {
+				nc.Close()
+			}
+		}
+	}()
+	for listed := 0; ; listed++ {
+		if _, err := b.Connections(""); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-done:
+			t.Logf("listed %d times", listed)
+			return
+		default:
+		}
 	}
 }

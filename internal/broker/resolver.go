@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
+	_ "unsafe" // for go:linkname
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -24,13 +28,23 @@ type resolver struct {
 	abroad    *server.DirAccResolver
 	abroadDir string
 	adopt     func(public, token string) (string, error)
+
+	mu sync.Mutex
+	// taken is when the engine last asked for a token, until it has surely taken it, and
+	// doubtful when one was stored while it may have been about to take an older one.
+	taken, doubtful map[string]time.Time
+	// doubts is sent to when there is something doubtful.
+	doubts chan struct{}
 }
+
+// taking is longer than the engine takes from asking for a token to having it.
+const taking = 5 * time.Second
 
 // openResolver makes the directory of account JWTs anew: the accounts are the
 // ledger's, which sends every change at once, and what a node missed while it
 // was down may not be left behind here.
 func openResolver(o Options) (*resolver, error) {
-	r := &resolver{adopt: o.Adopt, abroadDir: filepath.Join(o.AccountDir, "abroad")}
+	r := &resolver{taken: map[string]time.Time{}, doubtful: map[string]time.Time{}, doubts: make(chan struct{}, 1), adopt: o.Adopt, abroadDir: filepath.Join(o.AccountDir, "abroad")}
 	if err := os.RemoveAll(o.AccountDir); err != nil {
 		return nil, fmt.Errorf("clearing the account directory: %w", err)
 	}
@@ -69,6 +83,51 @@ func (r *resolver) Close() {
 
 // Fetch implements server.AccountResolver.
 func (r *resolver) Fetch(public string) (string, error) {
+	asked := time.Now()
+	r.mu.Lock()
+	r.taken[public] = asked
+	r.mu.Unlock()
+	token, err := r.fetch(public)
+	if err != nil {
+		r.forget(public, asked)
+	} else {
+		time.AfterFunc(taking, func() { r.forget(public, asked) })
+	}
+	return token, err
+}
+
+// forget says that the engine has the token that it asked for then, or will not have it.
+func (r *resolver) forget(public string, asked time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.taken[public].After(asked) {
+		delete(r.taken, public)
+	}
+}
+
+// stored says that a token was stored now.
+func (r *resolver) stored(public string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.taken[public]; !ok {
+		return
+	}
+	r.doubtful[public] = time.Now()
+	select {
+	case r.doubts <- struct{}{}:
+	default:
+	}
+}
+
+// doubted lists what is doubtful.
+func (r *resolver) doubted() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.doubtful, func(_ string, stored time.Time) bool { return time.Since(stored) > taking })
+	return slices.Collect(maps.Keys(r.doubtful))
+}
+
+func (r *resolver) fetch(public string) (string, error) {
 	if token, err := r.LoadAcc(public); err == nil && token != "" {
 		return token, nil
 	}
@@ -99,8 +158,60 @@ func (b *Broker) StoreAccount(public, token string) error {
 	if err := b.resolver.SaveAcc(public, token); err != nil {
 		return fmt.Errorf("storing account %q: %w", public, err)
 	}
+	b.resolver.stored(public)
 	return nil
 }
+
+// insist has the engine take the tokens that are stored, where it may come with one that it
+// asked for before: which of two it takes is whichever is last. It ends with the broker.
+func (b *Broker) insist() {
+	for {
+		select {
+		case <-b.background.Done():
+			return
+		case <-b.resolver.doubts:
+		}
+		for wait := 10 * time.Millisecond; ; wait = min(2*wait, taking/10) {
+			doubted := b.resolver.doubted()
+			if len(doubted) == 0 {
+				break
+			}
+			for _, public := range doubted {
+				if err := b.retake(public); err != nil {
+					b.opts.Logger.Warn("the engine does not take what is new of an account", "account", public, "error", err)
+				}
+			}
+			select {
+			case <-b.background.Done():
+				return
+			case <-time.After(wait):
+			case <-b.resolver.doubts:
+				wait = 5 * time.Millisecond
+			}
+		}
+	}
+}
+
+// retake has the engine take the token that is stored for an account, unless it has it.
+func (b *Broker) retake(public string) error {
+	account, err := b.srv.LookupAccount(public)
+	if err != nil {
+		return nil // it is removed
+	}
+	b.claims.Lock()
+	defer b.claims.Unlock()
+	token, err := b.resolver.LoadAcc(public)
+	if err != nil {
+		return nil
+	}
+	return updateAccount(b.srv, account, token)
+}
+
+// updateAccount is how the engine takes the token of an account, unless it has it. Without
+// it, or with another signature, this package does not link, or its tests fail.
+//
+//go:linkname updateAccount github.com/nats-io/nats-server/v2/server.(*Server).updateAccountWithClaimJWT
+func updateAccount(*server.Server, *server.Account, string) error
 
 // DropAccounts removes accounts from this server and closes their connections.
 // token names them, and is signed by the operator that this server trusts; other
