@@ -106,7 +106,7 @@ func byCertificate(s *fleetbustest.Server, cert tls.Certificate, opts ...nats.Op
 	if name := leaf.Subject.CommonName; identity.CheckName(name) == nil {
 		opts = append(opts, nats.CustomInboxPrefix(identity.Inbox(name)))
 	}
-	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(config)}, opts...)...)
+	return nats.Connect(s.URL(), append([]nats.Option{nats.Secure(config), nats.Timeout(20 * time.Second)}, opts...)...)
 }
 
 // TestRefusals compares what the refused are told, over both protocols, and what

@@ -545,6 +545,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 		return err
 	}
 	undo.add(callout.Close)
+	stale := false
 	timeout := time.NewTimer(quorumTimeout)
 	defer timeout.Stop()
 	select {
@@ -552,6 +553,7 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-timeout.C:
+		stale = true
 		s.life.Stale.Store(true)
 		s.log.Warn("the quorum is away: serving from the snapshot", "sequence", s.fleet.directory.Seq())
 		undo.background(ctx, func(ctx context.Context) {
@@ -559,6 +561,9 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 			case <-s.fleet.follower.CaughtUp():
 				s.life.Stale.Store(false)
 				s.log.Info("caught up with the fleet", "sequence", s.fleet.directory.Seq())
+				if err := s.ensureAccounts(ctx); err != nil && ctx.Err() == nil {
+					s.log.Error("accounts of the configuration are missing", "error", err)
+				}
 			case <-ctx.Done():
 			}
 		})
@@ -572,10 +577,10 @@ func (s *Server) join(ctx context.Context, undo *cleanup) error {
 	}
 	first, cancel := context.WithTimeout(ctx, quorumTimeout)
 	defer cancel()
-	if err := s.ensureAccounts(first); err != nil {
-		return err
-	}
-	if !s.life.Stale.Load() {
+	if !stale {
+		if err := s.ensureAccounts(first); err != nil {
+			return err
+		}
 		if err := s.ensureAdmin(first); err != nil {
 			s.log.Warn("there is no local admin yet", "error", err)
 		}

@@ -52,9 +52,15 @@ func newWire(t *testing.T) *wire {
 			}
 			w.mu.Lock()
 			to := w.to
+			if to == "" {
+				w.conns = append(w.conns, near)
+			}
 			w.mu.Unlock()
+			if to == "" {
+				continue
+			}
 			far, err := net.Dial("tcp", to)
-			if to == "" || err != nil {
+			if err != nil {
 				near.Close()
 				continue
 			}
@@ -69,6 +75,7 @@ func newWire(t *testing.T) *wire {
 }
 
 func (w *wire) join(to string) {
+	w.cut() // who waits comes again
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.to = to

@@ -202,7 +202,7 @@ func (s *Server) Founded() *fleetbus.Founded { return s.founded }
 func (s *Server) Connect(creds string, opts ...nats.Option) (*nats.Conn, error) {
 	s.t.Helper()
 	for trust := s.TLS(); ; {
-		nc, err := nats.Connect(s.URL(), append([]nats.Option{nats.Secure(trust), admin.UserCredentials(creds)}, opts...)...)
+		nc, err := nats.Connect(s.URL(), append([]nats.Option{nats.Secure(trust), admin.UserCredentials(creds), nats.Timeout(startTimeout)}, opts...)...)
 		// The authority may have been replaced since it was read.
 		if now := s.TLS(); err != nil && !now.RootCAs.Equal(trust.RootCAs) {
 			trust = now
