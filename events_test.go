@@ -495,9 +495,10 @@ func TestFloodOfRefusals(t *testing.T) {
 				dropped += e.Count
 			}
 		}
-		if refused+dropped != tries/8*8 || dropped == 0 {
-			return fmt.Errorf("%d are told and %d dropped, of %d", refused, dropped, tries)
+		if refused+dropped != tries/8*8 {
+			return fmt.Errorf("%d are told and %d dropped, of %d", refused, dropped, tries/8*8)
 		}
+		t.Logf("%d are told and %d dropped", refused, dropped) // none on a machine that is busy
 		return nil
 	})
 }
