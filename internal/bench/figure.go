@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A Figure is one promise and what became of it.
@@ -65,9 +66,9 @@ type Condition struct {
 	Value string `json:"value"`
 }
 
-// Machine is the condition of where this process runs.
+// Machine is the condition of where this process runs, and when.
 func Machine() Condition {
-	return Condition{"machine", fmt.Sprintf("%d CPUs, %s/%s, %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())}
+	return Condition{"machine", fmt.Sprintf("%d CPUs, %s/%s, %s, on %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), time.Now().UTC().Format(time.DateOnly))}
 }
 
 // percentile is the value that q of all values do not exceed, 0 < q <= 1, by the

@@ -3,7 +3,8 @@
 //
 // It takes the directory that has the reports, one for each file NAME.json, and writes
 // Markdown to standard output. NAME.txt are lines of "go test -bench", which stand as they
-// are.
+// are. Of what was not measured it keeps what the page said before, whose file may be the
+// second argument.
 package main
 
 import (
@@ -33,11 +34,19 @@ var chapters = [...]chapter{
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: page DIRECTORY")
+	if len(os.Args) != 2 && len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: page DIRECTORY [PAGE]")
 		os.Exit(2)
 	}
-	if err := write(os.Stdout, os.Args[1]); err != nil {
+	var before []byte
+	var err error
+	if len(os.Args) == 3 {
+		before, err = os.ReadFile(os.Args[2])
+	}
+	if err == nil {
+		err = write(os.Stdout, os.Args[1], string(before))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -50,52 +59,51 @@ peer's; the spread is between the quartiles of the rounds' ratios. ` + "`make co
 
 `
 
-// write writes the page of the reports in a directory. One that is missing was not taken.
-func write(w io.Writer, dir string) error {
-	var b strings.Builder
-	b.WriteString(preface)
-	found, met, missed := 0, 0, 0
-	var rest strings.Builder
+// write writes the page of the reports in a directory, and what the page of before has of
+// those that are missing.
+func write(w io.Writer, dir, before string) error {
+	var page strings.Builder
+	found := false
 	for _, c := range chapters {
 		text, err := os.ReadFile(filepath.Join(dir, c.file+".json"))
 		lines, err2 := os.ReadFile(filepath.Join(dir, c.file+".txt"))
+		title := "## " + c.title + "\n\n"
+		page.WriteString(title)
 		switch {
 		case err == nil:
 			var r bench.Report
 			if err := json.Unmarshal(text, &r); err != nil {
 				return fmt.Errorf("reading the report %q: %w", c.file, err)
 			}
-			ok, not := table(&rest, c, r)
-			met, missed = met+ok, missed+not
+			table(&page, c, r)
 		case err2 == nil:
-			fmt.Fprintf(&rest, "## %s\n\n%s\n\n```\n%s\n```\n\n", c.title, c.about, strings.TrimSpace(string(lines)))
+			fmt.Fprintf(&page, "%s\n\n```\n%s\n```\n\n", c.about, strings.TrimSpace(string(lines)))
 		default:
-			fmt.Fprintf(&rest, "## %s\n\nNot measured this time.\n\n", c.title)
+			if _, kept, ok := strings.Cut(before, title); ok {
+				kept, _, _ = strings.Cut(kept, "\n## ")
+				page.WriteString(strings.TrimRight(kept, "\n") + "\n\n")
+			} else {
+				page.WriteString("Not measured yet.\n\n")
+			}
 			continue
 		}
-		found++
+		found = true
 	}
-	if found == 0 {
+	if !found {
 		return fmt.Errorf("there is no report in %q: fleetbus bench house -o json > house.json", dir)
 	}
-	fmt.Fprintf(&b, "Of what has a target, %d are met and %d are not.\n\n", met, missed)
-	_, err := io.WriteString(w, b.String()+strings.TrimRight(rest.String(), "\n")+"\n")
+	met, missed := strings.Count(page.String(), "| met |"), strings.Count(page.String(), "| **not met** |")
+	_, err := fmt.Fprintf(w, "%sOf what has a target, %d are met and %d are not.\n\n%s\n", preface, met, missed, strings.TrimRight(page.String(), "\n"))
 	return err
 }
 
-// table writes one report, and counts what is met and what is not.
-func table(w *strings.Builder, c chapter, r bench.Report) (met, missed int) {
-	fmt.Fprintf(w, "## %s\n\n%s\n\n| figure | ours | peer | ratio | spread | to reach | |\n|---|---|---|---|---|---|---|\n", c.title, c.about)
+// table writes one report.
+func table(w *strings.Builder, c chapter, r bench.Report) {
+	fmt.Fprintf(w, "%s\n\n| figure | ours | peer | ratio | spread | to reach | |\n|---|---|---|---|---|---|---|\n", c.about)
 	for _, f := range r.Figures {
 		spread := ""
 		if len(f.Spread) == 2 {
 			spread = bench.Significant(f.Spread[0]) + " to " + bench.Significant(f.Spread[1])
-		}
-		switch f.Verdict {
-		case "met":
-			met++
-		case "not met":
-			missed++
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", cell(f.Name), cell(strings.TrimSpace(bench.Significant(f.Ours)+" "+f.Unit)), unless0(f.Peer), unless0(f.Ratio), spread, cell(f.Target), emphasis(f.Verdict))
 	}
@@ -107,7 +115,6 @@ func table(w *strings.Builder, c chapter, r bench.Report) (met, missed int) {
 		fmt.Fprintf(w, "- %s: %s\n", c.Name, c.Value)
 	}
 	w.WriteString("\n")
-	return met, missed
 }
 
 // emphasis has a verdict that is none be seen.

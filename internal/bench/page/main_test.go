@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestWrite has a page say what reports say, and what is missing.
+// TestWrite has a page say what reports say, what the page before says, and what is missing.
 func TestWrite(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -20,15 +20,15 @@ func TestWrite(t *testing.T) {
 		}
 	}
 	var b strings.Builder
-	if err := write(&b, dir); err != nil {
+	if err := write(&b, dir, "# Performance\n\n## Certificates\n\nMany.\n\n| a | met |\n\n## Very many clients\n\nOthers.\n"); err != nil {
 		t.Fatal(err)
 	}
 	page := b.String()
 	for _, want := range []string{
-		"1 are met and 1 are not",
+		"2 are met and 1 are not",
 		"| call, p50 | 0.137 ms | 0.473 | 0.29 | 0.28 to 0.31 | ratio 0.8 or less | met |\n",
 		`| a\|b | 17360 msg/s |  |  |  | 2 | **not met** |` + "\n",
-		"- machine: 2 CPUs\n", "BenchmarkGetCertificate-2 100 12 ns/op\n", "## Certificates\n\nNot measured this time.\n",
+		"- machine: 2 CPUs\n", "BenchmarkGetCertificate-2 100 12 ns/op\n", "## Certificates\n\nMany.\n\n| a | met |\n\n## Very many", "the bare engine\n\nNot measured yet.\n",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page has no %q:\n%s", want, page)
@@ -37,13 +37,13 @@ func TestWrite(t *testing.T) {
 	if strings.Contains(page, "/somewhere") {
 		t.Error("the page has a path of the machine")
 	}
-	if err := write(&b, t.TempDir()); err == nil {
+	if err := write(&b, t.TempDir(), page); err == nil {
 		t.Error("there is a page of nothing")
 	}
 	if err := os.WriteFile(filepath.Join(dir, "house.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := write(&b, dir); err == nil || !strings.Contains(err.Error(), "house") {
+	if err := write(&b, dir, page); err == nil || !strings.Contains(err.Error(), "house") {
 		t.Errorf("half a report: %v", err)
 	}
 }
