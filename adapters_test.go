@@ -162,7 +162,7 @@ func TestAdapter(t *testing.T) {
 		}
 	}
 	// A consumer reads them, too; and nobody writes there by hand.
-	c, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{FilterSubject: "adapter.reg.beta.>", AckPolicy: jetstream.AckExplicitPolicy})
+	c, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{FilterSubject: "adapter.reg.beta.>", AckPolicy: jetstream.AckExplicitPolicy, InactiveThreshold: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
