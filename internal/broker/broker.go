@@ -151,6 +151,9 @@ func Start(ctx context.Context, o Options) (_ *Broker, err error) {
 	}
 	b.background, b.stop = context.WithCancel(context.WithoutCancel(ctx))
 	b.running.Go(b.insist)
+	if o.Cluster != nil {
+		b.running.Go(b.keepCopies)
+	}
 	defer func() {
 		if err != nil {
 			b.stop()

@@ -1,1 +1,1 @@
-// Lets pipe.go, gateway.go and resolver.go declare functions that another package has.
+// Lets pipe.go, gateway.go, resolver.go and copies.go declare functions that another package has.
