@@ -15,6 +15,7 @@ import (
 
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/admission"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -158,8 +159,6 @@ func (c *callout) answer(ctx context.Context, msg *nats.Msg, deadline time.Time)
 }
 
 var (
-	// errCrowded is why a password is not even looked at.
-	errCrowded = errors.New("too many passwords are being verified")
 	// errLate is why a client is refused that did nothing wrong.
 	errLate = errors.New("deciding took longer than limits.handshake_timeout allows; this node has too much to do")
 	// errLimits is why a principal with limits is refused: the engine forgets
@@ -181,8 +180,8 @@ func (c *callout) decide(ctx context.Context, req *jwt.AuthorizationRequestClaim
 		case c.passwords <- struct{}{}:
 			defer func() { <-c.passwords }()
 		default:
-			c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "error", errCrowded)
-			return "", identity.Principal{}, errCrowded
+			c.log.Warn("client refused", "listener", presented.Listener, "remote", presented.Remote, "error", strangers.ErrQueue)
+			return "", identity.Principal{}, strangers.ErrQueue
 		}
 	}
 	p, err := c.authenticate(ctx, presented)

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // A Protocol speaks a foreign protocol to the clients that connect to ln. The
@@ -217,13 +218,11 @@ func (s *Server) reconsider(ctx context.Context, c identity.Credentials, seq uin
 // authenticate asks the directory and logs a refusal.
 func (s *Server) authenticate(ctx context.Context, c identity.Credentials) (identity.Principal, error) {
 	if c.Username != "" && c.Prove == nil && c.Listener != natsListenerName { // the callout counts its own
-		select {
-		case s.passwords <- struct{}{}:
-			defer func() { <-s.passwords }()
-		case <-ctx.Done(): // who guesses a thousand at once is not waited for
-			s.log.Warn("client refused", "listener", c.Listener, "remote", c.Remote, "error", errCrowded)
-			return identity.Principal{}, errCrowded
+		leave, err := s.passwords.Enter(ctx, c.Remote) // who guesses a thousand at once is not waited for
+		if err != nil {
+			return identity.Principal{}, strangers.ErrQueue
 		}
+		defer leave()
 	}
 	p, err := s.fleet.directory.Authenticate(c, s.fleet.authority.Fleet(), time.Now())
 	if err != nil {

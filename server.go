@@ -33,6 +33,7 @@ import (
 	"github.com/fleetbus/fleetbus/internal/portowner"
 	"github.com/fleetbus/fleetbus/internal/profiler"
 	"github.com/fleetbus/fleetbus/internal/signed"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 const (
@@ -80,8 +81,8 @@ type Server struct {
 	gates []*admission.Gate
 	// fail ends the server with an error.
 	fail context.CancelCauseFunc
-	// passwords holds one for each that a foreign protocol has verified.
-	passwords chan struct{}
+	// passwords are those that foreign protocols have verified.
+	passwords *strangers.Queue
 	// group holds the goroutines that answer requests.
 	group sync.WaitGroup
 }
@@ -93,7 +94,9 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
-	return &Server{opts: o, log: o.Logger, ready: make(chan struct{}), addrs: map[string]net.Addr{}, passwords: make(chan struct{}, 2)}, nil
+	s := &Server{opts: o, log: o.Logger, ready: make(chan struct{}), addrs: map[string]net.Addr{}}
+	s.passwords = strangers.NewQueue(2, s.tellTooMany)
+	return s, nil
 }
 
 func (s *Server) options() Options { return s.opts }
@@ -487,9 +490,13 @@ func (s *Server) tellRefused(ctx context.Context) {
 			refused += g.Refused()
 		}
 		if refused > 0 {
-			s.log.Warn("clients refused, who are to come again", "count", refused, "error", admission.ErrTooMany)
+			s.tellTooMany(refused, admission.ErrTooMany)
 		}
 	}
+}
+
+func (s *Server) tellTooMany(count int, err error) {
+	s.log.Warn("clients refused, who are to come again", "count", count, "error", err)
 }
 
 // systemAuth authenticates this node in the engine's system account.
@@ -662,7 +669,8 @@ var (
 
 func (s *Server) openListener(ctx context.Context, l Listener) (*listener.Listener, error) {
 	o := listener.Options{
-		Name: l.Name, Addr: l.Addr, Handshakes: s.opts.Limits.Handshakes, Timeout: s.opts.Limits.HandshakeTimeout, Refused: s.tellStranger, Logger: s.log,
+		Name: l.Name, Addr: l.Addr, Handshakes: s.opts.Limits.Handshakes, Timeout: s.opts.Limits.HandshakeTimeout,
+		Rate: s.opts.Limits.HandshakeRate, Refused: s.tellStranger, Logger: s.log,
 	}
 	if !l.Plaintext {
 		var protocols []string

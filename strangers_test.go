@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/fleetbus/fleetbus/admin"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // closeTimeout is how long a stranger may stay: the bound on the handshake, and
@@ -537,4 +539,44 @@ func TestGuessersGiveUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	session.Close()
+}
+
+// TestGuessersElsewhere has a thousand guess passwords from one address, and wait: most are told to
+// come again, the operator once, and who comes from another address waits with those who are left.
+func TestGuessersElsewhere(t *testing.T) {
+	j := &journal{TB: t}
+	s := fleetbustest.Start(j)
+	password := s.Password(admin.UserRequest{Name: "acme/alice"})
+	login := s.LoginBy("web")
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	const many, most = 1000, strangers.Most/4 + 2
+	var refused, guessed atomic.Int32
+	var all sync.WaitGroup
+	for range many {
+		all.Go(func() {
+			switch _, err := login(ctx, identity.Credentials{Username: "acme/alice", Password: "guess", Remote: "192.0.2.1:1"}); {
+			case errors.Is(err, identity.ErrUnauthorized):
+				guessed.Add(1)
+			case errors.Is(err, strangers.ErrQueue):
+				refused.Add(1)
+			default:
+				t.Errorf("a guesser is told %v", err)
+			}
+		})
+	}
+	// All are there when all but those who wait are told.
+	await(t, "those who are too many are told to come again", func() bool { return refused.Load()+guessed.Load() >= many-most })
+	// They give up, so that the test does not verify all those who wait.
+	late := time.AfterFunc(time.Second, giveUp)
+	defer late.Stop()
+	session, err := login(limited(t, time.Minute), identity.Credentials{Username: "acme/alice", Password: password, Remote: "192.0.2.2:1"})
+	if err != nil {
+		t.Fatalf("who came from elsewhere: %v", err)
+	}
+	defer session.Close()
+	all.Wait()
+	if n := strings.Count(j.content(), strangers.ErrQueue.Error()); n != 1 {
+		t.Errorf("the operator is told %d times", n)
+	}
 }

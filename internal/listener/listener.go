@@ -25,6 +25,8 @@ type Options struct {
 	// Handshakes bounds those under way, and Timeout each.
 	Handshakes int
 	Timeout    time.Duration
+	// Rate is how many of them there may be in a second, which protocols are told.
+	Rate int
 	// Refused is told of each stranger, with its address.
 	Refused func(listener, remote string, err error)
 	Logger  *slog.Logger
@@ -172,6 +174,9 @@ func (w *Listener) Advertise(addr string) { w.advertised = addr }
 
 // Advertised is the host:port at which clients reach the listener; empty: nobody said.
 func (w *Listener) Advertised() string { return w.advertised }
+
+// Rate is how many connections there may be in a second.
+func (w *Listener) Rate() int { return w.opts.Rate }
 
 // Crowded tells the operator that the protocol ended connections on which nobody was known,
 // since there were too many.

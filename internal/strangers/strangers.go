@@ -1,14 +1,10 @@
-// Package strangers bounds the connections of HTTP on which nobody is known: each may come
-// back with a request before it is idle for too long, so that time alone does not bound how
-// many there are, and what they hold.
+// Package strangers bounds what those cost whom nobody knows yet: how many connections of
+// theirs a listener has, and how many of them wait to have a password verified.
 package strangers
 
 import (
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -17,10 +13,8 @@ import (
 
 const (
 	// Most is how many connections without a known client a listener has at once, unless it
-	// says another number. A stranger holds 55 KiB of a node by one, so that it is 30 MB.
+	// says another number. A stranger holds 57 KiB of a node by one, so that it is 30 MB.
 	Most = 512
-	// parting is how long a stranger may take to read why its connection ends.
-	parting = time.Second
 	// toldEvery is how often the operator is told.
 	toldEvery = time.Minute
 )
@@ -28,35 +22,27 @@ const (
 // ErrTooMany says why the connection of a stranger ends.
 var ErrTooMany = errors.New("too many connections on which nobody is logged in")
 
-// farewell is what it is sent, if it waits for no answer: 408 is what a server says of itself
-// before it closes a connection, and clients come again (RFC 9110, 15.5.9).
-const farewell = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-
-// told is the body of it.
-const told = `{"error":"too many are connected here who are not logged in","fix":"connect again, and log in with the first request"}` + "\n"
-
 // A Room is the connections of one listener. When one more comes than there may be, that
 // network loses its oldest which has the most of them: who has just come, to log in, gets
 // its turn, whatever crowd stands there. Make it with New. It is safe for concurrent use, and
 // a nil one bounds nothing.
 type Room struct {
 	most int
-	tell func(count int, err error)
+	tell teller
 
 	mu     sync.Mutex
-	guests map[string]*guest // by the address that they come from
+	guests map[*Guest]bool
+	web    map[string]*visit // of HTTP, by the address that they come from
 	came   uint64
-	ended  int // since the operator was told
-	last   time.Time
 }
 
-// A guest is a connection.
-type guest struct {
-	conn    net.Conn
+// A Guest is a connection in a Room.
+type Guest struct {
+	room    *Room
 	network string
+	end     func()
 	came    uint64 // in which order, or when it was known last
 	known   int    // requests under way of somebody who is known
-	active  bool   // a request is under way
 }
 
 // New makes a Room for most connections of strangers, or for Most if it is 0. tell, unless it
@@ -65,109 +51,88 @@ func New(most int, tell func(count int, err error)) *Room {
 	if most == 0 {
 		most = Most
 	}
-	return &Room{most: most, tell: tell, guests: map[string]*guest{}}
+	return &Room{most: most, tell: teller{tell: tell, why: ErrTooMany}, guests: map[*Guest]bool{}, web: map[string]*visit{}}
 }
 
-// For is New for a listener, whose method Crowded tells the operator if it has one.
+// For is New for a listener, whose method Crowded tells the operator if it has one. If most is
+// 0, and the listener lets in more than Most a second, there is room for those of a second.
 func For(ln net.Listener, most int) *Room {
-	teller, ok := ln.(interface{ Crowded(count int, err error) })
+	if l, ok := ln.(interface{ Rate() int }); ok && most == 0 {
+		most = max(Most, l.Rate())
+	}
+	l, ok := ln.(interface{ Crowded(count int, err error) })
 	if !ok {
 		return New(most, nil)
 	}
-	return New(most, teller.Crowded)
+	return New(most, l.Crowded)
 }
 
-// Watch is the ConnState of an http.Server.
-func (r *Room) Watch(conn net.Conn, now http.ConnState) {
-	remote := conn.RemoteAddr().String()
+// Enter is for a connection that comes from that address, on which nobody is known. If it has to
+// go, end is called, by a goroutine of its own.
+func (r *Room) Enter(remote string, end func()) *Guest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g := r.guests[remote]
-	switch now {
-	case http.StateNew:
-		r.came++
-		r.guests[remote] = &guest{conn: conn, network: Network(remote), came: r.came}
-		r.thin()
-	case http.StateClosed, http.StateHijacked:
-		if g != nil && g.conn == conn {
-			delete(r.guests, remote)
-		}
-	default:
-		if g != nil && g.conn == conn {
-			g.active = now == http.StateActive
-		}
-	}
+	return r.enter(remote, end)
 }
 
-// Known says that a request from that address is of somebody who is known, until leave. The
-// connection stays, however many strangers there are, and is as if it had just come then.
-func (r *Room) Known(remote string) (leave func()) {
-	if r == nil {
-		return func() {}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	g := r.guests[remote]
-	if g == nil {
-		return func() {}
-	}
-	g.known++
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		g.known--
-		r.came++
-		g.came = r.came
-		if r.guests[remote] == g {
-			r.thin()
-		}
-	}
+// enter is Enter with mu held.
+func (r *Room) enter(remote string, end func()) *Guest {
+	r.came++
+	g := &Guest{room: r, network: Network(remote), end: end, came: r.came}
+	r.guests[g] = true
+	r.thin()
+	return g
+}
+
+// Leave is for when it is known who is there for good, or nobody is any more. It may be called again.
+func (g *Guest) Leave() {
+	g.room.mu.Lock()
+	defer g.room.mu.Unlock()
+	delete(g.room.guests, g)
 }
 
 // thin ends connections of strangers until there are no more than there may be. It is called
 // with mu held.
 func (r *Room) thin() {
 	counts, all := map[string]int{}, 0
-	for _, g := range r.guests {
+	for g := range r.guests {
 		if g.known == 0 {
 			counts[g.network]++
 			all++
 		}
 	}
 	for ; all > r.most; all-- {
-		var first string
-		var out *guest
-		for remote, g := range r.guests {
+		var out *Guest
+		for g := range r.guests {
 			if g.known > 0 {
 				continue
 			}
 			if out == nil || counts[g.network] > counts[out.network] || counts[g.network] == counts[out.network] && g.came < out.came {
-				first, out = remote, g
+				out = g
 			}
 		}
-		delete(r.guests, first)
+		delete(r.guests, out)
 		counts[out.network]--
 		go out.end()
-		r.ended++
-	}
-	if now := time.Now(); r.ended > 0 && r.tell != nil && now.Sub(r.last) >= toldEvery {
-		r.tell(r.ended, ErrTooMany)
-		r.ended, r.last = 0, now
+		r.tell.one()
 	}
 }
 
-// end tells the other side why, unless it waits for an answer or speaks HTTP/2, and closes
-// the connection.
-func (g *guest) end() {
-	secure, isTLS := g.conn.(*tls.Conn)
-	if !g.active && !(isTLS && secure.ConnectionState().NegotiatedProtocol == "h2") {
-		_ = g.conn.SetWriteDeadline(time.Now().Add(parting))
-		_, _ = fmt.Fprintf(g.conn, farewell, len(told), told)
+// teller tells the operator how many there were, once in a while. Its mutex is its owner's.
+type teller struct {
+	tell  func(count int, err error)
+	why   error
+	count int // since it was told
+	last  time.Time
+}
+
+// one counts one more.
+func (t *teller) one() {
+	t.count++
+	if now := time.Now(); t.tell != nil && now.Sub(t.last) >= toldEvery {
+		t.tell(t.count, t.why)
+		t.count, t.last = 0, now
 	}
-	if isTLS {
-		_ = secure.NetConn().SetDeadline(time.Now().Add(parting)) // it may not read
-	}
-	_ = g.conn.Close()
 }
 
 // Network is the address that a connection is from, or the network of one customer: whoever

@@ -107,8 +107,8 @@ func (c *client) ask(path, header string) (int, error) {
 func (r *Room) idle(remote string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g := r.guests[remote]
-	return g != nil && !g.active
+	v := r.web[remote]
+	return v != nil && !v.active
 }
 
 // gone waits for the connection's end, and returns what it is told before.
@@ -219,6 +219,57 @@ func TestMuteStranger(t *testing.T) {
 	for _, c := range []*client{waits, slow} {
 		if _, err := c.gone(); err != nil && !errors.Is(err, context.Canceled) && strings.Contains(err.Error(), "timeout") {
 			t.Errorf("it stays: %v", err)
+		}
+	}
+}
+
+// TestEnter has those come whom no protocol of HTTP serves: who is known does not go, and who
+// has gone is not ended.
+func TestEnter(t *testing.T) {
+	r := New(2, nil)
+	ended := make(chan string, 10)
+	enter := func(name, remote string) *Guest { return r.Enter(remote, func() { ended <- name }) }
+	gone := func(want string) {
+		t.Helper()
+		select {
+		case got := <-ended:
+			if got != want {
+				t.Errorf("%q ends, and %q is the one to go", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("%q does not end", want)
+		}
+	}
+	enter("known", "192.0.2.1:1").Leave()
+	enter("other", "192.0.2.2:1")
+	gone1 := enter("gone", "192.0.2.1:2")
+	gone1.Leave()
+	gone1.Leave()
+	enter("first", "192.0.2.1:3")
+	enter("second", "192.0.2.1:4")
+	gone("first")
+	enter("third", "192.0.2.1:5")
+	gone("second")
+	enter("last", "192.0.2.3:1") // each network has one
+	gone("other")
+	if len(ended) > 0 {
+		t.Errorf("%q ends, too", <-ended)
+	}
+}
+
+// counted is a listener that lets in so many a second.
+type counted struct {
+	net.Listener
+	rate int
+}
+
+func (c counted) Rate() int { return c.rate }
+
+// TestFor makes room for those who come in a second, if that is more.
+func TestFor(t *testing.T) {
+	for _, c := range []struct{ rate, most, want int }{{500, 0, Most}, {5000, 0, 5000}, {5000, 256, 256}} {
+		if got := For(counted{rate: c.rate}, c.most).most; got != c.want {
+			t.Errorf("with %d a second there are %d, and should be %d", c.rate, got, c.want)
 		}
 	}
 }
