@@ -14,6 +14,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // conn is a connection. Its fields are those of the goroutine that reads, but for what is
@@ -30,6 +31,7 @@ type conn struct {
 	out    *outbox
 	id     string
 	remote string
+	guest  *strangers.Guest
 
 	who        identity.Principal // once it is let in
 	there      net.Conn           // the way to the node that has the virtual host; nil: this one has it
@@ -105,7 +107,10 @@ var errGone = errors.New("the connection is over")
 
 // run serves the client until it is gone.
 func (c *conn) run() {
-	if !c.greet() {
+	stop := context.AfterFunc(c.ctx, c.interrupt)
+	greeted := c.greet()
+	stop()
+	if !greeted {
 		c.end()
 		return
 	}
@@ -340,7 +345,8 @@ func (c *conn) farewell(err error) {
 		if fault.Code != frame.ConnectionForced {
 			c.p.log().Info("AMQP client refused", append(attrs, "code", fault.Code.String(), "error", fault.Text)...)
 		}
-		if c.client.mayHear(fault) && c.send(0, closing(fault)) == nil {
+		stranger := c.who.Name == "" && fault.Code == frame.ConnectionForced // others want its place
+		if c.client.mayHear(fault) && c.send(0, closing(fault)) == nil && !stranger {
 			c.awaitCloseOk()
 		}
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 	"github.com/fleetbus/fleetbus/internal/wire"
 )
 
@@ -43,7 +44,7 @@ func piped(t testing.TB, f *fake, o Options) (client net.Conn, served chan struc
 				return nil, identity.ErrUnauthorized
 			}
 			return &fleetbus.Session{Principal: identity.Principal{Account: "acme", Name: c.Username}}, nil
-		})
+		}, strangers.New(0, nil))
 	}()
 	return client, served
 }

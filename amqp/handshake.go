@@ -8,6 +8,7 @@ import (
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // greet takes the protocol header. Whoever speaks another protocol or version is told
@@ -218,6 +219,7 @@ func (c *conn) authenticate(m *frame.ConnectionStartOk) error {
 	c.secret = m.Mechanism != external
 	with.Password, with.Bearer, with.Prove = "", "", nil
 	c.with, c.who = with, s.Principal
+	c.guest.Leave()
 	c.mu.Lock()
 	c.session = s
 	c.mu.Unlock()
@@ -256,6 +258,9 @@ func (c *conn) refused(err error, m *frame.ConnectionStartOk) error {
 	}
 	if why := c.why(); why != nil {
 		return why
+	}
+	if errors.Is(err, strangers.ErrQueue) {
+		return frame.ConnectionError(frame.ConnectionForced, "too many log in: connect again").Of(m)
 	}
 	c.p.log().Warn("an AMQP client could not be let in", "remote", c.remote, "error", err)
 	return frame.ConnectionError(frame.InternalError, "the node cannot let anybody in now").Of(m)

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/amqp/frame"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // Protocol is the protocol; it implements fleetbus.Protocol. The zero value is ready. It
@@ -71,13 +73,14 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	var clients sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
+	room := strangers.For(ln, 0)
 	var err error
 	for {
 		var nc net.Conn
 		if nc, err = ln.Accept(); err != nil {
 			break
 		}
-		clients.Go(func() { p.serve(ctx, nc, login) })
+		clients.Go(func() { p.serve(ctx, nc, login, room) })
 	}
 	clients.Wait()
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -115,7 +118,7 @@ func (p *Protocol) number() string {
 }
 
 // serve serves one client.
-func (p *Protocol) serve(ctx context.Context, nc net.Conn, login fleetbus.Login) {
+func (p *Protocol) serve(ctx context.Context, nc net.Conn, login fleetbus.Login, room *strangers.Room) {
 	defer nc.Close()
 	defer func() { // one client's frame never ends the process
 		if what := recover(); what != nil {
@@ -127,5 +130,9 @@ func (p *Protocol) serve(ctx context.Context, nc net.Conn, login fleetbus.Login)
 		s := t.ConnectionState()
 		c.tls = &s
 	}
+	c.guest = room.Enter(c.remote, func() {
+		c.kick(frame.ConnectionError(frame.ConnectionForced, "%v: connect again", strangers.ErrTooMany))
+	})
+	defer c.guest.Leave()
 	c.run()
 }

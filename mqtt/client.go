@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 	"github.com/fleetbus/fleetbus/mqtt/mapping"
 	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
@@ -146,6 +147,8 @@ func (s *session) connect(ctx context.Context, c *packet.Connect, state *tls.Con
 		return no(packet.ServerUnavailable, "", err) // it has no word for a quota
 	case errors.Is(err, identity.ErrTooManyConnections):
 		return no(packet.QuotaExceeded, identity.ErrTooManyConnections.Error(), err)
+	case errors.Is(err, strangers.ErrQueue):
+		return no(packet.ServerBusy, "too many log in: connect again", err)
 	case err != nil:
 		return no(packet.ServerUnavailable, "the node cannot let anybody in now", err)
 	}

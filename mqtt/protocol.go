@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/fleetbus/fleetbus"
+	"github.com/fleetbus/fleetbus/identity"
+	"github.com/fleetbus/fleetbus/internal/strangers"
 )
 
 // Protocol is the protocol; it implements fleetbus.Protocol. The zero value is
@@ -123,13 +125,14 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 	var clients sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
+	room := strangers.For(ln, 0)
 	var err error
 	for {
 		var conn net.Conn
 		if conn, err = ln.Accept(); err != nil {
 			break
 		}
-		clients.Go(func() { p.open(ctx, conn, login) })
+		clients.Go(func() { p.enter(ctx, conn, login, room) })
 	}
 	clients.Wait()
 	p.mu.Lock()
@@ -146,4 +149,19 @@ func (p *Protocol) Serve(ctx context.Context, ln net.Listener, login fleetbus.Lo
 		return nil
 	}
 	return fmt.Errorf("serving MQTT: %w", err)
+}
+
+// enter serves a connection, on which nobody is known until somebody logs in.
+func (p *Protocol) enter(ctx context.Context, conn net.Conn, login fleetbus.Login, room *strangers.Room) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	guest := room.Enter(conn.RemoteAddr().String(), end)
+	defer guest.Leave()
+	p.open(ctx, conn, func(ctx context.Context, c identity.Credentials) (*fleetbus.Session, error) {
+		s, err := login(ctx, c)
+		if err == nil {
+			guest.Leave()
+		}
+		return s, err
+	})
 }

@@ -19,10 +19,12 @@ import (
 
 	"github.com/fleetbus/fleetbus"
 	"github.com/fleetbus/fleetbus/admin"
+	"github.com/fleetbus/fleetbus/amqp/frame"
 	"github.com/fleetbus/fleetbus/fleetbustest"
 	"github.com/fleetbus/fleetbus/identity"
 	"github.com/fleetbus/fleetbus/internal/await"
 	"github.com/fleetbus/fleetbus/internal/strangers"
+	"github.com/fleetbus/fleetbus/mqtt/packet"
 )
 
 // stay asks once for what anybody may ask, and leaves the connection as it is.
@@ -229,6 +231,137 @@ func TestAttackWebCrowd(t *testing.T) {
 	}
 	if err == nil {
 		me.Body.Close()
+	}
+}
+
+// TestAttackCrowd has hundreds connect to the listeners of MQTT and AMQP who do not log in: so
+// many stand there as may, the operator hears of it once, who was there before does not notice,
+// and who comes meanwhile, from the same address, logs in at once.
+func TestAttackCrowd(t *testing.T) {
+	const many = strangers.Most * 3 / 2
+	j := &journal{TB: t}
+	s := fleetbustest.Start(j, withEverything)
+	ctx := within(t, 4*time.Minute)
+	with := shown{user: "acme/alice", password: s.Password(admin.UserRequest{Name: "acme/alice"})}
+	cert := s.Certificate(admin.UserRequest{Name: "acme/bob"})
+	before, _, err := dialMQTT(s, with, "before")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	queues, err := dialAMQP(s, with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer queues.Close()
+	for _, l := range Listeners() {
+		enter, first := enterMQTT, ""
+		switch l.Name {
+		default:
+			continue
+		case "mqtt":
+		case "amqp":
+			enter, first = enterAMQP, frame.ProtocolHeader
+		}
+		wait := said(func(Listener) []byte { return []byte(first) })
+		out, err := tls.Dial("tcp", s.Addr(l.Name).String(), &tls.Config{InsecureSkipVerify: true})
+		if err == nil {
+			_, err = io.WriteString(out, first)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		conns, end := crowdAt(s.Addr(l.Name).String(), l, many, wait)
+		defer end()
+		_ = out.SetDeadline(time.Now().Add(time.Minute))
+		text, err := io.ReadAll(out)
+		if err != nil || l.Name == "amqp" && !strings.Contains(string(text), "CONNECTION_FORCED - "+strangers.ErrTooMany.Error()+": connect again") {
+			t.Errorf("%s: the first is told %q: %v", l.Name, text, err)
+		}
+		coming, stop := context.WithCancel(ctx)
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				for coming.Err() == nil {
+					_, end := crowdAt(s.Addr(l.Name).String(), l, 20, wait)
+					end()
+				}
+			})
+		}
+		for how, with := range map[string]shown{"a password": with, "a certificate": {cert: &cert}} {
+			began := time.Now()
+			var err error
+			tries := 0
+			await.True(time.Minute, func() bool { // who is so slow that many have come meanwhile has to come again
+				tries++
+				err = enter(ctx, s, with)
+				return err == nil
+			})
+			if err != nil {
+				t.Errorf("%s: who has %s is not let in: %v", l.Name, how, err)
+			}
+			t.Logf("figure: %s | a crowd that stays | who has %s was in after %.2f s, at try %d", l.Name, how, time.Since(began).Seconds(), tries)
+		}
+		stop()
+		all.Wait()
+		if stayed := standing(conns); stayed > strangers.Most {
+			t.Errorf("%s: %d of %d strangers stand there, and may be %d", l.Name, stayed, len(conns), strangers.Most)
+		}
+		told := 0
+		for line := range strings.Lines(j.content()) {
+			if strings.Contains(line, "connections of strangers ended") && strings.Contains(line, "listener="+l.Name+" ") {
+				told++
+			}
+		}
+		if told < 1 || told > 3 { // one a minute
+			t.Errorf("%s: the operator was told %d times", l.Name, told)
+		}
+	}
+	if _, err := queues.Channel(); err != nil {
+		t.Errorf("who was there before, by AMQP: %v", err)
+	}
+	_ = before.SetDeadline(time.Now().Add(time.Minute))
+	ping, err := (&packet.Pingreq{}).Append(nil, packet.V5, 0)
+	if err == nil {
+		_, err = before.Write(ping)
+	}
+	if n, err2 := io.ReadFull(before, make([]byte, 2)); err != nil || err2 != nil {
+		t.Errorf("who was there before, by MQTT: %d %v %v", n, err, err2)
+	}
+}
+
+// TestAttackGuessers has hundreds guess a password at once, by MQTT and by AMQP: those who are too
+// many to wait are told to come again, and who knows it is let in.
+func TestAttackGuessers(t *testing.T) {
+	s := fleetbustest.Start(t, withEverything)
+	ctx := within(t, 4*time.Minute)
+	with := shown{user: "acme/alice", password: s.Password(admin.UserRequest{Name: "acme/alice"})}
+	for _, w := range []struct {
+		way
+		told string
+	}{{way{"mqtt", enterMQTT}, packet.ServerBusy.String()}, {way{"amqp", enterAMQP}, "too many log in: connect again"}} {
+		var all sync.WaitGroup
+		var busy atomic.Int32
+		for range strangers.Most / 2 {
+			all.Go(func() {
+				err := w.enter(ctx, s, shown{user: "acme/alice", password: "guess"})
+				if err == nil {
+					t.Errorf("%s: a guesser got in", w.name)
+				} else if strings.Contains(err.Error(), w.told) {
+					busy.Add(1)
+				}
+			})
+		}
+		if !await.True(time.Minute, func() bool { return busy.Load() > 0 }) {
+			t.Errorf("%s: nobody is told to come again", w.name)
+		}
+		var err error
+		if !await.True(time.Minute, func() bool { err = w.enter(ctx, s, with); return err == nil }) {
+			t.Errorf("%s: who knows the password: %v", w.name, err)
+		}
+		all.Wait()
+		t.Logf("figure: %s | %d guess at once | %d are told to come again", w.name, strangers.Most/2, busy.Load())
 	}
 }
 

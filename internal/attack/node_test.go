@@ -67,6 +67,7 @@ func withEverything(o *fleetbus.Options) {
 // settings are what a process that is a node is told.
 type settings struct {
 	Dir, Nats, Cluster, Monitor string
+	Rate                        int // of handshakes
 }
 
 // weight is what a node weighs, in bytes, and what runs in it.
@@ -89,7 +90,7 @@ func serveNode(text string) error {
 		Store:     fleetbus.Store{MaxFile: 1 << 30, MaxMemory: 256 << 20, Reserve: 1 << 20},
 		Monitor:   s.Monitor, Grace: 100 * time.Millisecond,
 		// What is held is measured while it is held.
-		Limits: fleetbus.Limits{HandshakeTimeout: 30 * time.Second, HandshakeRate: 5000},
+		Limits: fleetbus.Limits{HandshakeTimeout: 30 * time.Second, HandshakeRate: s.Rate},
 	}
 	withEverything(&o)
 	node, err := fleetbus.New(o)
@@ -158,10 +159,10 @@ type victim struct {
 	pid   int
 }
 
-func startVictim(t testing.TB) *victim {
+func startVictim(t testing.TB, rate int) *victim {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
-	text, err := json.Marshal(settings{Dir: dir, Nats: loopback.Addr(t), Cluster: loopback.Addr(t), Monitor: loopback.Addr(t)})
+	text, err := json.Marshal(settings{Dir: dir, Nats: loopback.Addr(t), Cluster: loopback.Addr(t), Monitor: loopback.Addr(t), Rate: rate})
 	if err != nil {
 		t.Fatal(err)
 	}

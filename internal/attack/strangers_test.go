@@ -51,6 +51,17 @@ func secured(l Listener, conn net.Conn, protocols ...string) (net.Conn, error) {
 	return secure, secure.Handshake()
 }
 
+// said is what is said when TLS is done.
+func said(what func(l Listener) []byte) func(Listener, net.Conn) error {
+	return func(l Listener, conn net.Conn) error {
+		secure, err := secured(l, conn)
+		if err == nil {
+			_, err = secure.Write(what(l))
+		}
+		return err
+	}
+}
+
 // knock connects, and says what became of act; patience is how long it may take.
 func knock(s *fleetbustest.Server, l Listener, patience time.Duration, act func(net.Conn) error) error {
 	conn, err := net.DialTimeout("tcp", s.Addr(l.Name).String(), patience)
