@@ -108,6 +108,16 @@ func Rows() []Row {
 		{"renewal", "the same, of an authority of ACME", "certmanager/acme", "TestWrongChain"},
 		{"renewal", "a certificate that is forged", "cert", "TestForgedCertificate"},
 		{"renewal", "reports that are forged", "certmanager", "TestForgedReports"},
+		// Signatures of messages.
+		{"signing", "each thing that is signed, changed; another account", "signing", "TestWhatIsChanged"},
+		{"signing", "a clock that is off", "signing", "TestClocks"},
+		{"signing", "a key that has expired", "signing", "TestExpiredKey"},
+		{"signing", "more than is remembered", "signing", "TestMemory"},
+		{"signing", "replayed, stolen, altered, denied, at every node", "internal/signed", "TestRequired"},
+		{"signing", "replayed after a restart", "internal/signed", "TestRestart"},
+		{"signing", "more than the signer may", "internal/signed", "TestRights"},
+		{"signing", "the same by MQTT", "internal/signed", "TestMQTT"},
+		{"signing", "the same by AMQP", "internal/signed", "TestAMQP"},
 		// Secrets.
 		{"secrets", "in logs, errors and on the bus", "", "TestSecretsStayHidden"},
 		{"secrets", "in all that a node writes, says and shows", here, "TestSecrets"},
@@ -117,6 +127,8 @@ func Rows() []Row {
 		{"secrets", "in credentials that are printed", "identity", "TestSecretsAreNotPrinted"},
 		// Terminals, and what comes from outside.
 		{"openstack", "hosts that are paths, escapes, lines, or without an end", "internal/openstack", "TestHostileHosts"},
+		{"audit of files", "pipes, devices, links out of a copy, lines and nests without an end", "internal/hardening", "TestHostileFiles"},
+		{"audit of files", "groups of groups that no machine counts", "internal/hardening", "TestGroupsOfGroups"},
 		{"amqp import", "names that are paths, escapes, lines, and the fleet's own account", "internal/definitions", "TestHostileNames"},
 		{"hub", "a broker that says all that it can", "hub", "TestHostileHub"},
 		{"terminals", "what is printed", "internal/document", "TestEscape"},

@@ -16,6 +16,7 @@ import (
 const (
 	maxFiles = 20_000
 	maxFile  = 8 << 20
+	maxAll   = 512 << 20 // of all files together
 	maxDepth = 16
 )
 
@@ -44,6 +45,7 @@ type file struct {
 type disk struct {
 	root  string
 	files []*file
+	size  int // of files, in bytes
 	full  bool
 }
 
@@ -144,7 +146,7 @@ func (d *disk) read(a *audit, path, top string, asked bool) *file {
 			f.Real = filepath.Join(d.rootOf(path), f.Link)
 		}
 	}
-	h, err := os.Open(f.Real)
+	h, err := d.open(f)
 	if err != nil && f.Link != "" && errors.Is(err, fs.ErrNotExist) {
 		f.gone = true
 		return f
@@ -168,15 +170,48 @@ func (d *disk) read(a *audit, path, top string, asked bool) *file {
 		f.UID = int(s.Uid)
 	}
 	f.Data, err = io.ReadAll(io.LimitReader(h, maxFile+1))
-	if err == nil && len(f.Data) > maxFile {
+	switch {
+	case err != nil:
+	case len(f.Data) > maxFile:
 		err = fmt.Errorf("it has more than %d bytes", maxFile)
+	case d.size+len(f.Data) > maxAll:
+		err = fmt.Errorf("all files have more than %d bytes together", maxAll)
 	}
 	if err != nil {
 		a.unread(path, 0, "it cannot be read: %v", cause(err))
 		return nil
 	}
 	d.files = append(d.files, f)
+	d.size += len(f.Data)
 	return f
+}
+
+// errNoFile says that something is neither a file nor a directory, such as a pipe, at which whoever
+// opens it waits for a writer.
+var errNoFile = errors.New("it is no file")
+
+// open opens a file. No link of a copy leads out of the copy.
+func (d *disk) open(f *file) (*os.File, error) {
+	root := d.rootOf(f.Path)
+	if root == "" {
+		if info, err := os.Stat(f.Real); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+			return nil, errNoFile
+		}
+		return os.Open(f.Real)
+	}
+	top, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	path, err := filepath.Rel(root, f.Real)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := top.Stat(path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return nil, errNoFile
+	}
+	return top.Open(path)
 }
 
 func (d *disk) at(path string) *file {

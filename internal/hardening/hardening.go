@@ -192,15 +192,38 @@ func in(f *file) place {
 // add adds a finding.
 func (a *audit) add(rule string, v Verdict, at place, fix, format string, args ...any) {
 	a.judged[rule] = true
+	same := 0
+	for _, f := range a.r.Findings {
+		if f.Rule == rule && f.Verdict == v {
+			same++
+		}
+	}
+	if same > maxEach {
+		return
+	}
+	if same == maxEach {
+		at, fix, format, args = place{}, "mend those, and look again", "there are more than %d of these", []any{maxEach}
+	}
 	if v == Pass || v == NotApplicable {
 		fix = ""
 	}
-	f := Finding{Rule: rule, Title: TitleOf(rule), Verdict: v, File: at.file, Line: at.line, Fix: fix,
-		Text: a.mask(fmt.Sprintf(format, args...)), Evidence: a.mask(Mask(at.text))}
+	f := Finding{Rule: rule, Title: TitleOf(rule), Verdict: v, File: at.file, Line: at.line, Fix: clip(fix),
+		Text: clip(a.mask(fmt.Sprintf(format, args...))), Evidence: clip(a.mask(Mask(at.text)))}
 	if slices.ContainsFunc(a.r.Findings, func(old Finding) bool { return old == f }) {
 		return
 	}
 	a.r.Findings = append(a.r.Findings, f)
+}
+
+// maxEach is how many findings of a rule with the same verdict are told, and longest how much of
+// each, in bytes: files may be made to have any number.
+const maxEach, longest = 500, 1000
+
+func clip(text string) string {
+	if len(text) > longest {
+		return strings.ToValidUTF8(text[:longest], "") + " …"
+	}
+	return text
 }
 
 func (a *audit) fail(rule string, at place, fix, format string, args ...any) {

@@ -36,21 +36,23 @@ type ACL struct {
 
 // Members are the users that who means, as far as the list has them.
 func (a ACL) Members(who string) []string {
-	var all []string
-	var add func(string, int)
-	add = func(who string, depth int) {
+	seen := map[string]bool{who: true} // a group may be in many, and in itself
+	next, all := []string{who}, []string(nil)
+	for len(next) > 0 {
+		who := next[0]
+		next = next[1:]
 		members, group := a.Groups[who]
-		if !group || depth > 16 {
-			if !slices.Contains(all, who) {
-				all = append(all, who)
-			}
-			return
+		if !group {
+			all = append(all, who)
+			continue
 		}
-		for _, m := range members {
-			add(m, depth+1)
+		for _, m := range slices.Backward(members) {
+			if !seen[m] {
+				seen[m] = true
+				next = slices.Insert(next, 0, m)
+			}
 		}
 	}
-	add(who, 0)
 	return all
 }
 
