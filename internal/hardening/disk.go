@@ -269,13 +269,16 @@ func (d *disk) look(a *audit, named string, by *file) *file {
 	if named == "" {
 		return nil
 	}
-	var try []string
+	root, path := d.rootOf(by.Path), ""
 	if !filepath.IsAbs(named) {
-		try = append(try, filepath.Join(filepath.Dir(by.Path), named))
-	} else if root := d.rootOf(by.Path); root != "" {
-		try = append(try, filepath.Join(root, named))
+		path = filepath.Join(filepath.Dir(by.Path), named)
+		if inside, err := filepath.Rel(root, path); root != "" && (err != nil || !filepath.IsLocal(inside)) {
+			path = "" // no file of a copy has one read that is not
+		}
+	} else if root != "" {
+		path = filepath.Join(root, named)
 	}
-	for _, path := range try {
+	if path != "" {
 		if _, err := os.Lstat(path); err == nil {
 			return d.read(a, path, by.top, true)
 		}
@@ -295,7 +298,7 @@ func (d *disk) look(a *audit, named string, by *file) *file {
 	if best != nil && !tie {
 		return best
 	}
-	if _, err := os.Lstat(named); err == nil && filepath.IsAbs(named) && d.root == "" {
+	if _, err := os.Lstat(named); err == nil && filepath.IsAbs(named) && root == "" {
 		return d.read(a, named, filepath.Dir(named), true)
 	}
 	return nil
