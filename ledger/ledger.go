@@ -275,7 +275,7 @@ func (l *Ledger) decide(ctx context.Context, msg *nats.Msg, id string, expect ui
 		switch {
 		case err == nil:
 			return version, false, nil
-		case conflict, errors.Is(err, jetstream.ErrNoStreamResponse): // not stored by this attempt
+		case conflict, isBusy(err), errors.Is(err, jetstream.ErrNoStreamResponse): // not stored by this attempt
 		case isFinal(err):
 			return 0, unknown || errors.Is(err, nats.ErrConnectionClosed), err
 		default:
@@ -326,13 +326,17 @@ func (l *Ledger) next(ctx context.Context, subject string, seq uint64, n int) (*
 	return l.stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
 }
 
-// isConflict tells whether the engine refused an event because of its expected
-// version, or because another event for its subject is being stored.
+// isConflict tells whether the engine refused an event because of its expected version.
 func isConflict(err error) bool {
 	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) &&
-		(refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
-			refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+	return errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}
+
+// isBusy tells whether the engine refused an event because another for its subject is
+// being stored, which may be a copy of the same.
+func isBusy(err error) bool {
+	var refusal *jetstream.APIError
+	return errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant
 }
 
 // lacksNodes tells whether there are not enough nodes for the copies of a stream.

@@ -48,12 +48,15 @@ type history struct {
 	mu      sync.Mutex
 	ids     int
 	known   map[string]uint64 // the latest version of each subject
+	reasons map[int]string    // why an attempt was a conflict, and when
 	decided []porcupine.Operation
 	unknown []porcupine.Operation // without a return
 	held    []porcupine.Operation
 }
 
-func newHistory() *history { return &history{start: time.Now(), known: map[string]uint64{}} }
+func newHistory() *history {
+	return &history{start: time.Now(), known: map[string]uint64{}, reasons: map[int]string{}}
+}
 
 func (h *history) now() int64 { return time.Since(h.start).Nanoseconds() }
 
@@ -108,6 +111,7 @@ func (h *history) wrote(op porcupine.Operation, in attempt, version uint64, err 
 	case errors.Is(err, ledger.ErrConflict):
 		op.Output = outcome{conflict: true}
 		h.decided = append(h.decided, op)
+		h.reasons[in.ID] = fmt.Sprintf("%s, from %s on for %v: %v", in.Subject, h.start.Add(time.Duration(op.Call)).Format(clock), time.Duration(op.Return-op.Call), err)
 	case errors.Is(err, ledger.ErrUnknown):
 		op.Return = math.MaxInt64
 		h.unknown = append(h.unknown, op)
@@ -236,7 +240,7 @@ func (h *history) check(stored map[int]uint64) (wrong []string) {
 	for _, op := range h.decided {
 		in, out := op.Input.(attempt), op.Output.(outcome)
 		if stored[in.ID] != out.version {
-			wrong = append(wrong, fmt.Sprintf("attempt %d was told %+v and is stored as %d", in.ID, out, stored[in.ID]))
+			wrong = append(wrong, fmt.Sprintf("attempt %d was told %+v and is stored as %d: %s", in.ID, out, stored[in.ID], h.reasons[in.ID]))
 		}
 	}
 	for _, op := range h.unknown { // those that were not stored took no effect
