@@ -156,11 +156,18 @@ type key struct{}
 // at once that the lease is over, and by the end of ctx only in a moment: who must not act
 // after another may have begun asks just before. It is safe for concurrent use.
 func Holds(ctx context.Context) func() bool {
+	left := Left(ctx)
+	return func() bool { return left() > 0 }
+}
+
+// Left is as Holds, and returns what tells for how long the lease is held at least; nothing
+// is left of one that is over.
+func Left(ctx context.Context) func() time.Duration {
 	h, ok := ctx.Value(key{}).(*holding)
 	if !ok {
-		return func() bool { return false }
+		return func() time.Duration { return 0 }
 	}
-	return func() bool { return time.Until(*h.until.Load()) > 0 }
+	return func() time.Duration { return max(time.Until(*h.until.Load()), 0) }
 }
 
 // holding is one attempt to have and keep a lease. It belongs to one goroutine, but for until.
@@ -279,6 +286,9 @@ func (h *holding) release(ctx context.Context) {
 		if data, err := json.Marshal(h.note()); err == nil {
 			h.record.Note = data
 		}
+	}
+	if over := time.Now().Add(time.Second); over.Before(*h.until.Load()) {
+		h.until.Store(&over)
 	}
 	_, _, _ = h.publish(ctx, time.Second)
 }

@@ -211,8 +211,17 @@ func TestHolds(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if Holds(t.Context())() {
+	if Holds(t.Context())() || Left(t.Context())() != 0 {
 		t.Error("whoever did not ask for it holds it")
+	}
+	l, _ = open(t, s, 10*time.Second)
+	var left func() time.Duration
+	err = l.Hold(within(t), "another", "one", nil, func(ctx context.Context) error {
+		left = Left(ctx)
+		return nil
+	})
+	if err != nil || left() > time.Second {
+		t.Errorf("%v is left of a lease that was given back, %v", left(), err)
 	}
 }
 
