@@ -189,7 +189,7 @@ func (a *accounts) own(ctx context.Context, c *claim) error {
 	clients := &guests{p: a.p, v: one}
 	defer clients.end()
 	defer one.close()
-	sub, err := tunnel.Listen(c.conn.Conn, c.at+"open", func(hello []byte, nc net.Conn) { clients.serve(ctx, hello, nc) })
+	sub, err := tunnel.Listen(c.conn.Conn, c.at+"open", lease.Left(ctx), func(hello []byte, nc net.Conn) { clients.serve(ctx, hello, nc) })
 	if err == nil {
 		err = c.conn.Flush()
 	}

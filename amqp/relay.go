@@ -61,6 +61,7 @@ func (p *Protocol) takeOver(ctx context.Context, v vhost, hello []byte, nc net.C
 	c.client = client{product: h.Product, capabilities: capabilities}
 	c.channelMax = h.Channels
 	c.tuned(h.Frame, time.Duration(h.Heartbeat)*time.Second)
+	c.patience = 0 // the client's node waits for the client, and the tunnel for the node
 	c.serveWith(func() error {
 		ctx, cancel := context.WithTimeout(c.ctx, loginTimeout)
 		defer cancel()
@@ -74,6 +75,9 @@ func (p *Protocol) takeOver(ctx context.Context, v vhost, hello []byte, nc net.C
 // relay has the client be served by the node that has its virtual host.
 func (c *conn) relay() error {
 	defer c.there.Close()
+	if there, ok := c.there.(interface{ Holds() bool }); ok {
+		c.out.guard(there.Holds)
+	}
 	room := make(chan struct{}, 1)
 	c.out.drain(func() {
 		select {

@@ -3,6 +3,10 @@
 //
 // A stream that loses something ends: each part has a number. Who does not read is sent no
 // more than a window. An end that hears nothing of the other for a while takes it for dead.
+//
+// The end that listens may have others go on without the one that dials, which must not pass on
+// then what it still has. So what it hears holds for as long as it was granted, by its own
+// monotonic clock and from when it asked, and the other end does not give it up before.
 package tunnel
 
 import (
@@ -11,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -28,14 +34,21 @@ const (
 	window = 1 << 20
 	// beat is how often an end says that it is there, and dead how long it may be silent.
 	beat, dead = 2 * time.Second, 10 * time.Second
+	// grant is for how long what is heard holds, and margin how much longer the end that
+	// grants it waits: no two clocks go alike.
+	grant, margin = 3 * time.Second, 500 * time.Millisecond
 )
+
+// grantHeader has how long what is heard holds, in the answer to Dial. Older nodes grant nothing.
+const grantHeader = "Fleetbus-Grant"
 
 // The kinds of messages.
 const (
 	data  byte = iota // with its number, and bytes
 	taken             // so many bytes are read, since the beginning
-	alive
+	alive             // with when that is, since its end of the stream is there
 	end
+	granted // when it was asked, and for how long what is heard holds since then
 )
 
 // noResponders is the engine's status of what nobody hears.
@@ -45,8 +58,9 @@ const noResponders = "503"
 var ErrLost = errors.New("the other end of the tunnel is lost")
 
 // Listen takes streams on a subject: accept is called with what the other end said and the
-// stream, from a goroutine of its own, and is to close it.
-func Listen(nc *nats.Conn, subject string, accept func(hello []byte, c net.Conn)) (*nats.Subscription, error) {
+// stream, from a goroutine of its own, and is to close it. left tells for how long nobody takes
+// this end's place: no longer is granted that what it says holds.
+func Listen(nc *nats.Conn, subject string, left func() time.Duration, accept func(hello []byte, c net.Conn)) (*nats.Subscription, error) {
 	return nc.Subscribe(subject, func(msg *nats.Msg) {
 		to, hello, ok := cutHello(msg.Data)
 		if !ok || msg.Reply == "" {
@@ -56,7 +70,12 @@ func Listen(nc *nats.Conn, subject string, accept func(hello []byte, c net.Conn)
 		if err != nil {
 			return
 		}
-		if err := msg.Respond([]byte(c.inbox)); err != nil {
+		c.mu.Lock()
+		c.left = left
+		first := c.grant()
+		c.mu.Unlock()
+		answer := &nats.Msg{Data: []byte(c.inbox), Header: nats.Header{grantHeader: {first.String()}}}
+		if err := msg.RespondMsg(answer); err != nil {
 			c.fail(err)
 			return
 		}
@@ -81,12 +100,16 @@ func Dial(ctx context.Context, nc *nats.Conn, subject string, hello []byte) (net
 		return nil, err
 	}
 	ask := append(binary.AppendUvarint(nil, uint64(len(c.inbox))), c.inbox...)
+	asked := time.Since(c.born)
 	answer, err := nc.RequestWithContext(ctx, subject, append(ask, hello...))
 	if err != nil {
 		c.fail(err)
 		return nil, fmt.Errorf("opening a tunnel: %w", err)
 	}
 	c.mu.Lock()
+	if first, err := time.ParseDuration(answer.Header.Get(grantHeader)); err == nil {
+		c.until.Store(int64(asked + min(first, grant)))
+	}
 	c.to = string(answer.Data)
 	c.mu.Unlock()
 	return c, nil
@@ -98,12 +121,18 @@ type conn struct {
 	inbox string
 	sub   *nats.Subscription
 	timer *time.Timer
+	born  time.Time
+	until atomic.Int64 // what is heard holds, since born
 
 	mu      sync.Mutex
 	changed sync.Cond
 	to      string // "" until the other end has said where it listens
 	err     error  // why the stream is over; io.EOF: the other end closed it
 	closed  bool   // by this end
+
+	left func() time.Duration // nil: this end grants nothing
+	gave time.Time            // when it granted something
+	lost bool                 // it grants nothing any more, and ends once what it gave is over
 
 	in       []byte
 	received uint64 // parts
@@ -119,7 +148,9 @@ type conn struct {
 }
 
 func newConn(nc *nats.Conn, to string) (*conn, error) {
-	c := &conn{nc: nc, inbox: nc.NewRespInbox(), to: to, heard: time.Now()}
+	now := time.Now()
+	c := &conn{nc: nc, inbox: nc.NewRespInbox(), to: to, born: now, heard: now}
+	c.until.Store(math.MaxInt64)
 	c.changed.L = &c.mu
 	var err error
 	if c.sub, err = nc.Subscribe(c.inbox, c.hear); err != nil {
@@ -134,7 +165,7 @@ func newConn(nc *nats.Conn, to string) (*conn, error) {
 // tick says that this end is there, and looks whether the other is.
 func (c *conn) tick() {
 	c.mu.Lock()
-	over, to, silent := c.closed || c.err != nil, c.to, time.Since(c.heard) > dead
+	over, to, silent := c.closed || c.err != nil, c.to, time.Since(c.heard) > dead || c.lost && c.outstanding() <= 0
 	if !over {
 		c.timer.Reset(beat)
 	}
@@ -144,8 +175,69 @@ func (c *conn) tick() {
 	case silent || c.nc.IsClosed():
 		c.fail(ErrLost)
 	case to != "":
-		// If nobody listens there any more, the engine answers.
-		_ = c.nc.PublishRequest(to, c.inbox, []byte{alive}) // if it cannot be said, that shows
+		c.ask(to)
+	}
+}
+
+// ask says that this end is there. If nobody listens there any more, the engine answers.
+func (c *conn) ask(to string) {
+	now := binary.AppendUvarint([]byte{alive}, uint64(time.Since(c.born)))
+	_ = c.nc.PublishRequest(to, c.inbox, now) // if it cannot be said, that shows
+}
+
+// grant is for how long from now on this end does not give the stream up; mu is held.
+func (c *conn) grant() time.Duration {
+	if c.left == nil || c.lost || c.closed || c.err != nil {
+		return 0
+	}
+	d := min(c.left(), grant)
+	if d > 0 {
+		c.gave = time.Now()
+	}
+	return d
+}
+
+// outstanding is how long the other end may still go by what was granted; mu is held.
+func (c *conn) outstanding() time.Duration {
+	if c.gave.IsZero() {
+		return 0
+	}
+	return grant + margin - time.Since(c.gave)
+}
+
+// Holds reports whether the other end cannot have given up the stream at this very moment: what
+// was heard may be passed on. If this end stood still, or heard nothing for a while, it asks
+// first, and waits for the answer. It is safe for concurrent use.
+func (c *conn) Holds() bool {
+	if c.holds() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed && c.err == nil {
+		c.ask(c.to)
+	}
+	for by := time.Now().Add(dead); !c.holds(); {
+		if c.closed || c.err != nil || !c.wait(by) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *conn) holds() bool { return time.Since(c.born) < time.Duration(c.until.Load()) }
+
+// lose ends the stream once the other end cannot go by it any more.
+func (c *conn) lose() {
+	c.mu.Lock()
+	left := c.outstanding()
+	if left > 0 && !c.lost && !c.closed {
+		c.lost = true
+		c.timer.Reset(left)
+	}
+	c.mu.Unlock()
+	if left <= 0 {
+		c.fail(ErrLost)
 	}
 }
 
@@ -165,19 +257,20 @@ func (c *conn) fail(err error) {
 func (c *conn) hear(msg *nats.Msg) {
 	if len(msg.Data) == 0 {
 		if msg.Header.Get("Status") == noResponders {
-			c.fail(ErrLost)
+			c.lose()
 		}
 		return
 	}
 	kind, body := msg.Data[0], msg.Data[1:]
 	c.mu.Lock()
 	c.heard = time.Now()
+	var answer []byte
 	switch kind {
 	case data:
 		n, size := binary.Uvarint(body)
 		if size <= 0 || n != c.received || len(c.in)+len(body)-size > window {
 			c.mu.Unlock()
-			c.fail(ErrLost)
+			c.lose()
 			return
 		}
 		c.received++
@@ -186,13 +279,29 @@ func (c *conn) hear(msg *nats.Msg) {
 		if n, size := binary.Uvarint(body); size > 0 && n > c.taken && n <= c.written {
 			c.taken = n
 		}
+	case alive:
+		if asked, size := binary.Uvarint(body); size > 0 {
+			if d := c.grant(); d > 0 {
+				answer = binary.AppendUvarint(binary.AppendUvarint([]byte{granted}, asked), uint64(d))
+			}
+		}
+	case granted:
+		asked, size := binary.Uvarint(body)
+		d, more := binary.Uvarint(body[max(size, 0):])
+		if size > 0 && more > 0 && asked <= uint64(time.Since(c.born)) && d <= uint64(grant) {
+			c.until.Store(max(c.until.Load(), int64(asked+d)))
+		}
 	case end:
 		c.mu.Unlock()
 		c.fail(io.EOF)
 		return
 	}
 	c.changed.Broadcast()
+	to := c.to
 	c.mu.Unlock()
+	if answer != nil {
+		_ = c.nc.Publish(to, answer) // if it cannot be said, nothing holds
+	}
 }
 
 // wait waits until something changes, or the deadline; mu is held. It reports false after

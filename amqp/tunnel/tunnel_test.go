@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,23 +23,29 @@ func TestMain(m *testing.M) { await.Main(m) }
 // ends opens a tunnel between two connections of a server.
 func ends(t *testing.T) (a, b net.Conn, hello []byte, ofA *nats.Conn) {
 	t.Helper()
+	return endsFor(t, func() time.Duration { return time.Hour })
+}
+
+// endsFor has left say for how long nobody takes the place of b.
+func endsFor(t *testing.T, left func() time.Duration) (a, b net.Conn, hello []byte, ofA *nats.Conn) {
+	t.Helper()
 	s := fleetbustest.Start(t)
-	left, right := s.Dial("acme", "left"), s.Dial("acme", "right")
+	one, other := s.Dial("acme", "left"), s.Dial("acme", "right")
 	came := make(chan net.Conn, 1)
 	said := make(chan []byte, 1)
-	if _, err := Listen(right, "owner", func(hello []byte, c net.Conn) { said <- hello; came <- c }); err != nil {
+	if _, err := Listen(other, "owner", left, func(hello []byte, c net.Conn) { said <- hello; came <- c }); err != nil {
 		t.Fatal(err)
 	}
-	if err := right.Flush(); err != nil {
+	if err := other.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	a, err := Dial(t.Context(), left, "owner", []byte("hello"))
+	a, err := Dial(t.Context(), one, "owner", []byte("hello"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	hello, b = <-said, <-came
 	t.Cleanup(func() { a.Close(); b.Close() })
-	return a, b, hello, left
+	return a, b, hello, one
 }
 
 // TestCarries sends much both ways at once.
@@ -163,6 +170,68 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// TestHolds has an end that stood still pass nothing on that the other may have given up.
+func TestHolds(t *testing.T) {
+	var none atomic.Bool
+	a, b, _, _ := endsFor(t, func() time.Duration {
+		if none.Load() {
+			return 0
+		}
+		return time.Hour
+	})
+	here := a.(*conn)
+	if !here.holds() || here.until.Load() > int64(time.Since(here.born)+grant) {
+		t.Errorf("what comes first holds until %v", time.Duration(here.until.Load()))
+	}
+	standStill := func() { here.until.Store(0) }
+	standStill()
+	if here.holds() || !here.Holds() || !here.holds() {
+		t.Error("it is not asked whether the other end is there, which is")
+	}
+	none.Store(true)
+	standStill()
+	holds := make(chan bool)
+	go func() { holds <- here.Holds() }()
+	select {
+	case is := <-holds:
+		t.Errorf("it holds while nothing is granted: %v", is)
+	case <-time.After(beat / 4):
+	}
+	none.Store(false)
+	if !<-holds {
+		t.Error("it does not hold once it is granted")
+	}
+	standStill()
+	none.Store(true)
+	go func() { holds <- here.Holds() }()
+	b.Close()
+	if <-holds {
+		t.Error("it holds, and the other end is gone")
+	}
+}
+
+// TestGivesUpLate has a stream whose other end is not there any more, or lost a part, end when
+// that cannot pass on anything.
+func TestGivesUpLate(t *testing.T) {
+	for name, harm := range map[string]func(a, b *conn, of *nats.Conn) error{
+		"nobody listens": func(a, _ *conn, _ *nats.Conn) error { return a.sub.Unsubscribe() },
+		"a part is lost": func(_, b *conn, of *nats.Conn) error { return of.Publish(b.inbox, []byte{data, 7, 'x'}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, _, of := ends(t)
+			if err := harm(a.(*conn), b.(*conn), of); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
+				t.Errorf("got %v", err)
+			}
+			if a.(*conn).holds() {
+				t.Error("the other end may still pass on what it has")
+			}
+		})
+	}
+}
+
 // TestNobody says so.
 func TestNobody(t *testing.T) {
 	nc := fleetbustest.Start(t).Dial("acme", "left")
@@ -173,7 +242,7 @@ func TestNobody(t *testing.T) {
 
 // FuzzHear has the other end say anything.
 func FuzzHear(f *testing.F) {
-	for _, seed := range [][]byte{{data, 0, 'x'}, {taken, 0x80, 1}, {alive}, {end}, {data, 0xff, 0xff}} {
+	for _, seed := range [][]byte{{data, 0, 'x'}, {taken, 0x80, 1}, {alive}, {alive, 9}, {granted, 9, 9}, {end}, {data, 0xff, 0xff}} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
