@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -14,10 +15,10 @@ import (
 	"github.com/rabbitmq/amqp091-go"
 )
 
-// amqpClient is a client of RabbitMQ's, which tries the nodes at random.
-func (c *crash) amqpClient(ctx context.Context, visit func(context.Context, *amqp091.Channel) error) {
+// amqpClient is a client of RabbitMQ's, which tries nodes at random.
+func (c *crash) amqpClient(ctx context.Context, nodes []*crashNode, visit func(context.Context, *amqp091.Channel) error) {
 	for ctx.Err() == nil {
-		conn, err := amqp091.DialConfig("amqps://"+c.nodes[rand.IntN(len(c.nodes))].amqp, amqp091.Config{
+		conn, err := amqp091.DialConfig("amqps://"+nodes[rand.IntN(len(nodes))].amqp, amqp091.Config{
 			TLSClientConfig: c.tls.Clone(), SASL: []amqp091.Authentication{&amqp091.ExternalAuth{}}, Heartbeat: 10 * time.Second, Dial: amqp091.DefaultDial(5 * time.Second),
 		})
 		if err == nil {
@@ -180,16 +181,81 @@ func TestPausedAMQP(t *testing.T) {
 	t.Parallel()
 	harmedAMQP(t, "pause", 1, func(c *crash) (*crashNode, func()) {
 		n := c.owner("acme")
-		signal := func(s syscall.Signal) {
-			if err := n.cmd.Process.Signal(s); err != nil {
-				c.t.Error(err)
-			}
-		}
-		signal(syscall.SIGSTOP)
-		goOn := sync.OnceFunc(func() { signal(syscall.SIGCONT) })
-		c.t.Cleanup(goOn)
-		return n, goOn
+		return n, c.pause(n)
 	})
+}
+
+// pause has a node stand still, until what it returns is called.
+func (c *crash) pause(n *crashNode) (goOn func()) {
+	signal := func(s syscall.Signal) {
+		if err := n.cmd.Process.Signal(s); err != nil {
+			c.t.Error(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	goOn = sync.OnceFunc(func() { signal(syscall.SIGCONT) })
+	c.t.Cleanup(goOn)
+	return goOn
+}
+
+// TestPausedPassingAMQP has a node that only passes on what the owner says stand still, until
+// another reader has what was on its way there, and then go on: its client has none of it again
+// without the mark.
+func TestPausedPassingAMQP(t *testing.T) {
+	t.Parallel()
+	c := newCrash(t, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	defer c.devices.Wait()
+	defer stop()
+	l := &line{queue: "line", fate: map[int]bool{}, came: map[int]time.Time{}, first: -1}
+	came := func(n int, by string) {
+		c.until(fmt.Sprintf("all up to %d came, %s", n, by), func() error {
+			missing, _ := l.missing()
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.first < n || len(missing) > 0 && slices.Min(missing) < n {
+				return fmt.Errorf("%d came, and of %d are missing %v", l.first, l.sent, missing)
+			}
+			return nil
+		})
+	}
+	read := func(ctx context.Context, n *crashNode) {
+		c.devices.Go(func() {
+			c.amqpClient(ctx, []*crashNode{n}, func(ctx context.Context, ch *amqp091.Channel) error {
+				return l.consume(ctx, ch, func() time.Time { return time.Time{} })
+			})
+		})
+	}
+	owner, passing := c.nodes[0], c.nodes[1]
+	c.devices.Go(func() { c.amqpClient(ctx, c.nodes[:1], l.publish) }) // alone, so that its node is the owner
+	c.until("the account has an owner", func() error {
+		if _, n := l.missing(); n < 50 {
+			return fmt.Errorf("%d are confirmed", n)
+		}
+		return nil
+	})
+	read(ctx, passing)
+	came(200, "through the node that will stand still")
+	goOn := c.pause(passing)
+	l.mu.Lock()
+	paused := l.sent
+	l.mu.Unlock()
+	other, leave := context.WithCancel(ctx)
+	defer leave()
+	read(other, owner)
+	came(paused+50, "while it stands still")
+	leave()
+	goOn()
+	l.mu.Lock()
+	after := l.sent
+	l.mu.Unlock()
+	came(after+200, "when it goes on")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.Logf("%d sent, %d came, %d again", l.sent, len(l.came), l.again)
+	if len(l.ill) > 0 {
+		t.Errorf("%q", l.ill)
+	}
 }
 
 // harmedAMQP has harm done to nodes, which returns what ends it.
@@ -213,9 +279,9 @@ func harmedAMQP(t *testing.T, what string, times int, harm func(c *crash) (n *cr
 	for i := range 3 {
 		l := &line{queue: fmt.Sprintf("line.%d", i), fate: map[int]bool{}, came: map[int]time.Time{}, first: -1}
 		lines = append(lines, l)
-		senders.Go(func() { c.amqpClient(sending, l.publish) })
+		senders.Go(func() { c.amqpClient(sending, c.nodes, l.publish) })
 		c.devices.Go(func() {
-			c.amqpClient(ctx, func(ctx context.Context, ch *amqp091.Channel) error { return l.consume(ctx, ch, killed) })
+			c.amqpClient(ctx, c.nodes, func(ctx context.Context, ch *amqp091.Channel) error { return l.consume(ctx, ch, killed) })
 		})
 	}
 	progress := func(what string) {
