@@ -110,6 +110,9 @@ func (c *conn) relay() error {
 	}
 	for {
 		f, err := c.next(c.alive)
+		if errors.Is(err, errQuiet) {
+			_ = c.net.Close() // before the other node has others go on
+		}
 		if err != nil {
 			return err
 		}
