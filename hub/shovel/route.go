@@ -405,6 +405,9 @@ func (p *passage) failed(ctx context.Context, d amqp091.Delivery, err error) err
 	if closed == nil {
 		return err
 	}
+	if !closed.Server { // it is the connection that failed: the library calls that a frame error, too
+		return closed
+	}
 	if closed.Code != amqp091.PreconditionFailed && closed.Code != amqp091.ContentTooLarge && closed.Code != amqp091.FrameError {
 		return closed
 	}
