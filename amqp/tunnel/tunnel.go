@@ -166,6 +166,7 @@ func newConn(nc *nats.Conn, to string) (*conn, error) {
 func (c *conn) tick() {
 	c.mu.Lock()
 	over, to, silent := c.closed || c.err != nil, c.to, time.Since(c.heard) > dead || c.lost && c.outstanding() <= 0
+	said := time.Since(c.gave) < beat // what it grants says that it is there
 	if !over {
 		c.timer.Reset(beat)
 	}
@@ -174,7 +175,7 @@ func (c *conn) tick() {
 	case over:
 	case silent || c.nc.IsClosed():
 		c.fail(ErrLost)
-	case to != "":
+	case to != "" && !said:
 		c.ask(to)
 	}
 }
