@@ -80,5 +80,6 @@ func TestRelayStoodStill(t *testing.T) {
 	if f, err := r.Next(); err == nil {
 		t.Errorf("it hears %v", f)
 	}
+	client.Close()
 	<-served
 }
