@@ -100,13 +100,17 @@ func (s *session) subscribe(p *packet.Subscribe) error {
 // sendRetained sends those of the retained messages that a subscription takes, before
 // anything that is published later; mu is held.
 func (s *session) sendRetained(found []message, sub subscription) {
+	var first []message
 	for _, m := range found {
 		if reserved(m.topic) || !s.login.Principal.Permissions.Subscribe.Allows(mapping.Subject(m.topic)) || sub.Local && m.client == s.key {
 			continue
 		}
 		m.kept, m.retain, m.sub, m.grant = true, true, sub.ID, sub.QoS // [MQTT-3.3.1-8]
-		s.push(m)
+		first = append(first, m)
 	}
+	// What was held back meanwhile is newer.
+	s.queue = append(first, s.queue...)
+	s.queued += size(first)
 	s.pump()
 }
 
