@@ -29,11 +29,7 @@ type copyName struct{ account, stream string }
 // behind it in the file, and does not ask for it again. It ends with the broker.
 func (b *Broker) keepCopies() {
 	times := map[copyName]int{}
-	next := compareFirst
-	for wait := next; ; {
-		if !b.rests(wait) {
-			return
-		}
+	for wait := compareFirst; b.rests(wait); {
 		found, err := b.lacking()
 		if err != nil && b.background.Err() == nil {
 			b.opts.Logger.Warn("copies of streams cannot be compared", "error", err)
@@ -53,10 +49,9 @@ func (b *Broker) keepCopies() {
 				b.opts.Logger.Error("a copy of a stream cannot be made anew", "account", name.account, "stream", name.stream, "error", err)
 			}
 		}
-		if next = min(2*next, compareLast); len(times) > 0 {
-			next = compareFirst
+		if wait = min(2*wait, compareLast); len(times) > 0 {
+			wait = compareFirst
 		}
-		wait = next
 	}
 }
 

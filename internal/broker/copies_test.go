@@ -11,23 +11,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// copyOf is a server's own copy of stream EVENTS.
-func (r *realm) copyOf(t *testing.T, b *Broker) server.StreamState {
-	t.Helper()
-	z, err := b.srv.Jsz(&server.JSzOptions{Account: public(t, r.acme), Streams: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range z.AccountDetails {
-		for _, s := range a.Streams {
-			if s.Name == "EVENTS" {
-				return s.State
-			}
-		}
-	}
-	return server.StreamState{}
-}
-
 // TestFlippedBit changes a byte of what a server has stored, which was killed: the messages
 // behind it, which the engine throws away there, come back from the other copies.
 func TestFlippedBit(t *testing.T) {
@@ -65,7 +48,7 @@ func TestFlippedBit(t *testing.T) {
 	}
 	whole(t, s, 3)
 	eventually(t, "the copy is whole", func(context.Context) error {
-		if state := r.copyOf(t, again); state.Msgs != 300 {
+		if state := again.copies()[copyName{public(t, r.acme), "EVENTS"}].State; state.Msgs != 300 {
 			return fmt.Errorf("it is %+v", state)
 		}
 		return nil
