@@ -326,24 +326,21 @@ func (l *Ledger) next(ctx context.Context, subject string, seq uint64, n int) (*
 	return l.stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
 }
 
-// isConflict tells whether the engine refused an event because of its expected version.
-func isConflict(err error) bool {
+// refused tells whether the engine refused something for one of reasons.
+func refused(err error, reasons ...jetstream.ErrorCode) bool {
 	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+	return errors.As(err, &refusal) && slices.Contains(reasons, refusal.ErrorCode)
 }
+
+// isConflict tells whether the engine refused an event because of its expected version.
+func isConflict(err error) bool { return refused(err, jetstream.JSErrCodeStreamWrongLastSequence) }
 
 // isBusy tells whether the engine refused an event because another for its subject is
 // being stored, which may be a copy of the same.
-func isBusy(err error) bool {
-	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) && refusal.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant
-}
+func isBusy(err error) bool { return refused(err, jetstream.JSErrCodeStreamWrongLastSequenceConstant) }
 
 // lacksNodes tells whether there are not enough nodes for the copies of a stream.
-func lacksNodes(err error) bool {
-	var refusal *jetstream.APIError
-	return errors.As(err, &refusal) && (refusal.ErrorCode == noPeers || refusal.ErrorCode == replicasNeedCluster)
-}
+func lacksNodes(err error) bool { return refused(err, noPeers, replicasNeedCluster) }
 
 // isFinal tells whether trying again is of no use.
 func isFinal(err error) bool {
