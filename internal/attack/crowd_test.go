@@ -190,19 +190,7 @@ func TestAttackWebCrowd(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: who has a password is not let in: %v", l.Name, err)
 		}
-		stayed := standing(conns)
-		if stayed > strangers.Most {
-			t.Errorf("%s: %d of %d strangers stand there, and may be %d", l.Name, stayed, len(conns), strangers.Most)
-		}
-		told := 0
-		for line := range strings.Lines(j.content()) {
-			if strings.Contains(line, "connections of strangers ended") && strings.Contains(line, "listener="+l.Name+" ") {
-				told++
-			}
-		}
-		if told < 1 || told > 3 { // one a minute
-			t.Errorf("%s: the operator was told %d times", l.Name, told)
-		}
+		stayed := judgeCrowd(t, l, conns, j)
 		t.Logf("figure: %s | a crowd that stays | %d came and %d stand there; who has a password was in after %.1f s, at try %d", l.Name, len(conns), stayed, took.Seconds(), tries)
 	}
 	// Who was there before is still there.
@@ -232,6 +220,25 @@ func TestAttackWebCrowd(t *testing.T) {
 	if err == nil {
 		me.Body.Close()
 	}
+}
+
+// judgeCrowd has no more strangers stand at a listener than may, and the operator have been told
+// of those who went. It returns how many stand there.
+func judgeCrowd(t *testing.T, l Listener, conns []net.Conn, j *journal) (stayed int) {
+	t.Helper()
+	if stayed = standing(conns); stayed > strangers.Most {
+		t.Errorf("%s: %d of %d strangers stand there, and may be %d", l.Name, stayed, len(conns), strangers.Most)
+	}
+	told := 0
+	for line := range strings.Lines(j.content()) {
+		if strings.Contains(line, "connections of strangers ended") && strings.Contains(line, "listener="+l.Name+" ") {
+			told++
+		}
+	}
+	if told < 1 || told > 3 { // one a minute
+		t.Errorf("%s: the operator was told %d times", l.Name, told)
+	}
+	return stayed
 }
 
 // TestAttackCrowd has hundreds connect to the listeners of MQTT and AMQP who do not log in: so
@@ -305,18 +312,7 @@ func TestAttackCrowd(t *testing.T) {
 		}
 		stop()
 		all.Wait()
-		if stayed := standing(conns); stayed > strangers.Most {
-			t.Errorf("%s: %d of %d strangers stand there, and may be %d", l.Name, stayed, len(conns), strangers.Most)
-		}
-		told := 0
-		for line := range strings.Lines(j.content()) {
-			if strings.Contains(line, "connections of strangers ended") && strings.Contains(line, "listener="+l.Name+" ") {
-				told++
-			}
-		}
-		if told < 1 || told > 3 { // one a minute
-			t.Errorf("%s: the operator was told %d times", l.Name, told)
-		}
+		judgeCrowd(t, l, conns, j)
 	}
 	if _, err := queues.Channel(); err != nil {
 		t.Errorf("who was there before, by AMQP: %v", err)
